@@ -1,0 +1,211 @@
+"""Any module as a short list of operators: traced once, normalised, checked against the module itself."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.utils import _pytree
+
+from holdfast.bounds.operators import Affine, Monotone, Operator, UnsupportedOperator
+from holdfast.bounds.rules import FUNCTIONS, MODULES, Argument, Call, batch_norm
+from holdfast.inference import eval_mode
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "__len__"}
+
+Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
+"""Mean and biased variance that each BatchNorm saw in a training forward."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operator, which earlier values it reads (0 is the network's input), and where it stands."""
+
+    operator: Operator
+    inputs: tuple[int, ...]
+    path: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Node i computes value i + 1 from values before it; the last value is the logits."""
+
+    nodes: list[Node]
+
+
+def trace(model: nn.Module, x: Tensor, statistics: Statistics | None = None) -> Graph:
+    """The operators of ``model`` in eval mode, on live (differentiable) parameters.
+
+    Args:
+        x: a batch of inputs; its first two examples are used to learn the shapes.
+        statistics: what each BatchNorm normalises with, in place of its running statistics.
+
+    Raises:
+        UnsupportedOperator: an operator without a bound rule, by module path and name; or a module whose
+            normalised form does not reproduce its own output.
+    """
+    sample = x[:2].detach()
+    with eval_mode(model), torch.no_grad():
+        try:
+            traced = fx.GraphModule(model, _Tracer().trace(model))
+            inputs: list[Any] = [sample]
+        except UnsupportedOperator:
+            raise
+        except Exception as fault:  # whatever a foreign forward does to symbolic values
+            traced, inputs = _export(model, sample, fault)
+    normaliser = _Normaliser(traced, sample, statistics or {})
+    with eval_mode(model):
+        normaliser.run(*inputs)
+        graph = Graph(normaliser.nodes)
+        if statistics is None:
+            _check(graph, model, sample)
+    return graph
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type_before_parametrizations(m) in MODULES or super().is_leaf_module(m, module_qualified_name)
+
+
+def _export(model: nn.Module, sample: Tensor, fault: Exception) -> tuple[fx.GraphModule, list[Any]]:
+    """The graph of ``torch.export``, which follows Python control flow that symbolic tracing cannot."""
+    try:
+        program = torch.export.export(model, (sample,))
+    except Exception as second:
+        raise UnsupportedOperator(
+            f"{type(model).__name__} cannot be traced: {fault} (torch.export: {str(second).splitlines()[0]})"
+        ) from second
+    state = {**program.state_dict, **program.constants}
+    state.update(dict(model.named_parameters()) | dict(model.named_buffers()))
+    inputs = [
+        sample if spec.kind.name == "USER_INPUT" else state[str(spec.target)]
+        for spec in program.graph_signature.input_specs
+    ]
+    return program.graph_module, inputs
+
+
+class _Normaliser(fx.Interpreter):
+    """Runs a traced graph on a sample and writes down the operator of every call that an activation enters."""
+
+    def __init__(self, traced: fx.GraphModule, sample: Tensor, statistics: Statistics) -> None:
+        super().__init__(traced)
+        self.extra_traceback = False
+        self.sample, self.statistics = sample, statistics
+        self.nodes: list[Node] = []
+        self.value_of: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "output":
+            return self._output(n)
+        value = super().run_node(n)
+        if n.op == "placeholder":
+            if value is self.sample:
+                self.value_of[n] = 0
+            return value
+        sources = [leaf for leaf in _pytree.tree_leaves((n.args, n.kwargs)) if leaf in self.value_of]
+        if sources and not _asks_for_shape(n):
+            try:
+                operator = self._operator(n, value)
+                if isinstance(operator, Affine | Monotone) and len(sources) > 1:
+                    raise UnsupportedOperator("more than one of its arguments depends on the input")
+                if not isinstance(value, Tensor) or value.shape[:1] != self.sample.shape[:1]:
+                    raise UnsupportedOperator("it does not keep the batch dimension first")
+            except UnsupportedOperator as fault:
+                raise UnsupportedOperator(f"no bound rule at {_place(n)}: {fault}") from None
+            self.nodes.append(Node(operator, tuple(self.value_of[s] for s in sources), _place(n)))
+            self.value_of[n] = len(self.nodes)
+        return value
+
+    def _operator(self, n: fx.Node, value: Any) -> Operator:
+        if n.op == "call_module":
+            module = self.fetch_attr(str(n.target))
+            if module._forward_hooks or module._forward_pre_hooks:
+                raise UnsupportedOperator("the module has forward hooks, which bounds cannot see; remove them")
+            kind = type_before_parametrizations(module)
+            if kind in _BATCH_NORMS:
+                mean, var = self.statistics.get(module, (module.running_mean, module.running_var))
+                return batch_norm(module, mean, var)
+            if kind in MODULES:
+                return MODULES[kind](module)
+            raise UnsupportedOperator(_remedy(kind.__name__))
+        function: Any = getattr(Tensor, str(n.target)) if n.op == "call_method" else n.target
+        if function not in FUNCTIONS:
+            raise UnsupportedOperator(_remedy(getattr(function, "__name__", str(function))))
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        activations = {id(self.env[source]) for source in n.all_input_nodes if source in self.value_of}
+        args, kwargs = _pytree.tree_map(lambda a: Argument(a) if id(a) in activations else a, (args, kwargs))
+        return FUNCTIONS[function](Call(function, args, kwargs, value))
+
+    def _output(self, n: fx.Node) -> Any:
+        result = n.args[0]
+        result = result[0] if isinstance(result, tuple | list) and len(result) == 1 else result
+        if not isinstance(result, fx.Node) or self.value_of.get(result) != len(self.nodes):
+            raise UnsupportedOperator("the module does not end in one tensor of logits computed from its input")
+        return self.env[result]
+
+
+def _asks_for_shape(n: fx.Node) -> bool:
+    """Whether a call returns the shape of an activation, not something computed from its values."""
+    if n.op == "call_function" and n.target is getattr:
+        return n.args[1] in ("shape", "dtype", "device", "ndim")
+    return n.op == "call_method" and n.target in _SHAPE_METHODS
+
+
+def _place(n: fx.Node) -> str:
+    stack = n.meta.get("nn_module_stack")
+    path = str(n.target) if n.op == "call_module" else (list(stack.values())[-1][0] if stack else "")
+    return repr(path or "the module itself") + ("" if n.op == "call_module" else f" ({n.name})")
+
+
+def _remedy(name: str) -> str:
+    return (
+        f"operator {name} is unknown; holdfast.bounds.register({name}, rule) teaches it, for a function that "
+        "increases in every input with the rule holdfast.bounds.Monotone"
+    )
+
+
+def _check(graph: Graph, model: nn.Module, sample: Tensor) -> None:
+    """The graph at a single point must be the module: a hook, an alias or a wrong rule shows here."""
+    from holdfast.bounds.interval import Interval, propagate
+
+    with torch.no_grad():
+        logits, traced = model(sample), propagate(graph, Interval.point(sample)).centre
+    if traced.shape != logits.shape or not torch.allclose(
+        traced, logits, rtol=1e-3, atol=1e-3 * _size(logits), equal_nan=True
+    ):
+        raise UnsupportedOperator(
+            f"the operators traced from {type(model).__name__} do not reproduce its output; does its forward "
+            "change a tensor in place that it reads again?"
+        )
+
+
+def _size(logits: Tensor) -> float:
+    return float(logits.abs().nan_to_num().max()) if logits.numel() else 0.0
+
+
+@contextlib.contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[Statistics]:
+    """Collects what each BatchNorm in train mode normalises with, during the one training forward.
+
+    The mean and biased variance are differentiable, so that bounds computed with them are too.
+    """
+    statistics: Statistics = {}
+
+    def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if module.training:
+            x = args[0]
+            dims = [0, *range(2, x.dim())]
+            statistics[module] = (x.mean(dims), x.var(dims, correction=0))
+
+    hooks = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, _BATCH_NORMS)]
+    try:
+        yield statistics
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,75 @@
+"""The interval domain (IBP): every value lies in centre ± radius (Gowal et al., 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from holdfast.bounds.graph import Graph
+from holdfast.bounds.operators import Affine, Concatenate, Monotone, Operator, Sum
+
+
+@dataclass(frozen=True)
+class Interval:
+    """All values within ``radius`` ≥ 0 of ``centre``, coordinate by coordinate; (N, ...) each."""
+
+    centre: Tensor
+    radius: Tensor
+
+    @classmethod
+    def between(cls, lower: Tensor, upper: Tensor) -> Interval:
+        return cls((upper + lower) / 2, (upper - lower) / 2)
+
+    @classmethod
+    def point(cls, x: Tensor) -> Interval:
+        return cls(x, torch.zeros_like(x))
+
+    @property
+    def lower(self) -> Tensor:
+        return self.centre - self.radius
+
+    @property
+    def upper(self) -> Tensor:
+        return self.centre + self.radius
+
+
+@singledispatch
+def rule(operator: Operator, *values: Interval) -> Interval:
+    """The interval of an operator's result, given those of its inputs; a new kind registers here."""
+    raise TypeError(
+        f"{type(operator).__name__} has no interval rule; holdfast.bounds.interval.rule.register adds one"
+    )
+
+
+@rule.register
+def _(operator: Affine, value: Interval) -> Interval:
+    return Interval(operator.forward(value.centre), operator.absolute(value.radius))
+
+
+@rule.register
+def _(operator: Monotone, value: Interval) -> Interval:
+    return Interval.between(operator.function(value.lower), operator.function(value.upper))
+
+
+@rule.register
+def _(operator: Sum, first: Interval, second: Interval) -> Interval:
+    return Interval(first.centre + operator.sign * second.centre, first.radius + second.radius)
+
+
+@rule.register
+def _(operator: Concatenate, *values: Interval) -> Interval:
+    return Interval(
+        torch.cat([value.centre for value in values], operator.dim),
+        torch.cat([value.radius for value in values], operator.dim),
+    )
+
+
+def propagate(graph: Graph, box: Interval, stop: int | None = None) -> Interval:
+    """The interval of the last value of the graph, or of value number ``stop``."""
+    values = [box]
+    for node in graph.nodes[:stop]:
+        values.append(rule(node.operator, *(values[i] for i in node.inputs)))
+    return values[-1]

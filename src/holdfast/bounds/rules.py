@@ -1,0 +1,260 @@
+"""Which operator a module or a function is. What has no rule here is refused by name, never skipped."""
+
+from __future__ import annotations
+
+import operator as python
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+from holdfast.bounds.operators import (
+    Affine,
+    Concatenate,
+    Linear,
+    Monotone,
+    Operator,
+    Sum,
+    UnsupportedOperator,
+    positive,
+)
+from holdfast.layers import Normalize
+
+
+@dataclass(frozen=True)
+class Argument:
+    """Stands for an activation among the arguments of a traced call."""
+
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class Call:
+    """A traced call: the function, its arguments with activations wrapped in ``Argument``, and its result."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Tensor
+
+    @property
+    def activation(self) -> Tensor:
+        """The first activation among the arguments."""
+        return next(a.value for a in (*self.args, *self.kwargs.values()) if isinstance(a, Argument))
+
+    def on(self, x: Tensor) -> Tensor:
+        """The same call with x in the place of its only activation."""
+        args, kwargs = _pytree.tree_map(lambda a: x if isinstance(a, Argument) else a, (self.args, self.kwargs))
+        return self.function(*args, **kwargs)
+
+
+def _scale(x: Tensor, value: Tensor) -> Tensor:
+    """A per-channel value, shaped to multiply x of shape (N, C, ...)."""
+    return value.view(-1, *[1] * (x.dim() - 2))
+
+
+def batch_norm(module: Any, mean: Tensor | None, var: Tensor | None) -> Operator:
+    """BatchNorm with given statistics: γ (x − mean) / √(var + ε) + β."""
+    if mean is None or var is None:
+        raise UnsupportedOperator("BatchNorm without running statistics mixes the examples of a batch")
+    scale = (var + module.eps).rsqrt()
+    scale = scale if module.weight is None else scale * module.weight
+    shift = -mean * scale
+    shift = shift if module.bias is None else shift + module.bias
+    return Affine(
+        lambda x: _scale(x, scale) * x + _scale(x, shift),
+        lambda radius: _scale(radius, scale.abs()) * radius,
+    )
+
+
+def _convolution(module: Any) -> Operator:
+    return Affine(  # _conv_forward applies the module's own padding mode
+        lambda x: module._conv_forward(x, module.weight, module.bias),
+        lambda radius: module._conv_forward(radius, module.weight.abs(), None),
+    )
+
+
+def _non_negative_slope(slope: float, function: Callable[[Tensor], Tensor]) -> Operator:
+    if slope < 0:
+        raise UnsupportedOperator(f"an activation of negative slope {slope} is not monotone")
+    return Monotone(function)
+
+
+def _normalize(module: Normalize) -> Operator:
+    return Affine(module, lambda radius: radius / _scale(radius, module.std))
+
+
+def _dropout(module: Any) -> Operator:
+    return positive(lambda x: x)  # bounds are those of the network in eval mode
+
+
+MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
+    nn.Linear: lambda module: Linear(module.weight, module.bias),
+    nn.LeakyReLU: lambda module: _non_negative_slope(module.negative_slope, module),
+    nn.ELU: lambda module: _non_negative_slope(module.alpha, module),
+    Normalize: _normalize,
+    **dict.fromkeys([nn.Conv1d, nn.Conv2d], _convolution),
+    **dict.fromkeys([nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus], Monotone),
+    **dict.fromkeys([nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d], Monotone),
+    **dict.fromkeys([nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d], positive),
+    **dict.fromkeys([nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle], positive),
+    **dict.fromkeys([nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout], _dropout),
+}
+"""Operator of a leaf module, by its exact type; BatchNorm apart, which needs the statistics of the pass."""
+
+
+def _reshaping(call: Call) -> Operator:
+    shape = call.result.shape[1:]
+    return positive(lambda x: x.reshape(len(x), *shape))
+
+
+def _rearranging(call: Call) -> Operator:
+    """A permutation or a mean that must leave the batch dimension alone."""
+    x = call.activation
+    numbers = torch.arange(len(x), dtype=x.dtype).view(-1, *[1] * (x.dim() - 1)).expand(x.shape)
+    moved = call.on(numbers)
+    if (
+        moved.dim() == 0
+        or len(moved) != len(x)
+        or not torch.equal(moved, moved[:, :1].expand_as(moved))
+        or (not torch.equal(moved.flatten(1)[:, 0], numbers.flatten(1)[:, 0]))
+    ):
+        raise UnsupportedOperator("it mixes or moves the examples of the batch")
+    return positive(call.on)
+
+
+def _sum(call: Call) -> Operator:
+    if len(call.args) != 2 or call.kwargs:
+        raise UnsupportedOperator("only a plain sum or difference of two terms has a rule")
+    first, second = call.args
+    sign = -1 if call.function in _DIFFERENCES else 1
+    if isinstance(first, Argument) and isinstance(second, Argument):
+        if first.value.shape != second.value.shape:
+            raise UnsupportedOperator("a sum of activations of different shapes has no rule")
+        return Sum(sign)
+    if isinstance(first, Argument):
+        return Affine(lambda x: x + sign * second, lambda radius: radius)
+    return Affine(lambda x: first + sign * x, lambda radius: radius)
+
+
+def _product(call: Call) -> Operator:
+    if len(call.args) != 2 or call.kwargs or all(isinstance(a, Argument) for a in call.args):
+        raise UnsupportedOperator("only a product with a constant has a rule")
+    factor = call.args[0] if isinstance(call.args[1], Argument) else call.args[1]
+    return Affine(lambda x: x * factor, lambda radius: radius * abs(factor))
+
+
+def _quotient(call: Call) -> Operator:
+    if len(call.args) != 2 or call.kwargs or isinstance(call.args[1], Argument):
+        raise UnsupportedOperator("only a division by a constant has a rule")
+    divisor = call.args[1]
+    return Affine(lambda x: x / divisor, lambda radius: radius / abs(divisor))
+
+
+def _concatenation(call: Call) -> Operator:
+    parts = call.args[0]
+    dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
+    dim = dim % call.result.dim()
+    if dim == 0 or not all(isinstance(part, Argument) for part in parts):
+        raise UnsupportedOperator("only activations can be concatenated, and not along the batch")
+    return Concatenate(dim)
+
+
+def _leaky_relu(call: Call) -> Operator:
+    slope = call.args[1] if len(call.args) > 1 else call.kwargs.get("negative_slope", 0.01)
+    return _non_negative_slope(slope, call.on)
+
+
+def _linear(call: Call) -> Operator:
+    def rule(x: Argument, weight: Tensor, bias: Tensor | None = None) -> Operator:
+        return Linear(weight, bias)
+
+    return rule(*call.args, **call.kwargs)
+
+
+def _conv2d(call: Call) -> Operator:
+    def rule(x: Argument, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Operator:
+        return Affine(
+            lambda x: F.conv2d(x, weight, bias, *args, **kwargs),
+            lambda radius: F.conv2d(radius, weight.abs(), None, *args, **kwargs),
+        )
+
+    return rule(*call.args, **call.kwargs)
+
+
+def _max_pool(call: Call) -> Operator:
+    if not isinstance(call.result, Tensor):
+        raise UnsupportedOperator("max-pooling that returns indices has no rule")
+    return Monotone(call.on)
+
+
+def _export_batch_norm(call: Call) -> Operator:
+    @dataclass(frozen=True)
+    class Settings:
+        weight: Tensor | None
+        bias: Tensor | None
+        eps: float
+
+    _, weight, bias, mean, var, training, _, eps, *_ = call.args
+    if training:
+        raise UnsupportedOperator("BatchNorm on batch statistics mixes the examples of a batch")
+    return batch_norm(Settings(weight, bias, eps), mean, var)
+
+
+_aten = torch.ops.aten
+_DIFFERENCES = {python.sub, torch.sub, Tensor.sub, _aten.sub.Tensor}
+_ROWS: list[tuple[Callable[[Call], Operator], list[Any]]] = [
+    (
+        _sum,
+        [python.add, python.iadd, torch.add, Tensor.add, Tensor.add_, _aten.add.Tensor, _aten.add_.Tensor],
+    ),
+    (_sum, list(_DIFFERENCES)),
+    (_product, [python.mul, torch.mul, Tensor.mul, _aten.mul.Tensor]),
+    (_quotient, [python.truediv, torch.div, Tensor.div, _aten.div.Tensor]),
+    (_concatenation, [torch.cat, torch.concat, torch.concatenate, _aten.cat.default]),
+    (_linear, [F.linear, _aten.linear.default]),
+    (_conv2d, [F.conv2d, _aten.conv2d.default]),
+    (_export_batch_norm, [_aten.batch_norm.default]),
+    (_leaky_relu, [F.leaky_relu, _aten.leaky_relu.default, _aten.leaky_relu_.default]),
+    (_max_pool, [F.max_pool2d, F.adaptive_max_pool2d, _aten.max_pool2d.default]),
+    (lambda call: Monotone(call.on), [F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_]),
+    (lambda call: Monotone(call.on), [F.relu6, F.hardtanh, F.softplus, F.sigmoid, F.tanh]),
+    (lambda call: Monotone(call.on), [torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh]),
+    (lambda call: Monotone(call.on), [_aten.relu.default, _aten.relu_.default, _aten.sigmoid.default]),
+    (lambda call: Monotone(call.on), [_aten.tanh.default, _aten.softplus.default, _aten.hardtanh.default]),
+    (lambda call: positive(call.on), [F.avg_pool2d, F.adaptive_avg_pool2d]),
+    (lambda call: positive(call.on), [_aten.avg_pool2d.default, _aten.adaptive_avg_pool2d.default]),
+    (lambda call: positive(lambda x: x), [F.dropout, F.dropout2d, _aten.dropout.default]),
+    (
+        _rearranging,
+        [torch.permute, Tensor.permute, torch.transpose, Tensor.transpose, torch.mean, Tensor.mean],
+    ),
+    (_rearranging, [_aten.permute.default, _aten.transpose.int, _aten.mean.dim]),
+    (_reshaping, [torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view]),
+    (_reshaping, [torch.squeeze, Tensor.squeeze, torch.unsqueeze, Tensor.unsqueeze, Tensor.contiguous]),
+    (_reshaping, [_aten.flatten.using_ints, _aten.reshape.default, _aten.view.default, _aten.squeeze.dims]),
+    (_reshaping, [_aten.squeeze.dim, _aten.unsqueeze.default, _aten.contiguous.default]),
+]
+FUNCTIONS: dict[Any, Callable[[Call], Operator]] = {
+    function: rule for rule, functions in _ROWS for function in functions
+}
+"""Operator of a traced function call, by the function; a method goes by its function in ``torch.Tensor``."""
+
+
+def register(kind: Any, rule: Callable[[Any], Operator]) -> None:
+    """Teach the bounds a module class (rule: module → Operator) or a function (rule: Call → Operator).
+
+    >>> from holdfast.bounds import Monotone, register
+    >>> register(torch.nn.LogSigmoid, Monotone)  # doctest: +SKIP
+
+    Raises:
+        ValueError: there is a rule already.
+    """
+    rules: dict[Any, Callable[[Any], Operator]] = MODULES if isinstance(kind, type) else FUNCTIONS
+    if kind in rules:
+        raise ValueError(f"{kind!r} has a bound rule already")
+    rules[kind] = rule

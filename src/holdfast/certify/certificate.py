@@ -1,0 +1,60 @@
+"""Certificate and Certifier: what every certification method takes and returns."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from holdfast.component import Component
+from holdfast.threat import Threat
+
+STATUSES = ("verified", "undecided", "wrong", "error")
+
+
+class SoundnessError(RuntimeError):
+    """An attack broke an example that was certified in the same threat model: one of the two is wrong."""
+
+    def __init__(self, message: str, example: int, x: Tensor, x_adv: Tensor) -> None:
+        super().__init__(message)
+        self.example, self.x, self.x_adv = example, x, x_adv
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is guaranteed of each of N examples."""
+
+    prediction: Tensor
+    """The model's class for the unperturbed input, (N,) int64."""
+    verified: Tensor
+    """Right, and right on the whole threat set, (N,) bool."""
+    radius: Tensor
+    """The largest radius found for which the example is verified, (N,) float64 in input units: at least eps where
+    verified, 0 where the prediction is wrong, inf where nothing in the box changes it."""
+    status: list[str]
+    """"verified", "undecided", "wrong" (the clean prediction is) or "error" (a bound is NaN or inf)."""
+    guarantee: str
+    """"deterministic", "probabilistic(alpha)" or "estimate"."""
+
+
+class Certifier(Component, family="certifiers"):
+    """Proves predictions constant on the threat set around each input."""
+
+    @abstractmethod
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, batch_size: int = 256
+    ) -> Certificate:
+        """Certify every example; the model is left exactly as it was.
+
+        Args:
+            model: any module from (N, ...) inputs to (N, K) logits; certified in eval mode.
+            x: inputs in the threat's box, (N, ...), floating.
+            y: labels, (N,) integers in 0..K−1.
+            seed: what a sampling certifier draws for an example depends on it and the example's number only.
+            batch_size: at most so many examples at once.
+
+        Raises:
+            ValueError: inputs or labels that make no sense, or a model the method cannot handle.
+            FloatingPointError: the model answers with NaN or inf.
+        """

@@ -1,0 +1,27 @@
+"""The command line: one small file per command. Nothing here imports torch before a command runs."""
+
+from __future__ import annotations
+
+import typer
+
+from holdfast.cli.evaluate import evaluate
+from holdfast.cli.list import list_
+from holdfast.cli.runs import runs
+from holdfast.cli.show import show
+from holdfast.cli.train import train
+
+app = typer.Typer(
+    name="holdfast",
+    help="Train, attack, certify and understand classifiers that hold fast under perturbation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (train, evaluate, show, runs):
+    app.command()(command)
+app.command("list")(list_)
+
+
+def main() -> None:
+    """The ``holdfast`` program."""
+    app()

@@ -1,0 +1,154 @@
+"""What all commands share: the progress on standard error, the table on standard output, the exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from holdfast.experiments import Run
+
+RUNS = Path("runs")
+DONE, FAILED, BAD_INPUT, ALARM = 0, 1, 2, 3
+
+
+class ProgressLine:
+    """A ``Reporter`` that shows loss, validation accuracies and time left on standard error."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+        self.folder: Path | None = None
+        self._bar: Progress | None = None
+
+    def begin(self, folder: Path) -> None:
+        self.folder = folder
+        self.stage(f"run folder {folder}")
+
+    def train(self, epochs: int, steps: int, finished: int) -> None:
+        if finished:
+            self.stage(f"goes on after epoch {finished} of {epochs}")
+        columns = ("epoch {task.fields[epoch]}", BarColumn(24), "{task.fields[text]}", TimeRemainingColumn())
+        if self.console.is_terminal:
+            self._bar = Progress(
+                *[TextColumn(c) if isinstance(c, str) else c for c in columns], console=self.console, transient=True
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=epochs * steps, completed=finished * steps, epoch="", text="")
+        self._epochs, self._steps, self._count, self._loss, self._accuracies = (
+            epochs,
+            steps,
+            finished * steps,
+            "",
+            "",
+        )
+
+    def step(self, loss: Any) -> None:
+        self._count += 1
+        if self._bar and (self._count % 10 == 0 or self._count == self._epochs * self._steps):
+            epoch = f"{min(self._count // self._steps + 1, self._epochs)}/{self._epochs}"
+            text = f"loss {loss.item():.3f}  {self._accuracies}"
+            self._bar.update(self._task, completed=self._count, epoch=epoch, text=text)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        found = {k.removeprefix("validation_"): v for k, v in record.items() if k.startswith("validation_")}
+        if found:
+            order = [name for name in ("standard", "attacked", "certified") if name in found]
+            self._accuracies = "  ".join(f"{name} {percent(found[name])}" for name in order)
+            self.stage(f"epoch {record['epoch']}/{self._epochs}  loss {record['loss']:.3f}  {self._accuracies}")
+        if record["epoch"] == self._epochs:
+            self.close()
+
+    def stage(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+
+@contextlib.contextmanager
+def answer_for() -> Iterator[Any]:
+    """Runs a command's work and turns whatever stops it into a message and an exit code.
+
+    Bad input is what fails before anything is written (2); what fails later keeps its state in the run
+    folder and says so (1); an attack that breaks a certified example rings the alarm (3).
+    """
+    progress = ProgressLine()
+    try:
+        yield progress
+    except KeyboardInterrupt:
+        _leave(progress, "interrupted", FAILED)
+    except Exception as fault:
+        from holdfast.certify import SoundnessError
+
+        if isinstance(fault, SoundnessError):
+            _leave(progress, f"SOUNDNESS ALARM: {fault}", ALARM)
+        if progress.folder is not None:
+            known = isinstance(fault, OSError | ArithmeticError)
+            _leave(progress, _text(fault) if known else traceback.format_exc(), FAILED)
+        if not isinstance(fault, ValueError | OSError | ArithmeticError):
+            raise
+        _leave(progress, _text(fault), BAD_INPUT)
+    finally:
+        progress.close()
+
+
+def _text(fault: Exception) -> str:
+    if isinstance(fault, OSError) and fault.strerror:
+        return f"{fault.strerror}: {fault.filename}" if fault.filename else fault.strerror
+    return str(fault)
+
+
+def _leave(progress: ProgressLine, message: str, code: int) -> None:
+    progress.close()
+    progress.stage(f"holdfast: {message}")
+    if code == FAILED and progress.folder is not None:
+        progress.stage(f"the state is kept in {progress.folder}; the same command goes on from its last checkpoint")
+    sys.exit(code)
+
+
+def percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)
+
+
+def print_run(run: Run) -> None:
+    """The table of a run's result, and on the last line the path of its folder."""
+    from holdfast.component import distinct_labels
+
+    result, settings = run.result, run.experiment.evaluation
+    rows = [_row("Standard", result, "standard")]
+    for label, attack in zip(distinct_labels(settings.attacks), settings.attacks, strict=True):
+        rows.append(_row(attack.title, result, "attacked", label))
+    for label, certifier in zip(distinct_labels(settings.certifiers), settings.certifiers, strict=True):
+        title = f"Certified ({certifier.title}, {result['guarantees'][label]})"
+        rows.append(_row(title, result, "certified", label))
+    title = f"{run.experiment.objective.name} on {run.experiment.data.name}, {result['threat']}"
+    print_table(title, ["", "accuracy", "95 % interval", "count"], rows)
+    print(run.path)
+
+
+def _row(title: str, result: dict[str, Any], kind: str, label: str | None = None) -> tuple[str, ...]:
+    accuracy, interval, count = (part[kind] for part in (result, result["intervals"], result["counts"]))
+    if label:
+        accuracy, interval, count = accuracy[label], interval[label], count[label]
+    low, high = (f"{100 * end:.1f}" for end in interval)
+    return title, percent(accuracy), f"{low} – {high} %", f"{count} / {result['examples']}"

@@ -1,0 +1,35 @@
+"""holdfast show."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from holdfast.cli.console import RUNS, answer_for, print_run, print_table
+from holdfast.cli.train import RunsOption
+
+
+def show(
+    name: Annotated[str, typer.Argument(help="A recipe, a component, or a run.")],
+    runs: RunsOption = RUNS,
+) -> None:
+    """Show a recipe with all its settings, a component with the meaning of each, or a run's result."""
+    with answer_for():
+        import yaml
+
+        from holdfast.experiments import find_run, recipe_names, resolve
+        from holdfast.experiments.catalogue import components, settings_of
+
+        found = components(name)
+        if name in recipe_names() or name.endswith((".yaml", ".yml")):
+            print(yaml.safe_dump(resolve(name).model_dump(mode="json"), sort_keys=False), end="")
+        for component in found:
+            title = f"{component.name} ({component.family}): {component.summary()}"
+            print_table(title, ["setting", "default", "meaning"], settings_of(component))
+        if name in recipe_names() or found or name.endswith((".yaml", ".yml")):
+            return
+        run = find_run(name, runs)
+        if not run.finished:
+            raise FileNotFoundError(f"{run.path} is not finished; holdfast train with its recipe goes on with it")
+    print_run(run)

@@ -1,0 +1,30 @@
+"""Image sets: whole, as uint8 on the device, with stratified and nested subsets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from holdfast.data.data import Data
+from holdfast.data.digits import Digits
+from holdfast.data.hub import CIFAR10, MNIST, Hub
+from holdfast.data.image_set import ImageSet, Splits
+from holdfast.data.subsets import stratified_order
+
+__all__ = ["CIFAR10", "MNIST", "Data", "Digits", "Hub", "ImageSet", "Splits", "load_data", "stratified_order"]
+
+
+def load_data(name: str, **settings: Any) -> Splits:
+    """The splits of a data set: ``load_data("mnist", train_size=1000)``.
+
+    Args:
+        name: a registered data set, a local folder of parquet files, or an id on the hub.
+        settings: those of the data set's component.
+
+    Raises:
+        ValueError: unknown name or setting.
+        FileNotFoundError: the data are not there.
+    """
+    if name not in Data.registry and ("/" in name or Path(name).is_dir()):
+        return Hub(id=name, **settings).load()
+    return Data.parse({"name": name, **settings}).load()

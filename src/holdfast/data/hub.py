@@ -1,0 +1,160 @@
+"""Image sets in the Hugging Face hub's layout: a folder of parquet files, or an id on the hub."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from holdfast.component import nearest
+from holdfast.data.data import Data
+from holdfast.data.image_set import ImageSet
+
+
+class _HubData(Data):
+    """Reads whole splits of an image set with an image and a label column."""
+
+    root: Path | None = None
+    """Folder searched for the data set before the hub; ``$HOLDFAST_DATA`` by default."""
+    folder: ClassVar[str]
+    hub_id: ClassVar[str]
+
+    def read(self) -> tuple[ImageSet, ImageSet]:
+        return read_hub(self.folder, self.hub_id, self.root)
+
+
+class MNIST(_HubData, name="mnist"):
+    """70,000 handwritten digits of 28 × 28 pixels (LeCun et al., 1998)."""
+
+    folder, hub_id = "mnist", "ylecun/mnist"
+
+
+class CIFAR10(_HubData, name="cifar10"):
+    """60,000 colour photographs of 32 × 32 pixels in ten classes (Krizhevsky, 2009)."""
+
+    folder, hub_id = "cifar10", "uoft-cs/cifar10"
+
+
+class Hub(Data, name="hub"):
+    """Any image set on the hub, or in a local folder of parquet files, with an image and a label column."""
+
+    id: str
+    """An id on the hub such as ``ylecun/mnist``, or a local folder."""
+    root: Path | None = None
+    """Folder searched for the id before the hub; ``$HOLDFAST_DATA`` by default."""
+    train_split: str = "train"
+    """Name of the training part."""
+    test_split: str = "test"
+    """Name of the test part."""
+    image_column: str | None = None
+    """Column of the images; the only image column by default."""
+    label_column: str | None = None
+    """Column of the labels; the only class-label column by default, or else ``label``."""
+
+    def read(self) -> tuple[ImageSet, ImageSet]:
+        return read_hub(
+            self.id,
+            self.id,
+            self.root,
+            (self.train_split, self.test_split),
+            self.image_column,
+            self.label_column,
+        )
+
+
+def read_hub(
+    folder: str,
+    hub_id: str,
+    root: Path | None,
+    splits: tuple[str, str] = ("train", "test"),
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> tuple[ImageSet, ImageSet]:
+    """Two splits of a data set, from ``root/folder`` where that exists, or else from the hub.
+
+    Raises:
+        FileNotFoundError: neither is to be had; the message says where was looked and what to do.
+        ValueError: a split or column that is not there, or images that are not alike or not readable.
+    """
+    import datasets
+
+    path = locate(folder, root)
+    datasets.disable_progress_bars()
+    try:
+        parts = datasets.load_dataset(str(path) if path else hub_id)
+    except (OSError, datasets.exceptions.DatasetNotFoundError) as fault:
+        if path:
+            raise FileNotFoundError(f"{path} holds no readable data set: {fault}") from fault
+        raise FileNotFoundError(
+            f"data set {folder!r} was not found in {_sought(root)}, and the hub gave no {hub_id!r} ({fault}); "
+            f"put its parquet files in a folder {Path(folder).name!r} and name the folder above it in data.root "
+            "or HOLDFAST_DATA"
+        ) from fault
+    except datasets.exceptions.DatasetGenerationError as fault:
+        raise ValueError(f"{path or hub_id} cannot be read: {fault.__cause__ or fault}") from fault
+    for split in splits:
+        if split not in parts:
+            raise ValueError(f"{path or hub_id} has no split {split!r}; {nearest(split, parts)}")
+    train, test = (_image_set(parts[split], image_column, label_column) for split in splits)
+    return train, test
+
+
+def locate(folder: str, root: Path | None) -> Path | None:
+    """The local folder of a data set, where there is one: as given, or below the data root.
+
+    Raises:
+        FileNotFoundError: the data root itself is named but does not exist.
+    """
+    base = root or (Path(os.environ["HOLDFAST_DATA"]) if os.environ.get("HOLDFAST_DATA") else None)
+    if base is not None and not base.is_dir():
+        raise FileNotFoundError(f"the data folder {base} is not there ({_sought(root)})")
+    candidates = [base / folder] if base else []
+    return next((path for path in [*candidates, Path(folder)] if path.is_dir() and any(path.iterdir())), None)
+
+
+def _sought(root: Path | None) -> str:
+    if root:
+        return f"data.root={root}"
+    return f"HOLDFAST_DATA={os.environ.get('HOLDFAST_DATA', '')}"
+
+
+def _image_set(part: Any, image_column: str | None, label_column: str | None) -> ImageSet:
+    import datasets
+    from PIL import Image
+
+    kinds = part.features
+    image_column = image_column or _only(kinds, datasets.Image, "image")
+    label_column = label_column or _only(kinds, datasets.ClassLabel, "label")
+    for column in (image_column, label_column):
+        if column not in kinds:
+            raise ValueError(f"there is no column {column!r}; {nearest(column, kinds)}")
+    encoded = part.cast_column(image_column, datasets.Image(decode=False))[image_column]
+    arrays = []
+    for number, image in enumerate(encoded):
+        try:
+            source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
+            array = np.asarray(Image.open(source))
+        except OSError as fault:
+            raise ValueError(f"image {number} of column {image_column!r} is not readable: {fault}") from fault
+        arrays.append(array)
+        if array.shape != arrays[0].shape or array.dtype != np.uint8:
+            raise ValueError(
+                f"image {number} is {array.shape} of {array.dtype}, the first is {arrays[0].shape}; "
+                "all must be uint8 of one shape"
+            )
+    images = torch.from_numpy(np.stack(arrays))
+    images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
+    labels = torch.tensor(part[label_column][:], dtype=torch.int64)
+    names = getattr(kinds[label_column], "names", None) or map(str, range(int(labels.max()) + 1))
+    return ImageSet(images, labels, tuple(names))
+
+
+def _only(features: Any, kind: type, default: str) -> str:
+    columns = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if len(columns) > 1:
+        raise ValueError(f"there are several columns of kind {kind.__name__}, name one: {', '.join(columns)}")
+    return columns[0] if columns else default

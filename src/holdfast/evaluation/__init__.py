@@ -1,0 +1,7 @@
+"""The sandwich: for every example, what is certified below and what an attack reached above."""
+
+from holdfast.evaluation.curve import sandwich_curve
+from holdfast.evaluation.evaluate import Evaluation, evaluate
+from holdfast.evaluation.summary import proportion_interval
+
+__all__ = ["Evaluation", "evaluate", "proportion_interval", "sandwich_curve"]

@@ -1,0 +1,76 @@
+"""The sandwich as a curve: certified and attacked accuracy against eps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from holdfast.attacks import Attack
+from holdfast.evaluation.evaluate import Evaluation
+from holdfast.inference import device_of
+from holdfast.threat import Threat
+
+
+def sandwich_curve(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    evaluation: Evaluation,
+    attacks: Sequence[Attack],
+    radii: Sequence[float],
+    *,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> pd.DataFrame:
+    """Certified and attacked accuracy at each radius: columns ``eps``, ``standard``, ``attacked``, ``certified``.
+
+    At a radius, the attacks run only on examples that no smaller radius broke and whose deterministic
+    certified radius does not reach it. ``attacked`` or ``certified`` is NaN where no attack or certifier ran.
+
+    Args:
+        images, labels: the first rows of what was evaluated; as many as the curve shall rest on.
+        evaluation: their evaluation, for the predictions and the certified radii.
+        radii: ascending, in the threat's norm.
+    """
+    table = evaluation.table.iloc[: len(images)]
+    correct = table["correct"].to_numpy()
+    guarantees = evaluation.summary["guarantees"]
+    certified = np.full(len(table), -np.inf)
+    for name in (name for name, guarantee in guarantees.items() if guarantee == "deterministic"):
+        certified = np.maximum(certified, np.where(correct, table[f"{name}.radius"], -np.inf))
+    reached = np.where(correct, np.inf, 0.0)  # the smallest distance of an adversarial example so far
+
+    device = device_of(model)
+    x, y = images.to(device), labels.to(device)
+    points = []
+    for eps in radii:
+        for attack in attacks if eps > 0 else ():
+            standing = np.flatnonzero((certified < eps) & np.isinf(reached))
+            if len(standing):
+                rows = torch.from_numpy(standing)
+                result = attack(
+                    model,
+                    x[rows.to(device)],
+                    y[rows.to(device)],
+                    threat.with_eps(eps),
+                    seed=seed,
+                    indices=rows,
+                    batch_size=batch_size,
+                )
+                # In float64 and at most eps: a float32 eps may round to more than eps itself.
+                found = torch.where(result.success, result.distance.double().clamp(max=eps), torch.inf)
+                reached[standing] = found.cpu().numpy()
+        points.append(
+            {
+                "eps": eps,
+                "standard": correct.mean(),
+                "attacked": (reached > eps).mean() if attacks else np.nan,
+                "certified": (certified >= eps).mean() if guarantees else np.nan,
+            }
+        )
+    return pd.DataFrame(points)

@@ -1,0 +1,166 @@
+"""One table per evaluation: certify first, attack what is not certified, and ring if the two disagree."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from holdfast.attacks import Attack, AttackResult
+from holdfast.certify import Certifier, SoundnessError
+from holdfast.component import distinct_labels
+from holdfast.evaluation.summary import summarise
+from holdfast.inference import check_inputs, check_logits, device_of, frozen_eval, mix_seed, predict
+from holdfast.threat import Threat
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of each example, and the accuracies that follow."""
+
+    table: pd.DataFrame
+    """One row per example: ``index``, ``label``, ``prediction``, ``correct``; for each certifier
+    ``NAME.verified``, ``NAME.radius``, ``NAME.status``; for each attack ``NAME.attacked`` (false where the
+    clean prediction is wrong or a certificate made it needless), ``NAME.success`` (wrong inside the threat set),
+    ``NAME.distance`` (of the adversarial example, inf without one), ``NAME.forwards``, ``NAME.backwards``."""
+    summary: dict[str, Any]
+    """``examples``, ``threat``, ``standard``; ``attacked`` and ``certified`` per name; ``bracket``, the
+    accuracy under all attacks and under any certificate; ``counts``, ``intervals`` (95 %), ``passes``,
+    ``guarantees``, ``seconds`` and their ``timings`` per stage."""
+
+
+def evaluate(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat | str,
+    attacks: Sequence[Attack | str] = (),
+    certifiers: Sequence[Certifier | str] = (),
+    *,
+    audit: float = 0.1,
+    seed: int = 0,
+    batch_size: int = 256,
+    on_progress: Callable[[str, int], None] | None = None,
+) -> Evaluation:
+    """Squeeze the robust accuracy of a model between its certificates and the attacks on it.
+
+    Every attack runs on the examples that are right and not deterministically certified; a share ``audit``
+    of the certified ones is attacked all the same, to test the certificates.
+
+    Args:
+        model: any module from images to logits; evaluated in eval mode and left as it was.
+        images: (N, ...) floating, in the threat's box.
+        labels: (N,) integers in 0..K−1.
+        threat: the threat model, or text such as ``"linf:8/255"``.
+        attacks: attacks or their names, each run on its own.
+        certifiers: certifiers or their names.
+        audit: share of the certified examples that are attacked too, 0 to 1.
+        seed: with the example's number it determines everything drawn for an example.
+        on_progress: told of each finished stage: its name and how many examples it left standing.
+
+    Raises:
+        ValueError: inputs, labels or names that make no sense, or a model a certifier cannot handle.
+        FloatingPointError: the model answers with NaN or inf.
+        SoundnessError: an attack broke a deterministically certified example.
+    """
+    threat = Threat.parse(threat)
+    attackers = [Attack.parse(attack) for attack in attacks]
+    provers = [Certifier.parse(certifier) for certifier in certifiers]
+    if not 0 <= audit <= 1:
+        raise ValueError(f"audit is a share in 0..1, given {audit}")
+    if not len(images):
+        raise ValueError("there are no examples to evaluate")
+    check_inputs(images, labels, threat)
+    device = device_of(model)
+    x, y = images.to(device), labels.to(device)
+    report = on_progress or (lambda stage, standing: None)
+    seconds: dict[str, float] = {}
+
+    with _timed(seconds, "standard"), frozen_eval(model):
+        logits = predict(model, x, batch_size)
+    check_logits(logits, y)
+    prediction = logits.argmax(1)
+    correct = prediction == y
+    report("standard", int(correct.sum()))
+    columns: dict[str, Any] = {
+        "index": np.arange(len(y)),
+        "label": _numpy(y),
+        "prediction": _numpy(prediction),
+        "correct": _numpy(correct),
+    }
+
+    guarantees: dict[str, str] = {}
+    proofs: dict[str, Tensor] = {}
+    for name, certifier in zip(distinct_labels(provers), provers, strict=True):
+        with _timed(seconds, name):
+            certificate = certifier(model, x, y, threat, seed=seed, batch_size=batch_size)
+        guarantees[name] = certificate.guarantee
+        columns[f"{name}.verified"] = _numpy(certificate.verified)
+        columns[f"{name}.radius"] = _numpy(certificate.radius)
+        columns[f"{name}.status"] = certificate.status
+        if certificate.guarantee == "deterministic":
+            proofs[name] = certificate.verified
+        report(name, int(certificate.verified.sum()))
+
+    proven = torch.stack([torch.zeros_like(correct), *proofs.values()]).any(0)
+    rows = (correct & (~proven | _share(len(y), audit, seed).to(device))).nonzero().squeeze(1)
+    for name, attack in zip(distinct_labels(attackers), attackers, strict=True):
+        with _timed(seconds, name):
+            result = attack(model, x[rows], y[rows], threat, seed=seed, indices=rows.cpu(), batch_size=batch_size)
+        _ring_if_unsound(name, proofs, rows, x, result, threat)
+        found = torch.where(result.success, result.distance, torch.inf)
+        columns[f"{name}.attacked"] = _scatter(rows, torch.ones_like(rows).bool(), torch.zeros_like(correct))
+        columns[f"{name}.success"] = _scatter(rows, result.success, ~correct)
+        columns[f"{name}.distance"] = _scatter(rows, found, torch.where(correct, torch.inf, 0.0).to(found))
+        columns[f"{name}.forwards"] = _scatter(rows, result.forwards, torch.zeros_like(y))
+        columns[f"{name}.backwards"] = _scatter(rows, result.backwards, torch.zeros_like(y))
+        report(name, int(correct.sum() - result.success.sum()))
+
+    table = pd.DataFrame(columns)
+    return Evaluation(table, summarise(table, threat, guarantees, seconds))
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started
+
+
+def _numpy(tensor: Tensor) -> Any:
+    return tensor.cpu().numpy().copy()
+
+
+def _share(count: int, share: float, seed: int) -> Tensor:
+    """A random subset of 0..count−1 of about the given share, (count,) bool."""
+    generator = torch.Generator().manual_seed(mix_seed(seed, count))
+    return torch.rand(count, generator=generator) < share
+
+
+def _scatter(rows: Tensor, values: Tensor, default: Tensor) -> Any:
+    """The values in their rows, the default elsewhere."""
+    return _numpy(default.index_put((rows,), values))
+
+
+def _ring_if_unsound(
+    attack: str, proofs: dict[str, Tensor], rows: Tensor, x: Tensor, result: AttackResult, threat: Threat
+) -> None:
+    for certifier, verified in proofs.items():
+        hits = (result.success & verified[rows]).nonzero().squeeze(1)
+        if len(hits):
+            hit, example = int(hits[0]), int(rows[hits[0]])
+            raise SoundnessError(
+                f"example {example} is certified by {certifier} for {threat}, but {attack} breaks it at "
+                f"distance {result.distance[hit].item():.6g} ({len(hits)} such examples): the certificate, or "
+                "what it assumes of the model, is wrong",
+                example,
+                x[example].cpu(),
+                result.x_adv[hit].cpu(),
+            )

@@ -1,0 +1,72 @@
+"""Experiment: the typed recipe of one run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from holdfast.attacks import PGD, Attack
+from holdfast.certify import BoundCertifier, Certifier
+from holdfast.component import Settings, distinct_labels
+from holdfast.data import Data
+from holdfast.models import Model
+from holdfast.objectives import Objective
+from holdfast.threat import Threat
+from holdfast.training import Adam, Constant, Optimizer, Schedule, Training
+from holdfast.training.engine import Engine
+
+
+class EvaluationSettings(Settings):
+    """What is asked of the trained model."""
+
+    attacks: list[Attack] = [PGD()]
+    """Attacks on the test images, each run on its own."""
+    certifiers: list[Certifier] = [BoundCertifier()]
+    """Certifiers of the test images."""
+    examples: PositiveInt | None = None
+    """Evaluate the first so many test images; all by default."""
+    audit: float = Field(default=0.1, ge=0, le=1)
+    """Share of the certified examples that are attacked all the same, to test the certificates."""
+    batch_size: PositiveInt = 256
+    """Images per forward pass."""
+    curve_points: NonNegativeInt = 8
+    """Radii of the sandwich curve, evenly spaced up to twice eps; 0 for no curve."""
+    curve_examples: PositiveInt = 500
+    """The curve rests on the first so many of the evaluated images."""
+
+
+class Experiment(Settings):
+    """Everything that determines a run."""
+
+    data: Data
+    """Data set."""
+    model: Model
+    """Architecture."""
+    threat: Threat
+    """Threat model of training and evaluation, such as ``linf:8/255``."""
+    objective: Objective
+    """Training loss."""
+    optimizer: Optimizer = Adam()
+    """Optimiser."""
+    schedule: Schedule = Constant()
+    """Learning-rate schedule."""
+    training: Training = Training()
+    """How long and in what portions."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """What is asked of the trained model."""
+    engine: Engine = Engine()
+    """Where it runs."""
+    seed: NonNegativeInt = 0
+    """Seed of initialisation, order, augmentation and attacks."""
+
+    def model_post_init(self, context: object) -> None:
+        distinct_labels(self.evaluation.attacks)
+        distinct_labels(self.evaluation.certifiers)
+
+    @property
+    def identity(self) -> str:
+        """A hash of the resolved recipe: the name of its run folder."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]

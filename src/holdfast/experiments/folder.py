@@ -1,0 +1,172 @@
+"""The run folder: everything a run leaves behind, each file written whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from holdfast.component import explain, nearest
+from holdfast.experiments.experiment import Experiment
+from holdfast.files import whole_file, write_json, write_text
+from holdfast.models.model import Shape
+from holdfast.training.checkpoint import Checkpoint
+
+PACKAGES = ("holdfast", "torch", "lightning-fabric", "numpy", "scipy", "pandas", "scikit-learn", "datasets")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run by the path of its folder. ``result.json`` is written last: where it is, the run is finished."""
+
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / "result.json").is_file()
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The resolved recipe.
+
+        Raises:
+            ValueError: ``experiment.yaml`` is damaged or of another version.
+        """
+        try:
+            return Experiment.model_validate(yaml.safe_load((self.path / "experiment.yaml").read_text("utf-8")))
+        except (yaml.YAMLError, ValidationError) as error:
+            text = explain(error) if isinstance(error, ValidationError) else str(error)
+            raise ValueError(f"{self.path / 'experiment.yaml'} cannot be read: {text}") from error
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Accuracies, counts, intervals, passes and seconds of the last line."""
+        result: dict[str, Any] = json.loads((self.path / "result.json").read_text("utf-8"))
+        return result
+
+    @property
+    def examples(self) -> pd.DataFrame:
+        """The per-example table."""
+        return pd.read_parquet(self.path / "examples.parquet")
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch."""
+        return pd.read_json(self.path / "history.jsonl", lines=True)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.path / "checkpoint" / "last.pt"
+
+    def begin(self, experiment: Experiment, device: torch.device) -> None:
+        """Write what is known before the work: the recipe and the environment."""
+        write_text(
+            self.path / "experiment.yaml", yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+        )
+        write_json(self.path / "environment.json", environment(device))
+
+    def read_checkpoint(self, device: torch.device) -> Checkpoint | None:
+        """The state to go on from, where there is one.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        return Checkpoint.load(self._checkpoint, device) if self._checkpoint.exists() else None
+
+    def write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """The state to go on from, and the history so far."""
+        checkpoint.save(self._checkpoint)
+        lines = (json.dumps(record) + "\n" for record in checkpoint.history)
+        write_text(self.path / "history.jsonl", "".join(lines))
+
+    def write_examples(self, table: pd.DataFrame) -> None:
+        with whole_file(self.path / "examples.parquet") as temporary:
+            table.to_parquet(temporary)
+
+    def write_model(self, model: nn.Module, input_shape: Shape, num_classes: int) -> None:
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        shape = {"input_shape": json.dumps(input_shape), "num_classes": json.dumps(num_classes)}
+        with whole_file(self.path / "model.safetensors") as temporary:
+            save_file(state, temporary, metadata=shape)
+
+    def model(self) -> nn.Module:
+        """The trained model in eval mode, on the CPU.
+
+        Raises:
+            FileNotFoundError: the run holds no trained model yet.
+            ValueError: the file is damaged or does not fit the recipe.
+        """
+        path = self.path / "model.safetensors"
+        if not path.is_file():
+            raise FileNotFoundError(f"{self.path} holds no trained model yet; run its training to the end")
+        try:
+            with safe_open(path, "pt") as file:
+                shape = {key: json.loads(value) for key, value in file.metadata().items()}
+            with torch.random.fork_rng():
+                model = self.experiment.model.build(tuple(shape["input_shape"]), shape["num_classes"])
+            model.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        return model.eval()
+
+
+def find_run(name: str | Path, runs: Path) -> Run:
+    """The run of this path, or of this name (or the beginning of one) in the folder of runs.
+
+    Raises:
+        FileNotFoundError: there is none, or several begin so.
+    """
+    if (Path(name) / "experiment.yaml").is_file():
+        return Run(Path(name))
+    folders = [run.path.name for run in all_runs(runs)]
+    matching = [folder for folder in folders if folder.startswith(str(name))]
+    if len(matching) == 1:
+        return Run(runs / matching[0])
+    if matching:
+        raise FileNotFoundError(f"{len(matching)} runs begin with {str(name)!r}: {', '.join(matching)}")
+    hint = f"; {nearest(name, folders)}" if folders else ""
+    raise FileNotFoundError(f"{str(name)!r} is not a run folder, nor the name of one in {runs}{hint}")
+
+
+def all_runs(runs: Path) -> list[Run]:
+    """Every run in a folder of runs, oldest first."""
+    files = sorted(runs.glob("*/experiment.yaml"), key=lambda path: path.stat().st_mtime)
+    return [Run(path.parent) for path in files]
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device and state of the code that a result belongs to."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {package: metadata.version(package) for package in PACKAGES},
+        "device": {"type": device.type, "name": name or platform.machine(), "threads": torch.get_num_threads()},
+        "cpus": os.cpu_count(),
+        "git": _git("rev-parse", "HEAD"),
+        "git_changed": bool(_git("status", "--porcelain")),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the folder of the installed code; None where it is no checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,217 @@
+"""Running one experiment: train, evaluate, draw, and leave a folder that says it all."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from holdfast.attacks import PGD
+from holdfast.certify import SoundnessError
+from holdfast.data import ImageSet
+from holdfast.evaluation import evaluate, sandwich_curve
+from holdfast.experiments.experiment import Experiment
+from holdfast.experiments.folder import Run, find_run
+from holdfast.experiments.recipe import apply_all, resolve
+from holdfast.files import whole_file, write_json
+from holdfast.inference import eval_mode, mix_seed
+from holdfast.objectives import Progress
+from holdfast.plots import sandwich_figure, save_figure
+from holdfast.training import Reporter, fit
+
+VALIDATION_ATTACK = PGD(steps=10)
+"""The attack of the progress line; the evaluation's own attacks are for the last line."""
+
+
+def train(
+    recipe: str | Path | Experiment,
+    *overrides: str,
+    runs: str | Path = "runs",
+    again: bool = False,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Train and evaluate one experiment: ``train("digits", "objective.kappa=0.3")``.
+
+    A finished run is returned as it is; one that was cut off goes on from its last checkpoint and ends in
+    the same result.
+
+    Args:
+        recipe: the name of a recipe, the path of a YAML file, or an Experiment.
+        overrides: ``key=value`` on top of the recipe.
+        runs: the folder of runs.
+        again: throw away what is there and run anew.
+
+    Raises:
+        ValueError, OSError: the recipe, the data or a checkpoint is at fault; nothing was written.
+        TrainingDiverged: the loss became NaN or inf.
+        SoundnessError: an attack broke a certified example.
+    """
+    experiment = recipe if isinstance(recipe, Experiment) else resolve(recipe, overrides)
+    reporter = reporter or Reporter()
+    run = Run(Path(runs) / experiment.identity)
+    if run.finished and not again:
+        reporter.stage(f"{run.path} is finished already")
+        return run
+    engine = experiment.engine.start()
+    splits = experiment.data.load()
+    shape, num_classes = splits.train.shape, len(splits.train.classes)
+    with torch.random.fork_rng():
+        torch.manual_seed(mix_seed(experiment.seed))
+        model = experiment.model.build(shape, num_classes)
+    _rehearse(experiment, model, splits.validation)
+    checkpoint = None if again else run.read_checkpoint(engine.device)
+
+    if again and run.path.exists():
+        shutil.rmtree(run.path)
+    run.begin(experiment, engine.device)
+    reporter.begin(run.path)
+    count = min(experiment.training.validation_examples, len(splits.validation))
+    images, labels = splits.validation.batch(slice(count))
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        certifiers = experiment.evaluation.certifiers
+        summary = evaluate(
+            model, images, labels, experiment.threat, [VALIDATION_ATTACK], certifiers, seed=experiment.seed
+        ).summary
+        accuracies = {"standard": summary["standard"], **summary["bracket"]}
+        return {f"validation_{name}": value for name, value in accuracies.items() if value is not None}
+
+    history = fit(
+        model,
+        splits.train,
+        experiment.objective,
+        experiment.threat,
+        experiment.optimizer,
+        experiment.schedule,
+        experiment.training,
+        engine,
+        seed=experiment.seed,
+        validate=validate,
+        resume=checkpoint,
+        save=run.write_checkpoint,
+        reporter=reporter,
+    )
+    run.write_model(model, shape, num_classes)
+    _evaluate(run, experiment, model, splits.test, reporter, sum(record["seconds"] for record in history))
+    return run
+
+
+def evaluate_run(
+    name: str | Path, *overrides: str, runs: str | Path = "runs", reporter: Reporter | None = None
+) -> Run:
+    """Evaluate a run's model under another threat or by other means, into a folder below the run's.
+
+    Args:
+        name: the run's folder, or its name (or the beginning of one) in ``runs``.
+        overrides: ``threat=...``, ``evaluation.*=...`` or ``engine.*=...`` on top of the run's recipe.
+
+    Raises:
+        ValueError: an override of something that only a new training could change, or one that does not fit.
+        FileNotFoundError: no such run, or it holds no trained model.
+    """
+    trained = find_run(name, Path(runs))
+    for override in overrides:
+        part = override.split("=")[0].split(".")[0]
+        if part not in ("threat", "evaluation", "engine"):
+            raise ValueError(
+                f"{override!r} would change the training; an evaluation can change threat and evaluation"
+            )
+    experiment = apply_all(trained.experiment.model_dump(mode="json"), overrides)
+    reporter = reporter or Reporter()
+    run = Run(trained.path / "evaluations" / experiment.identity)
+    if run.finished:
+        reporter.stage(f"{run.path} is finished already")
+        return run
+    engine = experiment.engine.start()
+    model = trained.model().to(engine.device)
+    run.begin(experiment, engine.device)
+    reporter.begin(run.path)
+    _evaluate(run, experiment, model, experiment.data.load().test, reporter)
+    return run
+
+
+def load(run: str | Path, *, runs: str | Path = "runs") -> nn.Module:
+    """The trained model of a run, by its folder or its name in ``runs``, in eval mode on the CPU.
+
+    Raises:
+        FileNotFoundError: no such run, or it holds no trained model yet.
+        ValueError: its files are damaged.
+    """
+    return find_run(run, Path(runs)).model()
+
+
+def _rehearse(experiment: Experiment, model: nn.Module, images: ImageSet) -> None:
+    """Two examples through the objective and the certifiers, so that what cannot work fails before the work."""
+    x, y = images.batch(slice(2))
+    with eval_mode(model):
+        experiment.objective.loss(model, x, y, experiment.threat, Progress.end())
+    for certifier in experiment.evaluation.certifiers:
+        certifier(model, x, y, experiment.threat)
+
+
+def _evaluate(
+    run: Run, experiment: Experiment, model: nn.Module, test: ImageSet, reporter: Reporter, seconds: float = 0.0
+) -> None:
+    """The last line: the sandwich on the test images, its curve, and the result."""
+    started = time.perf_counter()
+    settings, threat = experiment.evaluation, experiment.threat
+    images, labels = test.batch(slice(settings.examples))
+    try:
+        evaluation = evaluate(
+            model,
+            images,
+            labels,
+            threat,
+            settings.attacks,
+            settings.certifiers,
+            audit=settings.audit,
+            seed=experiment.seed,
+            batch_size=settings.batch_size,
+            on_progress=lambda name, standing: reporter.stage(f"{name}: {standing} of {len(labels)} stand"),
+        )
+    except SoundnessError as alarm:
+        with whole_file(run.path / "alarm.npz") as temporary:
+            np.savez(temporary, example=alarm.example, x=alarm.x.numpy(), x_adv=alarm.x_adv.numpy())
+        raise
+    run.write_examples(evaluation.table)
+    if settings.curve_points and threat.eps > 0:
+        reporter.stage("sandwich curve")
+        radii = np.linspace(0, 2 * threat.eps, settings.curve_points + 1).tolist()
+        rows = slice(settings.curve_examples)
+        curve = sandwich_curve(
+            model,
+            images[rows],
+            labels[rows],
+            threat,
+            evaluation,
+            settings.attacks,
+            radii,
+            seed=experiment.seed,
+            batch_size=settings.batch_size,
+        )
+        figure = sandwich_figure(curve, threat, examples=min(settings.curve_examples, len(labels)))
+        save_figure(figure, run.path / "figures" / "sandwich", curve)
+    result: dict[str, Any] = {
+        **evaluation.summary,
+        "seconds": seconds + time.perf_counter() - started,
+        "peak_memory_bytes": peak_memory(),
+    }
+    write_json(run.path / "result.json", result)
+
+
+def peak_memory() -> int | None:
+    """The largest memory this process has held, in bytes: of the GPU where one was used."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

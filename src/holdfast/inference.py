@@ -1,0 +1,107 @@
+"""Running somebody's module without leaving a trace: modes, gradients, seeds, and the checks at the door."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.threat import Threat
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every submodule in eval mode; afterwards each in the mode it had, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def frozen_eval(model: nn.Module) -> Iterator[None]:
+    """Eval mode with frozen parameters; afterwards modes and requires_grad are what they were."""
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    with eval_mode(model):
+        try:
+            for parameter, _ in required:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter, requires_grad in required:
+                parameter.requires_grad_(requires_grad)
+
+
+def mix_seed(*parts: int) -> int:
+    """One 63-bit seed from several integers; close inputs give unrelated seeds."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def example_generators(seed: int, indices: Sequence[int] | Tensor) -> list[torch.Generator]:
+    """One CPU generator per example; what example i draws depends on (seed, i) only."""
+    numbers = indices.tolist() if isinstance(indices, Tensor) else indices
+    return [torch.Generator().manual_seed(mix_seed(seed, index)) for index in numbers]
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter or buffer; the CPU where there is none."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        return tensor.device
+    return torch.device("cpu")
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
+    """Logits (N, K) of the model as it stands, in batches, without gradient."""
+    return torch.cat([model(batch) for batch in x.split(batch_size)])
+
+
+def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> None:
+    """Refuse what no classifier in [low, high] should be asked about.
+
+    Raises:
+        ValueError: not a floating batch (N, ...); NaN or inf; outside the box; labels not (N,) integers ≥ 0.
+    """
+    if x.dim() < 2 or not x.is_floating_point():
+        raise ValueError(
+            f"expected a floating batch (N, ...) of inputs, given {tuple(x.shape)} of {x.dtype}"
+            + ("; divide uint8 images by 255" if x.dtype == torch.uint8 else "")
+        )
+    if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
+        raise ValueError(f"expected {len(x)} integer labels (N,), given {tuple(y.shape)} of {y.dtype}")
+    if len(x) == 0:
+        return
+    if not torch.isfinite(x).all():
+        raise ValueError("inputs hold NaN or inf")
+    smallest, largest = x.min().item(), x.max().item()
+    if smallest < threat.low or largest > threat.high:
+        raise ValueError(
+            f"inputs lie in [{smallest:g}, {largest:g}], the threat's box is [{threat.low:g}, {threat.high:g}]; "
+            "images live in [0, 1] and normalisation is the model's first layer"
+        )
+    if y.min() < 0:
+        raise ValueError(f"labels must be ≥ 0, given {y.min().item()}")
+
+
+def check_logits(logits: Tensor, y: Tensor) -> None:
+    """Refuse a model that does not answer with finite logits (N, K) for every label in 0..K−1.
+
+    Raises:
+        ValueError: wrong shape, or a label ≥ K.
+        FloatingPointError: NaN or inf, naming the first example.
+    """
+    if logits.dim() != 2 or len(logits) != len(y):
+        raise ValueError(f"expected logits (N, K) for {len(y)} inputs, the model gave {tuple(logits.shape)}")
+    if len(y) and y.max() >= logits.shape[1]:
+        raise ValueError(f"label {y.max().item()} does not fit a model of {logits.shape[1]} classes")
+    finite = torch.isfinite(logits).all(1)
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        raise FloatingPointError(f"the model's logits are not finite for example {first} of {len(y)}")

@@ -1,0 +1,66 @@
+"""Objective: what every training loss takes and returns."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from holdfast.component import Component
+from holdfast.inference import example_generators, mix_seed
+from holdfast.threat import Threat
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands: optimiser step ``step`` of ``total_steps``, counted from 0."""
+
+    step: int
+    total_steps: int
+    seed: int = 0
+    """With the step it determines everything that an objective draws."""
+
+    @property
+    def fraction(self) -> float:
+        """0 at the first step, towards 1 at the last."""
+        return self.step / self.total_steps
+
+    @classmethod
+    def end(cls) -> Progress:
+        """A finished training: every ramp has arrived."""
+        return cls(1, 1)
+
+    def random_points(self, x: Tensor, threat: Threat) -> Tensor:
+        """A random point of the threat set around each input of the step's batch."""
+        return threat.random_point(x, example_generators(mix_seed(self.seed, self.step), range(len(x))))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The value to differentiate and what it consists of."""
+
+    total: Tensor
+    """Scalar, differentiable in the model's parameters."""
+    parts: dict[str, Tensor]
+    """Named detached scalars for the log."""
+    x_adv: Tensor | None = None
+    """The perturbed inputs that were trained on, (N, ...), or None."""
+
+
+class Objective(Component, family="objectives"):
+    """A loss over a batch: the mean of one value per example."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+        """The loss of a batch.
+
+        One forward pass is made in the model's own mode (and updates BatchNorm statistics in train mode);
+        searches run in eval mode and leave no trace.
+
+        Args:
+            model: any module from inputs to logits.
+            x: inputs in the threat's box, (N, ...).
+            y: labels, (N,).
+            progress: where the training stands, for ramps and random draws.
+        """

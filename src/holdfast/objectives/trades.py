@@ -1,0 +1,62 @@
+"""TRADES."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from holdfast.inference import example_generators, frozen_eval, mix_seed
+from holdfast.objectives.objective import Loss, Objective, Progress
+from holdfast.search import Function, climb
+from holdfast.threat import Threat
+
+
+def divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(clean_logits) ‖ softmax(logits)) of each example, (N,), differentiable in both."""
+    target, log_probabilities = F.log_softmax(clean_logits, 1), F.log_softmax(logits, 1)
+    return F.kl_div(log_probabilities, target, reduction="none", log_target=True).sum(1)
+
+
+def divergence_from(model: nn.Module, clean_logits: Tensor) -> Function:
+    """The function under ascent: the divergence between the clean and the perturbed answer."""
+    return lambda points, rows: (divergence(clean_logits[rows], model(points)), None)
+
+
+class TRADES(Objective, name="trades"):
+    """Clean cross-entropy plus β times the divergence of the perturbed from the clean answer
+    (Zhang et al., 2019, equation 5).
+
+    mean CE(f(x), y) + β · mean KL(f(x) ‖ f(x')), x' the last point of an ascent of the same divergence in
+    eval mode. Gradients flow through both arguments. Clean and perturbed inputs make one forward pass,
+    so a BatchNorm sees both halves once; the original makes three passes.
+    """
+
+    beta: NonNegativeFloat = 6.0
+    """Weight of the divergence."""
+    steps: PositiveInt = 10
+    """Steps of the inner ascent."""
+    step_size: PositiveFloat = 0.25
+    """Length of a step in units of eps."""
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+        # At x itself the divergence has no slope, so the ascent starts a hair away from it.
+        generators = example_generators(mix_seed(progress.seed, progress.step), range(len(x)))
+        noise = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators])
+        with frozen_eval(model):
+            with torch.no_grad():
+                clean_logits = model(x)
+            x_adv = climb(
+                divergence_from(model, clean_logits),
+                x,
+                threat,
+                steps=self.steps,
+                step_size=self.step_size * threat.eps,
+                start=threat.project(x, x + 0.001 * noise.to(x)),
+            )
+        clean, perturbed = model(torch.cat([x, x_adv])).chunk(2)
+        natural = F.cross_entropy(clean, y, reduction="none").mean()
+        robust = divergence(clean, perturbed).mean()
+        parts = {"cross_entropy": natural.detach(), "divergence": robust.detach()}
+        return Loss(natural + self.beta * robust, parts, x_adv)

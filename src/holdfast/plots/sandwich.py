@@ -1,0 +1,38 @@
+"""The sandwich: certified and attacked accuracy against eps, with the gap between them shaded."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from holdfast.plots.style import BLACK, BLUE, GREY, VERMILION
+from holdfast.threat import Threat
+
+NORMS = {"linf": "$\\ell_\\infty$", "l2": "$\\ell_2$", "l1": "$\\ell_1$"}
+
+
+def sandwich_figure(curve: pd.DataFrame, threat: Threat, *, examples: int) -> Figure:
+    """A figure of ``sandwich_curve``'s table; the true robust accuracy runs inside the shaded gap."""
+    figure = Figure(figsize=(5.2, 3.6))
+    axes = figure.subplots()
+    attacked, certified = curve["attacked"], curve["certified"]
+    if attacked.notna().all() and certified.notna().all():
+        axes.fill_between(curve["eps"], certified, attacked, color=GREY, alpha=0.3, lw=0, label="unknown")
+    if attacked.notna().all():
+        axes.plot(curve["eps"], attacked, color=VERMILION, marker="v", ms=4, label="stands every attack")
+    if certified.notna().all():
+        axes.plot(curve["eps"], certified, color=BLUE, marker="^", ms=4, label="certified")
+    axes.axhline(curve["standard"].iloc[0], color=BLACK, lw=0.8, ls=":", label="standard")
+    axes.axvline(threat.eps, color=BLACK, lw=0.8, ls="--", label=f"trained and tested at {threat}")
+    axes.set(
+        xlim=(0, curve["eps"].max()),
+        ylim=(0, 1.02),
+        xlabel=f"{NORMS[threat.norm]} radius eps, in input units",
+        ylabel=f"accuracy on {examples} images",
+    )
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,40 @@
+"""Checkpoints: everything a training needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdfast.files import whole_file
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after a whole number of epochs."""
+
+    model: dict[str, Any]
+    optimizer: dict[str, Any]
+    history: list[dict[str, Any]]
+    """One record per finished epoch."""
+
+    def save(self, path: Path) -> None:
+        """Write the file whole, or leave the previous one."""
+        with whole_file(path) as temporary:
+            torch.save(asdict(self), temporary)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> Checkpoint:
+        """Read a file that ``save`` wrote; nothing in it is executed.
+
+        Raises:
+            ValueError: the file is damaged or is not a checkpoint.
+        """
+        try:
+            return cls(**torch.load(path, map_location=device, weights_only=True))
+        except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError, KeyError) as fault:
+            reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+            raise ValueError(f"the checkpoint {path} cannot be read ({reason}); delete it to start anew") from fault

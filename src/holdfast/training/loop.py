@@ -1,0 +1,152 @@
+"""The training loop: epochs of batches, a validation after each, a checkpoint to go on from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from holdfast.component import Settings
+from holdfast.data import ImageSet
+from holdfast.inference import mix_seed
+from holdfast.objectives import Objective, Progress
+from holdfast.threat import Threat
+from holdfast.training.checkpoint import Checkpoint
+from holdfast.training.engine import RunningEngine
+from holdfast.training.optimizers import Optimizer
+from holdfast.training.schedules import Schedule
+
+
+class Training(Settings):
+    """How long and in what portions."""
+
+    epochs: PositiveInt = 20
+    """Passes over the training images."""
+    batch_size: PositiveInt = 128
+    """Images per optimiser step; the last batch of an epoch may be smaller."""
+    validate_every: PositiveInt = 1
+    """Epochs between validations; the last epoch is always validated."""
+    validation_examples: PositiveInt = 500
+    """Validate on at most so many images."""
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss became NaN or inf; the last checkpoint is from before."""
+
+
+class Reporter:
+    """Told how a training gets on. This one keeps quiet."""
+
+    def begin(self, folder: Path) -> None:
+        """A run starts (or goes on) and keeps its state in this folder."""
+
+    def train(self, epochs: int, steps: int, finished: int) -> None:
+        """Training starts: so many epochs of so many steps, of which some are finished already."""
+
+    def step(self, loss: Tensor) -> None:
+        """A step was made."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """An epoch was finished; the record is its line in the history."""
+
+    def stage(self, text: str) -> None:
+        """Something else begins or was found."""
+
+
+class _TrainingStep(nn.Module):
+    """One forward: the loss of one batch. A module, so that the engine can wrap all of it at once."""
+
+    def __init__(self, model: nn.Module, objective: Objective, threat: Threat) -> None:
+        super().__init__()
+        self.model, self.objective, self.threat = model, objective, threat
+
+    def forward(self, x: Tensor, y: Tensor, step: int, total: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.objective.loss(self.model, x, y, self.threat, Progress(step, total, seed))
+        return loss.total, loss.parts
+
+
+def fit(
+    model: nn.Module,
+    images: ImageSet,
+    objective: Objective,
+    threat: Threat,
+    optimizer: Optimizer,
+    schedule: Schedule,
+    training: Training,
+    engine: RunningEngine,
+    *,
+    seed: int = 0,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    resume: Checkpoint | None = None,
+    save: Callable[[Checkpoint], None] | None = None,
+    reporter: Reporter | None = None,
+) -> list[dict[str, Any]]:
+    """Train the model in place, and return one record per epoch.
+
+    All randomness follows from (seed, epoch, step): a training resumed from its checkpoint ends in the
+    same weights, bit for bit, as one that was never stopped.
+
+    Args:
+        validate: accuracies of the model for the history; called in between, never used for the training.
+        resume: go on from this state.
+        save: given the state after every epoch.
+
+    Raises:
+        TrainingDiverged: the loss is not finite.
+    """
+    reporter = reporter or Reporter()
+    images = images.to(engine.device)
+    torch_optimizer = optimizer.build(model.parameters())
+    step_module, torch_optimizer = engine.prepare(_TrainingStep(model, objective, threat), torch_optimizer)
+    history: list[dict[str, Any]] = []
+    if resume is not None:
+        model.load_state_dict(resume.model)
+        torch_optimizer.load_state_dict(resume.optimizer)
+        history = list(resume.history)
+
+    steps = math.ceil(len(images) / training.batch_size)
+    total = training.epochs * steps
+    reporter.train(training.epochs, steps, len(history))
+    with torch.random.fork_rng():
+        for epoch in range(len(history), training.epochs):
+            started = time.perf_counter()
+            torch.manual_seed(mix_seed(seed, epoch))  # for Dropout and the like
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mix_seed(seed, epoch, 1)))
+            model.train()
+            sums: dict[str, Tensor] = {}
+            for number, indices in enumerate(order.split(training.batch_size)):
+                step = epoch * steps + number
+                lr = optimizer.lr * schedule.factor(step, total)
+                for group in torch_optimizer.param_groups:
+                    group["lr"] = lr
+                x, y = images.batch(indices)
+                loss, parts = step_module(x, y, step, total, seed)
+                if not torch.isfinite(loss):
+                    raise TrainingDiverged(
+                        f"the loss is {loss.item()} at epoch {epoch + 1}, step {number + 1} of {steps} "
+                        f"(lr {lr:.3g}; training images {indices[:8].tolist()} …)"
+                    )
+                torch_optimizer.zero_grad()
+                engine.backward(loss)
+                torch_optimizer.step()
+                reporter.step(loss)
+                for name, value in {"loss": loss.detach(), **parts}.items():
+                    sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(indices)
+            record: dict[str, Any] = {"epoch": epoch + 1, "step": (epoch + 1) * steps, "lr": lr}
+            record |= {name: value.item() / len(images) for name, value in sums.items()}
+            record["train_seconds"] = time.perf_counter() - started
+            if validate and ((epoch + 1) % training.validate_every == 0 or epoch + 1 == training.epochs):
+                record |= validate(model)
+            record["seconds"] = time.perf_counter() - started
+            history.append(record)
+            if save:
+                save(Checkpoint(model.state_dict(), torch_optimizer.state_dict(), history))
+            reporter.epoch(record)
+    model.eval()
+    return history
