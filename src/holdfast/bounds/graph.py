@@ -53,13 +53,14 @@ def trace(model: nn.Module, x: Tensor, statistics: Statistics | None = None) -> 
     sample = x[:2].detach()
     with eval_mode(model), torch.no_grad():
         try:
-            traced = fx.GraphModule(model, _Tracer().trace(model))
+            root, calls = model, _Tracer().trace(model)
             inputs: list[Any] = [sample]
         except UnsupportedOperator:
             raise
         except Exception as fault:  # whatever a foreign forward does to symbolic values
-            traced, inputs = _export(model, sample, fault)
-    normaliser = _Normaliser(traced, sample, statistics or {})
+            root, inputs = _export(model, sample, fault)
+            calls = root.graph
+    normaliser = _Normaliser(root, calls, sample, statistics or {})
     with eval_mode(model):
         normaliser.run(*inputs)
         graph = Graph(normaliser.nodes)
@@ -93,8 +94,8 @@ def _export(model: nn.Module, sample: Tensor, fault: Exception) -> tuple[fx.Grap
 class _Normaliser(fx.Interpreter):
     """Runs a traced graph on a sample and writes down the operator of every call that an activation enters."""
 
-    def __init__(self, traced: fx.GraphModule, sample: Tensor, statistics: Statistics) -> None:
-        super().__init__(traced)
+    def __init__(self, root: nn.Module, calls: fx.Graph, sample: Tensor, statistics: Statistics) -> None:
+        super().__init__(root, graph=calls)
         self.extra_traceback = False
         self.sample, self.statistics = sample, statistics
         self.nodes: list[Node] = []
@@ -108,7 +109,8 @@ class _Normaliser(fx.Interpreter):
             if value is self.sample:
                 self.value_of[n] = 0
             return value
-        sources = [leaf for leaf in _pytree.tree_leaves((n.args, n.kwargs)) if leaf in self.value_of]
+        leaves = _pytree.tree_leaves((n.args, n.kwargs))
+        sources = [leaf for leaf in leaves if isinstance(leaf, fx.Node) and leaf in self.value_of]
         if sources and not _asks_for_shape(n):
             try:
                 operator = self._operator(n, value)

@@ -113,16 +113,11 @@ def _reshaping(call: Call) -> Operator:
 
 
 def _rearranging(call: Call) -> Operator:
-    """A permutation or a mean that must leave the batch dimension alone."""
+    """A permutation, selection or mean, which must leave the batch dimension alone."""
     x = call.activation
-    numbers = torch.arange(len(x), dtype=x.dtype).view(-1, *[1] * (x.dim() - 1)).expand(x.shape)
-    moved = call.on(numbers)
-    if (
-        moved.dim() == 0
-        or len(moved) != len(x)
-        or not torch.equal(moved, moved[:, :1].expand_as(moved))
-        or (not torch.equal(moved.flatten(1)[:, 0], numbers.flatten(1)[:, 0]))
-    ):
+    numbers = torch.arange(len(x), dtype=x.dtype, device=x.device)
+    moved = call.on(numbers.view(-1, *[1] * (x.dim() - 1)).expand(x.shape))
+    if moved.shape[:1] != numbers.shape or (moved.reshape(len(x), -1) != numbers[:, None]).any():
         raise UnsupportedOperator("it mixes or moves the examples of the batch")
     return positive(call.on)
 
@@ -233,6 +228,7 @@ _ROWS: list[tuple[Callable[[Call], Operator], list[Any]]] = [
         _rearranging,
         [torch.permute, Tensor.permute, torch.transpose, Tensor.transpose, torch.mean, Tensor.mean],
     ),
+    (_rearranging, [python.getitem, _aten.slice.Tensor, _aten.select.int]),
     (_rearranging, [_aten.permute.default, _aten.transpose.int, _aten.mean.dim]),
     (_reshaping, [torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view]),
     (_reshaping, [torch.squeeze, Tensor.squeeze, torch.unsqueeze, Tensor.unsqueeze, Tensor.contiguous]),

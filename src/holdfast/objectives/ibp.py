@@ -42,11 +42,14 @@ class IBP(Objective, name="ibp"):
         kappa = 1 - ramp * (1 - self.kappa)
         with batch_statistics(model) as statistics:
             natural = F.cross_entropy(model(x), y, reduction="none").mean()
+        parts = {"cross_entropy": natural.detach()}
+        if kappa == 1:
+            return Loss(natural, parts)
         box = Interval.between(*threat.with_eps(ramp * threat.eps).interval(x))
-        margins = interval_margins(trace(model, x, statistics), box, y)
-        robust = robust_cross_entropy(margins).mean()
-        parts = {"cross_entropy": natural.detach(), "robust_cross_entropy": robust.detach()}
-        return Loss(kappa * natural + (1 - kappa) * robust, parts)
+        robust = robust_cross_entropy(interval_margins(trace(model, x, statistics), box, y)).mean()
+        # A term of weight 0 is left out, so that nothing is differentiated for it.
+        total = kappa * natural + (1 - kappa) * robust if kappa > 0 else robust
+        return Loss(total, parts | {"robust_cross_entropy": robust.detach()})
 
     def ramp(self, progress: Progress) -> float:
         """0 until the warm-up ends, 1 from ``ramp_end`` on, linear between."""

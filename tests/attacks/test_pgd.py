@@ -1,0 +1,127 @@
+"""PGD against the original implementations, step by step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import images, small_cnn
+from torch import Tensor, nn
+
+from holdfast import Threat
+from holdfast.attacks import FGSM, PGD
+from holdfast.attacks.attack import cross_entropy_until_wrong
+from holdfast.layers import Normalize
+from holdfast.search import climb
+
+
+class BoxFirst(Threat):
+    """The local-Lipschitz line clips a step to the box before the ball and again after it; ours clips after."""
+
+    def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        return super().project(x, x_adv.clamp(self.low, self.high))
+
+
+Arrays = Callable[[str], dict[str, Tensor]]
+
+
+@pytest.fixture
+def lolip_net(reference: Arrays) -> nn.Module:
+    """The network of the local-Lipschitz reference: convolution, tanh, two dense layers."""
+    arrays = reference("lolip_net_and_inputs")
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3, 2, 1), nn.Tanh(), nn.Flatten(), nn.Linear(54, 10), nn.Tanh(), nn.Linear(10, 4)
+    )
+    names = {"0": "conv", "3": "fc1", "5": "fc2"}
+    net.load_state_dict({f"{i}.{p}": arrays[f"net.{n}.{p}"] for i, n in names.items() for p in ("weight", "bias")})
+    return net
+
+
+@pytest.fixture
+def nc_net(reference: Arrays) -> nn.Module:
+    """The network of the neural-collapse reference, in float64."""
+    arrays = reference("nc_attacks")
+    net = nn.Sequential(
+        Normalize([0.0] * 3, [1.0] * 3),
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    ).double()
+    names = {"1": "c1", "4": "c2", "8": "fc"}
+    state = {f"{i}.{p}": arrays[f"w_{n}.{p}"] for i, n in names.items() for p in ("weight", "bias")}
+    net.load_state_dict(state | {"0.mean": arrays["in_mu"], "0.std": arrays["in_std"]})
+    return net
+
+
+@pytest.mark.parametrize(("norm", "key", "eps"), [("linf", "inf", 0.1), ("l2", "l2", 0.5)])
+def test_steps_equal_the_local_lipschitz_line(
+    reference: Arrays, lolip_net: nn.Module, norm: str, key: str, eps: float
+) -> None:
+    arrays = reference("lolip_pgd")
+    x, y = arrays["x"], arrays["y"]
+    function = cross_entropy_until_wrong(lolip_net, y)
+    for steps in (1, 2, 3, 5, 10):
+        x_adv = climb(function, x, BoxFirst(norm, eps), steps=steps, step_size=eps / 5, start=x)
+        assert torch.allclose(x_adv, arrays[f"{key}_untargeted_it{steps}"], atol=1e-5)
+        if steps <= 5:  # the ball is not reached yet, so that the order is all one
+            ours = climb(function, x, Threat(norm, eps), steps=steps, step_size=eps / 5, start=x)
+            assert torch.allclose(ours, x_adv, atol=1e-6)
+    losses = F.cross_entropy(lolip_net(x_adv), y, reduction="none")
+    assert torch.allclose(losses, arrays[f"{key}_untargeted_it10_ce"], rtol=1e-5)
+    free = climb(function, x, Threat(norm, eps, -math.inf, math.inf), steps=10, step_size=eps / 5, start=x)
+    assert torch.allclose(free, arrays[f"{key}_noclip_it10"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "step"), [("linf", 8 / 255, 2 / 255), ("l2", 128 / 255, 15 / 255)], ids=["linf", "l2"]
+)
+def test_steps_equal_the_neural_collapse_line(
+    reference: Arrays, nc_net: nn.Module, norm: str, eps: float, step: float
+) -> None:
+    arrays = reference("nc_attacks")
+    x, y = arrays["in_X"].double(), arrays["in_y"]
+    assert torch.allclose(nc_net(x), arrays["f64_logits"], atol=1e-9)
+    function = cross_entropy_until_wrong(nc_net, y)
+    for steps in (1, 2, 10):
+        x_adv = climb(function, x, Threat(norm, eps), steps=steps, step_size=step, start=x)
+        assert torch.allclose(x_adv - x, arrays[f"f64_pgd_{norm}_zero_it{steps}"], atol=1e-8)
+    start = x + arrays[f"f64_pgd_{norm}_rand_it0"]
+    x_adv = climb(function, x, Threat(norm, eps), steps=10, step_size=step, start=start)
+    assert torch.allclose(x_adv - x, arrays[f"f64_pgd_{norm}_rand_it10"], atol=1e-8)
+
+
+def test_fgsm_is_pgd_with_one_whole_step() -> None:
+    model, (x, y) = small_cnn(), images(10)
+    threat = Threat("linf", 0.1)
+    one = PGD(steps=1, step_size=1.0, random_start=False)
+    assert torch.equal(FGSM()(model, x, y, threat).x_adv, one(model, x, y, threat).x_adv)
+
+
+def test_more_restarts_and_steps_never_break_fewer() -> None:
+    model, (x, y) = small_cnn(), images(60)
+    threat = Threat("linf", 0.05)
+    one = PGD(steps=5)(model, x, y, threat).success
+    five = PGD(steps=5, restarts=5)(model, x, y, threat).success
+    assert (five | ~one).all()  # the first restart is the same
+    assert five.sum() > (small_cnn().eval()(x).argmax(1) != y).sum()
+
+
+def test_the_first_success_ends_an_example() -> None:
+    model, (x, y) = small_cnn(), images(30)
+    result = PGD(steps=50, restarts=3)(model, x, y, Threat("linf", 0.5))
+    right = small_cnn().eval()(x).argmax(1) == y
+    assert result.success.all()
+    assert result.forwards[right].max() < 50
+
+
+def test_it_is_named_as_the_field_names_it() -> None:
+    assert PGD(steps=100).title == "PGD-100"
+    assert PGD(steps=20, restarts=5).title == "PGD-20 × 5"

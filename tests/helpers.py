@@ -1,0 +1,72 @@
+"""Networks with known answers, random images, and the trace that nobody may leave on a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def linear_model(classes: int = 3, shape: tuple[int, ...] = (1, 2, 3), seed: int = 0) -> nn.Sequential:
+    """A linear classifier, whose robust radius is known: margin over the dual norm of the weight difference."""
+    generator = torch.Generator().manual_seed(seed)
+    linear = nn.Linear(int(np.prod(shape)), classes)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator))
+        linear.bias.copy_(torch.randn(linear.bias.shape, generator=generator))
+    return nn.Sequential(nn.Flatten(), linear)
+
+
+def linear_radius(model: nn.Module, x: Tensor, y: Tensor, norm: str) -> Tensor:
+    """min_j (z_y − z_j) / ‖w_y − w_j‖_dual: the exact radius where no box is in the way; (N,)."""
+    order = {"linf": 1, "l2": 2, "l1": torch.inf}[norm]
+    weight, logits = model[-1].weight, model(x)
+    margins = logits.gather(1, y[:, None]) - logits
+    lengths = (weight[y][:, None] - weight).norm(order, dim=2)
+    radii = margins / lengths
+    radii[torch.arange(len(y)), y] = torch.inf
+    return radii.amin(1).detach()
+
+
+def small_cnn(classes: int = 4, channels: int = 1, seed: int = 0, batch_norm: bool = True) -> nn.Sequential:
+    """A convolutional network with everything that a mode can change: BatchNorm and Dropout."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(channels, 6, 3, padding=1),
+            nn.BatchNorm2d(6) if batch_norm else nn.Identity(),
+            nn.ReLU(),
+            nn.AvgPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(0.5),
+            nn.Linear(6 * 16, classes),
+        )
+
+
+def images(count: int = 12, channels: int = 1, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random images in [0, 1] of 8 × 8 and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(count, channels, 8, 8, generator=generator)
+    return x, torch.randint(0, classes, (count,), generator=generator)
+
+
+class Trace:
+    """What must not change when somebody's model is used: modes, gradients, buffers, random state."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.before = model, self._state(model)
+
+    @staticmethod
+    def _state(model: nn.Module) -> list[object]:
+        return [
+            [module.training for module in model.modules()],
+            [parameter.requires_grad for parameter in model.parameters()],
+            [None if p.grad is None else p.grad.clone().tolist() for p in model.parameters()],
+            [tensor.tolist() for tensor in model.state_dict().values()],
+            torch.get_rng_state().tolist(),
+        ]
+
+    def check(self) -> None:
+        names = ("modes", "requires_grad", "gradients", "weights and buffers", "random state")
+        for name, before, after in zip(names, self.before, self._state(self.model), strict=True):
+            assert before == after, f"the model's {name} changed"

@@ -1,0 +1,87 @@
+"""Modes, gradients, seeds and the checks at the door."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import Trace, images, small_cnn
+from torch import nn
+
+from holdfast import Threat
+from holdfast.inference import (
+    check_inputs,
+    check_logits,
+    device_of,
+    example_generators,
+    frozen_eval,
+    mix_seed,
+    predict,
+)
+
+
+def test_frozen_eval_restores_every_submodule_and_parameter() -> None:
+    model = small_cnn()
+    model.train()
+    model[1].eval()
+    model[0].bias.requires_grad_(False)
+    trace = Trace(model)
+    with frozen_eval(model):
+        assert not any(module.training for module in model.modules())
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+    trace.check()
+
+
+def test_frozen_eval_restores_after_an_exception() -> None:
+    model = small_cnn().train()
+    trace = Trace(model)
+    with pytest.raises(KeyError), frozen_eval(model):
+        raise KeyError
+    trace.check()
+
+
+def test_predict_is_the_model_whatever_the_batch_size() -> None:
+    model = small_cnn().eval()
+    x, _ = images(7)
+    assert torch.allclose(predict(model, x, 3), model(x), atol=1e-6)
+
+
+def test_generators_depend_on_seed_and_number_only() -> None:
+    def draw(seed: int, number: int) -> float:
+        return torch.rand((), generator=example_generators(seed, [number])[0]).item()
+
+    assert draw(1, 5) == draw(1, 5)
+    assert len({draw(seed, number) for seed in range(20) for number in range(20)}) == 400
+    assert mix_seed(1, 2) != mix_seed(2, 1)
+    assert 0 <= mix_seed(0) < 2**63
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.rand(8), torch.zeros(8).long(), "batch"),
+        (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2).long(), "divide uint8 images by 255"),
+        (torch.rand(2, 3), torch.zeros(3).long(), "2 integer labels"),
+        (torch.rand(2, 3), torch.zeros(2), "integer labels"),
+        (torch.rand(2, 3), torch.zeros(2).bool(), "integer labels"),
+        (torch.rand(2, 3) + 1, torch.zeros(2).long(), "box is"),
+        (torch.rand(2, 3) - 1, torch.zeros(2).long(), "box is"),
+        (torch.tensor([[torch.nan, 0.0]]), torch.zeros(1).long(), "NaN or inf"),
+        (torch.rand(2, 3), torch.tensor([0, -1]), "≥ 0, given -1"),
+    ],
+)
+def test_inputs_that_make_no_sense_are_refused(x: torch.Tensor, y: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_inputs(x, y, Threat("linf", 0.1))
+
+
+def test_answers_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="label 3 does not fit a model of 3 classes"):
+        check_logits(torch.zeros(1, 3), torch.tensor([3]))
+    with pytest.raises(ValueError, match="expected logits"):
+        check_logits(torch.zeros(2, 3, 1), torch.tensor([0, 1]))
+    with pytest.raises(FloatingPointError, match="not finite for example 1 of 2"):
+        check_logits(torch.tensor([[0.0], [torch.nan]]), torch.tensor([0, 0]))
+
+
+def test_device_of_a_module_without_parameters_is_the_cpu() -> None:
+    assert device_of(nn.ReLU()).type == "cpu"

@@ -1,0 +1,137 @@
+"""The one ascent, on functions whose maximum is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from holdfast import Threat
+from holdfast.inference import example_generators
+from holdfast.search import ascend, climb
+
+INF = math.inf
+
+
+def linear(weights: Tensor, threshold: float = INF):
+    """w_i · x, finished from a threshold on."""
+
+    def function(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        value = (weights[rows] * points).flatten(1).sum(1)
+        return value, value >= threshold
+
+    return function
+
+
+@pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2), ("l1", INF)])
+def test_reaches_the_maximum_of_a_linear_function(norm: str, dual: float) -> None:
+    weights, x = torch.randn(9, 2, 4, dtype=torch.float64), torch.rand(9, 2, 4, dtype=torch.float64)
+    threat = Threat(norm, 0.5, -INF, INF)
+    found = ascend(linear(weights), x, threat, steps=40, step_size=0.1, start=lambda rows, _: x[rows], batch_size=4)
+    best = (weights * x).flatten(1).sum(1) + 0.5 * weights.flatten(1).norm(dual, dim=1)
+    assert torch.allclose(found.value, best, atol=1e-6)
+    assert torch.allclose((weights * found.x).flatten(1).sum(1), found.value)
+
+
+def test_l1_fills_one_coordinate_of_the_box_after_the_other() -> None:
+    # With a box the maximum over the l_1 ball is the greedy knapsack: largest slopes first.
+    weights = torch.tensor([[3.0, -2.0, 1.0]])
+    x = torch.tensor([[0.5, 0.5, 0.5]])
+    found = ascend(linear(weights), x, Threat("l1", 0.8), steps=40, step_size=0.05, start=lambda rows, _: x[rows])
+    assert torch.allclose(found.x, torch.tensor([[1.0, 0.2, 0.5]]), atol=1e-5)
+
+
+def test_the_batch_size_and_the_neighbours_change_nothing() -> None:
+    weights, x = torch.randn(23, 5, dtype=torch.float64), torch.rand(23, 5, dtype=torch.float64)
+    threat = Threat("linf", 0.3)
+
+    def run(rows: list[int], batch_size: int | None):
+        own = torch.tensor(rows)
+
+        def start(chosen: Tensor, restart: int) -> Tensor:
+            return threat.random_point(x[own[chosen]], example_generators(restart, own[chosen]))
+
+        function = linear(weights[own], threshold=0.9)
+        return ascend(
+            function, x[own], threat, steps=7, step_size=0.05, start=start, restarts=3, batch_size=batch_size
+        )
+
+    whole = run(list(range(23)), None)
+    assert 0 < whole.finished.sum() < 23
+    for batch_size in (1, 4, 22):
+        part = run(list(range(23)), batch_size)
+        assert torch.equal(part.x, whole.x)
+        assert torch.equal(part.finished, whole.finished)
+    backwards = run(list(reversed(range(23))), 5)
+    assert torch.equal(backwards.x.flip(0), whole.x)
+
+
+def test_passes_are_counted_and_finished_examples_leave() -> None:
+    weights = torch.tensor([[1.0], [1.0], [1.0]])
+    x = torch.tensor([[0.0], [0.5], [1.0]])
+    threat = Threat("linf", 0.6, -INF, INF)
+    found = ascend(
+        linear(weights, threshold=1.0), x, threat, steps=5, step_size=0.1, start=lambda r, _: x[r], batch_size=1
+    )
+    assert found.finished.tolist() == [False, True, True]
+    assert found.forwards.tolist() == [6, 6, 1]
+    assert found.backwards.tolist() == [5, 5, 0]
+    assert found.x[2] == 1.0
+
+
+def test_the_best_point_of_all_restarts_is_kept() -> None:
+    # Two hills: only the second restart starts on the higher one.
+    def hills(points: Tensor, rows: Tensor) -> tuple[Tensor, None]:
+        return torch.maximum(1 - (points - 0.2).abs(), 2 - 4 * (points - 0.8).abs()).squeeze(1), None
+
+    x = torch.tensor([[0.5]])
+    starts = [0.8, 0.2]
+    found = ascend(
+        hills, x, Threat("linf", 0.5), steps=3, step_size=0.01, start=lambda r, k: x[r] * 0 + starts[k], restarts=2
+    )
+    assert found.value.item() == pytest.approx(2.0, abs=0.05)
+    assert found.x.item() == pytest.approx(0.8, abs=0.02)
+
+
+def test_climb_ends_where_the_last_step_ends() -> None:
+    weights, x = torch.randn(4, 3), torch.rand(4, 3)
+    threat = Threat("linf", 0.2)
+    last = climb(linear(weights), x, threat, steps=2, step_size=0.05, start=x)
+    assert torch.allclose(last, (x + 0.1 * weights.sign()).clamp(0, 1))
+
+
+def test_a_function_that_ignores_its_point_stays_at_the_start() -> None:
+    x = torch.rand(3, 2)
+    found = ascend(
+        lambda points, rows: (torch.ones(len(rows)), None),
+        x,
+        Threat("l2", 0.5),
+        steps=3,
+        step_size=0.1,
+        start=lambda rows, _: x[rows],
+    )
+    assert torch.equal(found.x, x)
+    assert found.value.tolist() == [1, 1, 1]
+
+
+def test_nan_is_an_error_not_a_maximum() -> None:
+    x = torch.rand(2, 2)
+    with pytest.raises(FloatingPointError, match="NaN"):
+        ascend(
+            lambda points, rows: (points.sum(1) * torch.nan, None),
+            x,
+            Threat("linf", 0.1),
+            steps=1,
+            step_size=0.1,
+            start=lambda rows, _: x[rows],
+        )
+
+
+def test_nothing_to_search_is_no_error() -> None:
+    x = torch.rand(0, 3)
+    found = ascend(
+        linear(torch.zeros(0, 3)), x, Threat("linf", 0.1), steps=2, step_size=0.1, start=lambda rows, _: x[rows]
+    )
+    assert len(found.x) == 0

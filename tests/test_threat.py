@@ -1,0 +1,149 @@
+"""Threat: text, geometry, random points."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from holdfast import Threat
+from holdfast.inference import example_generators
+
+NORMS = Threat.norms
+INF = math.inf
+
+
+def test_parses_fractions_and_decimals() -> None:
+    assert Threat.parse("linf:8/255") == Threat("linf", 8 / 255)
+    assert Threat.parse("l2:36/255").eps == 36 / 255
+    assert Threat.parse({"norm": "l1", "eps": "1/2", "low": -1, "high": INF}) == Threat("l1", 0.5, -1.0, INF)
+    assert Threat("linf", "8/255") == Threat("linf", 8 / 255)
+
+
+@given(st.sampled_from(NORMS), st.one_of(st.integers(0, 255).map(lambda k: k / 255), st.floats(0, 1e6)))
+def test_text_reads_back_exactly(norm: str, eps: float) -> None:
+    threat = Threat(norm, eps)
+    assert Threat.parse(str(threat)) == threat
+    assert Threat.parse(threat.serialise()) == threat
+
+
+def test_text_is_what_one_would_write() -> None:
+    assert str(Threat("linf", 8 / 255)) == "linf:8/255"
+    assert str(Threat("l2", 0.2)) == "l2:0.2"
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("linf", "norm:eps"),
+        ("linff:0.1", "did you mean 'linf'"),
+        ("linf:-0.1", "≥ 0"),
+        ("linf:abc", "fraction"),
+        ("linf:1/0", "fraction"),
+        ("linf:nan", "fraction"),
+        ("linf:inf", "fraction"),
+        ({"norm": "linf"}, "needs eps"),
+        ({"norm": "linf", "eps": 1, "hihg": 2}, "did you mean 'high'"),
+        ({"norm": "linf", "eps": 1, "low": 1, "high": 0}, "empty"),
+        ({"norm": "linf", "eps": True}, "number"),
+        (3, "norm:eps"),
+    ],
+)
+def test_bad_input_is_named(value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Threat.parse(value)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("box", [(0.0, 1.0), (-INF, INF), (-INF, 1.0)])
+def test_projection_is_feasible_and_leaves_feasible_points_alone(norm: str, box: tuple[float, float]) -> None:
+    threat = Threat(norm, 0.7, *box)
+    x = torch.rand(50, 3, 4, dtype=torch.float64)
+    far = x + 3 * torch.randn_like(x)
+    projected = threat.project(x, far)
+    assert (threat.distance(x, projected) <= threat.eps + 1e-12).all()
+    assert (projected >= threat.low).all()
+    assert (projected <= threat.high).all()
+    assert torch.allclose(threat.project(x, projected), projected, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_projection_without_box_is_the_nearest_point(norm: str) -> None:
+    # The variational inequality ⟨z − p, q − p⟩ ≤ 0 for every q of the ball characterises the projection p of z.
+    threat = Threat(norm, 0.5, -INF, INF)
+    x, z = torch.zeros(1, 5, dtype=torch.float64), torch.randn(1, 5, dtype=torch.float64)
+    p = threat.project(x, z)
+    corners = threat.random_point(x.expand(2000, 5), example_generators(0, range(2000)))
+    assert threat.distance(x, p).item() == pytest.approx(0.5)
+    if norm != "linf":
+        assert (((z - p) * (corners - p)).sum(1) <= 1e-9).all()
+    else:
+        assert torch.equal(p, z.clamp(-0.5, 0.5))
+
+
+@pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2), ("l1", INF)])
+def test_steepest_direction_attains_the_dual_norm(norm: str, dual: float) -> None:
+    threat = Threat(norm, 1.0, -INF, INF)
+    gradient = torch.randn(20, 2, 3, dtype=torch.float64)
+    direction = threat.steepest(gradient, torch.zeros_like(gradient))
+    assert torch.allclose((gradient * direction).flatten(1).sum(1), gradient.flatten(1).norm(dual, dim=1))
+    assert torch.allclose(threat.distance(torch.zeros_like(gradient), direction), torch.ones(20).double())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_steepest_direction_of_nothing_is_nothing_and_tiny_gradients_count(norm: str) -> None:
+    threat = Threat(norm, 1.0)
+    x = torch.full((1, 4), 0.5)
+    assert threat.steepest(torch.zeros(1, 4), x).abs().sum() == 0
+    tiny = threat.steepest(torch.tensor([[1e-30, 0, 0, 0]]), x)
+    assert tiny.tolist() == [[1, 0, 0, 0]]
+
+
+def test_steepest_l1_direction_avoids_coordinates_at_the_box() -> None:
+    x_adv = torch.tensor([[1.0, 0.5, 0.5]])
+    assert Threat("l1", 1.0).steepest(torch.tensor([[9.0, -2.0, 1.0]]), x_adv).tolist() == [[0, -1, 0]]
+
+
+@pytest.mark.parametrize(("norm", "mean"), [("linf", 5 / 6), ("l2", 5 / 6), ("l1", 5 / 6)])
+def test_random_points_are_uniform_in_the_ball(norm: str, mean: float) -> None:
+    # In d dimensions the distance of a uniform point of any norm's ball has mean d / (d + 1).
+    threat = Threat(norm, 2.0, -INF, INF)
+    x = torch.zeros(4000, 5)
+    distance = threat.distance(x, threat.random_point(x, example_generators(1, range(4000))))
+    assert distance.max() <= 2.0 + 1e-6
+    assert distance.mean().item() / 2 == pytest.approx(mean, abs=0.01)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_random_points_depend_on_their_own_generator_only(norm: str) -> None:
+    threat = Threat(norm, 0.3)
+    x = torch.rand(6, 2, 3)
+    together = threat.random_point(x, example_generators(7, range(6)))
+    alone = torch.cat([threat.random_point(x[[i]], example_generators(7, [i])) for i in reversed(range(6))])
+    assert torch.equal(together, alone.flip(0))
+    assert (together >= 0).all()
+    assert (together <= 1).all()
+    with pytest.raises(ValueError, match="6 examples need as many generators"):
+        threat.random_point(x, example_generators(7, range(5)))
+
+
+@settings(max_examples=30)
+@given(st.sampled_from(NORMS), st.floats(0, 2), st.integers(0, 2**31))
+def test_interval_holds_every_feasible_point(norm: str, eps: float, seed: int) -> None:
+    threat = Threat(norm, eps)
+    x = torch.rand(3, 4, generator=torch.Generator().manual_seed(seed))
+    lower, upper = threat.interval(x)
+    point = threat.random_point(x, example_generators(seed, range(3)))
+    assert (lower - 1e-6 <= point).all()
+    assert (point <= upper + 1e-6).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_covering_radius_is_the_distance_between_opposite_corners(norm: str) -> None:
+    threat = Threat(norm, 0.1, 0.0, 2.0)
+    corners = torch.zeros(1, 6), torch.full((1, 6), 2.0)
+    assert threat.covering_eps(6) == pytest.approx(threat.distance(*corners).item())
+    assert Threat(norm, 0.1, 0.0, INF).covering_eps(6) == INF
