@@ -7,8 +7,10 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import datasets  # noqa: F401  # these change the environment when first imported
 import numpy as np
 import pytest
+import sklearn.datasets  # noqa: F401
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from holdfast.component import Component
 # Runs on real data: they are collected only where the data are.
 collect_ignore = [] if os.environ.get("HOLDFAST_DATA") else ["test_real_data.py"]
 
-OTHERS = ("PYTEST", "TORCH", "TRITON")  # variables that these set for themselves
+OTHERS = ("PYTEST", "PYTORCH", "TORCH", "TRITON")  # variables that these set for themselves
 REFERENCE = Path(__file__).parent / "reference"
 torch.set_num_threads(1)
 

@@ -36,9 +36,10 @@ class BoundCertifier(Certifier, name="bounds"):
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, batch_size: int = 256
     ) -> Certificate:
         check_inputs(x, y, threat)
-        predictions, verified, radii, status = [], [], [], []
+        parts = [(torch.zeros_like(y[:0]), torch.zeros_like(y[:0]).bool(), torch.zeros_like(y[:0]).double())]
+        status: list[str] = []
         with frozen_eval(model):
-            for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True) if len(x) else ():
                 logits = predict(model, batch, batch_size)
                 check_logits(logits, labels)
                 prediction = logits.argmax(1)
@@ -46,21 +47,17 @@ class BoundCertifier(Certifier, name="bounds"):
                 lowest = bound(torch.full_like(batch.flatten(1)[:, 0], threat.eps))
                 right = prediction == labels
                 holds = right & (lowest > 0)  # NaN fails the comparison
-                predictions.append(prediction)
-                verified.append(holds)
-                radii.append(self._radius(bound, right, holds, threat, batch[0].numel()))
+                parts.append((prediction, holds, self._radius(bound, right, holds, threat)))
                 status += [
                     "error" if not math.isfinite(low) else "verified" if ok else "undecided" if hit else "wrong"
                     for low, ok, hit in zip(lowest.tolist(), holds.tolist(), right.tolist(), strict=True)
                 ]
-        if not predictions:
-            empty = torch.zeros_like(y)
-            return Certificate(empty, empty.bool(), empty.double(), [], "deterministic")
-        return Certificate(torch.cat(predictions), torch.cat(verified), torch.cat(radii), status, "deterministic")
+        prediction, verified, radius = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Certificate(prediction, verified, radius, status, "deterministic")
 
-    def _radius(self, bound: _MarginBound, right: Tensor, holds: Tensor, threat: Threat, dimensions: int) -> Tensor:
+    def _radius(self, bound: _MarginBound, right: Tensor, holds: Tensor, threat: Threat) -> Tensor:
         """The largest radius per example that was verified: doubled from eps, then bisected."""
-        cap = threat.covering_eps(dimensions)
+        cap = threat.covering_eps(bound.x[0].numel())
         unit = threat.eps or min(cap, 1.0)
         low = torch.where(holds, threat.eps, 0.0).double()  # verified
         high = torch.where(holds, torch.inf, threat.eps).to(low)  # tried in vain, or inf

@@ -94,7 +94,7 @@ def read_hub(
             f"put its parquet files in a folder {Path(folder).name!r} and name the folder above it in data.root "
             "or HOLDFAST_DATA"
         ) from fault
-    except datasets.exceptions.DatasetGenerationError as fault:
+    except (datasets.exceptions.DatasetGenerationError, ValueError) as fault:
         raise ValueError(f"{path or hub_id} cannot be read: {fault.__cause__ or fault}") from fault
     for split in splits:
         if split not in parts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +41,8 @@ def evaluate(
     images: Tensor,
     labels: Tensor,
     threat: Threat | str,
-    attacks: Sequence[Attack | str] = (),
-    certifiers: Sequence[Certifier | str] = (),
+    attacks: Sequence[Attack | str | Mapping[str, Any]] = (),
+    certifiers: Sequence[Certifier | str | Mapping[str, Any]] = (),
     *,
     audit: float = 0.1,
     seed: int = 0,
@@ -59,8 +59,8 @@ def evaluate(
         images: (N, ...) floating, in the threat's box.
         labels: (N,) integers in 0..K−1.
         threat: the threat model, or text such as ``"linf:8/255"``.
-        attacks: attacks or their names, each run on its own.
-        certifiers: certifiers or their names.
+        attacks: attacks, their names, or mappings with a name and settings; each run on its own.
+        certifiers: certifiers, likewise.
         audit: share of the certified examples that are attacked too, 0 to 1.
         seed: with the example's number it determines everything drawn for an example.
         on_progress: told of each finished stage: its name and how many examples it left standing.

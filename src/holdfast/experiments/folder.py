@@ -17,12 +17,12 @@ import torch
 import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from holdfast.component import explain, nearest
 from holdfast.experiments.experiment import Experiment
-from holdfast.files import whole_file, write_json, write_text
+from holdfast.files import whole_file, write_bytes, write_json, write_text
 from holdfast.models.model import Shape
 from holdfast.training.checkpoint import Checkpoint
 
@@ -100,8 +100,7 @@ class Run:
     def write_model(self, model: nn.Module, input_shape: Shape, num_classes: int) -> None:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         shape = {"input_shape": json.dumps(input_shape), "num_classes": json.dumps(num_classes)}
-        with whole_file(self.path / "model.safetensors") as temporary:
-            save_file(state, temporary, metadata=shape)
+        write_bytes(self.path / "model.safetensors", save(state, metadata=shape))
 
     def model(self) -> nn.Module:
         """The trained model in eval mode, on the CPU.

@@ -24,7 +24,7 @@ def sandwich_figure(curve: pd.DataFrame, threat: Threat, *, examples: int) -> Fi
     if certified.notna().all():
         axes.plot(curve["eps"], certified, color=BLUE, marker="^", ms=4, label="certified")
     axes.axhline(curve["standard"].iloc[0], color=BLACK, lw=0.8, ls=":", label="standard")
-    axes.axvline(threat.eps, color=BLACK, lw=0.8, ls="--", label=f"trained and tested at {threat}")
+    axes.axvline(threat.eps, color=BLACK, lw=0.8, ls="--", label=f"evaluated at {threat}")
     axes.set(
         xlim=(0, curve["eps"].max()),
         ylim=(0, 1.02),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from holdfast.files import whole_file
+from holdfast.files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class Checkpoint:
 
     def save(self, path: Path) -> None:
         """Write the file whole, or leave the previous one."""
-        with whole_file(path) as temporary:
-            torch.save(asdict(self), temporary)
+        buffer = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
+        torch.save(asdict(self), buffer)
+        write_bytes(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Checkpoint:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,23 @@ class _TrainingStep(nn.Module):
         return loss.total, loss.parts
 
 
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Operators that add in a fixed order, where torch has them; a warning where it has not."""
+    enabled, warn = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(enabled, warn_only=warn)
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
 def fit(
     model: nn.Module,
     images: ImageSet,
@@ -113,7 +131,7 @@ def fit(
     steps = math.ceil(len(images) / training.batch_size)
     total = training.epochs * steps
     reporter.train(training.epochs, steps, len(history))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _deterministic():
         for epoch in range(len(history), training.epochs):
             started = time.perf_counter()
             torch.manual_seed(mix_seed(seed, epoch))  # for Dropout and the like

@@ -1,0 +1,103 @@
+"""The contract of every registered certifier."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers import Trace, images, linear_model, linear_radius, small_cnn
+from torch import nn
+
+from holdfast import Threat
+from holdfast.attacks import PGD
+from holdfast.certify import Certifier
+
+NAMES = sorted(Certifier.registry)
+every_certifier = pytest.mark.parametrize("certifier", [Certifier.registry[n]() for n in NAMES], ids=NAMES)
+
+
+@every_certifier
+@pytest.mark.parametrize("norm", Threat.norms)
+def test_no_attack_breaks_what_is_certified(certifier: Certifier, norm: str) -> None:
+    model, (x, y) = small_cnn(), images(60)
+    threat = Threat(norm, 0.005)
+    certificate = certifier(model, x, y, threat)
+    assert certificate.verified.any()
+    assert not (certificate.verified & PGD(steps=20)(model, x, y, threat).success).any()
+    for row in certificate.verified.nonzero().squeeze(1)[:10].tolist():
+        radius = certificate.radius[row].item()
+        assert not PGD(steps=20)(model, x[[row]], y[[row]], Threat(norm, radius)).success.any()
+
+
+@every_certifier
+def test_the_parts_of_a_certificate_agree(certifier: Certifier) -> None:
+    model, (x, y), threat = small_cnn(), images(60), Threat("linf", 0.01)
+    certificate = certifier(model, x, y, threat)
+    right = certificate.prediction == y
+    assert torch.equal(certificate.prediction, model.eval()(x).argmax(1))
+    assert torch.equal(certificate.verified, torch.tensor([s == "verified" for s in certificate.status]))
+    assert torch.equal(~right, torch.tensor([s == "wrong" for s in certificate.status]))
+    assert (certificate.radius[certificate.verified] >= threat.eps).all()
+    assert (certificate.radius[right & ~certificate.verified] < threat.eps).all()
+    assert (certificate.radius[~right] == 0).all()
+    assert {"verified", "undecided", "wrong"} == set(certificate.status)
+
+
+@every_certifier
+def test_leaves_no_trace_and_the_split_changes_nothing(certifier: Certifier) -> None:
+    model, (x, y), threat = small_cnn().train(), images(30), Threat("linf", 0.01)
+    model[1].eval()
+    trace = Trace(model)
+    whole = certifier(model, x, y, threat)
+    trace.check()
+    split = certifier(model, x, y, threat, batch_size=7)
+    assert torch.equal(split.verified, whole.verified)
+    assert torch.allclose(split.radius, whole.radius, rtol=1e-3)
+    assert split.status == whole.status
+    assert certifier(model, x[:1], y[:1], threat).status == whole.status[:1]
+    assert certifier(model, x[:0], y[:0], threat).status == []
+
+
+@every_certifier
+def test_is_exact_for_a_linear_model_in_linf(certifier: Certifier) -> None:
+    model = linear_model().double()
+    x = torch.rand(20, 1, 2, 3, dtype=torch.float64)
+    y = model(x).argmax(1)
+    exact = linear_radius(model, x, y, "linf")
+    eps = 1.001 * exact.median().item()
+    certificate = certifier(model, x, y, Threat("linf", eps, -math.inf, math.inf))
+    assert torch.equal(certificate.verified, exact > eps)
+    assert (certificate.radius <= exact).all()
+    assert (exact - certificate.radius <= 0.011 * eps).all()
+
+
+@every_certifier
+def test_what_nothing_in_the_box_changes_has_infinite_radius(certifier: Certifier) -> None:
+    model = linear_model()
+    with torch.no_grad():
+        model[1].weight.mul_(1e-3)
+        model[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    x, y = torch.rand(4, 1, 2, 3), torch.zeros(4, dtype=torch.int64)
+    for norm in Threat.norms:
+        assert certifier(model, x, y, Threat(norm, 0.1)).radius.isinf().all()
+    assert certifier(model, x, y, Threat("linf", 0.0)).verified.all()
+
+
+@every_certifier
+def test_nonsense_is_never_verified(certifier: Certifier) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[1].weight.fill_(3e38)
+        model[1].bias.copy_(torch.tensor([1.0, 0.0]))
+        model[1].weight[1] = -3e38
+    x, y = torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64)
+    overflow = certifier(model, x, y, Threat("linf", 1.0))
+    assert overflow.status == ["error"]
+    assert not overflow.verified.any()
+    with torch.no_grad():
+        model[1].weight[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        certifier(model, x, y, Threat("linf", 0.1))
+    with pytest.raises(ValueError, match="box"):
+        certifier(small_cnn(), images(3)[0] + 1, images(3)[1], Threat("linf", 0.1))

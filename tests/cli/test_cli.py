@@ -1,0 +1,197 @@
+"""The program as a user meets it: help, table, exit codes, Ctrl-C, kill -9, a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from holdfast.cli import app
+from holdfast.experiments import Run
+
+TINY = [
+    "data.train_size=120",
+    "model={name: mlp, hidden: [16]}",
+    "training={epochs: 2, batch_size: 40}",
+    "evaluation.examples=60",
+    "evaluation.attacks=[{name: pgd, steps: 5}]",
+    "evaluation.curve_points=2",
+]
+PROGRAM = [sys.executable, "-c", "from holdfast.cli import main; main()"]
+
+
+def holdfast(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def last_line(result: Result) -> Path:
+    return Path(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["evaluate", "--help"], ["list", "--help"]])
+def test_help_imports_no_torch(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from holdfast.cli import app
+try:
+    app({arguments!r})
+except SystemExit as done:
+    assert done.code == 0
+heavy = {{"torch", "pandas", "numpy", "datasets", "lightning_fabric", "matplotlib"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+
+
+def test_train_prints_the_table_and_ends_with_the_folder(tmp_path: Path) -> None:
+    result = holdfast("train", "digits", *TINY, "--runs", tmp_path)
+    assert result.exit_code == 0, result.output
+    run = Run(last_line(result))
+    assert run.finished
+    for words in ("Standard", "PGD-5", "Certified (IBP, deterministic)", "/ 60", "95 % interval"):
+        assert words in result.stdout
+    assert "epoch 2/2  loss" in result.stderr
+    assert "certified" in result.stderr
+    standard = run.result["standard"]
+    assert f"{100 * standard:.1f} %" in result.stdout
+
+    again = holdfast("train", "digits", *TINY, "--runs", tmp_path)
+    assert again.exit_code == 0
+    assert "finished already" in again.stderr
+    assert again.stdout == result.stdout
+
+    evaluated = holdfast(
+        "evaluate", run.path, "--threat", "linf:8/255", "--attacks", "fgsm,pgd", "--certifiers", ""
+    )
+    assert evaluated.exit_code == 0, evaluated.output
+    assert json.loads((last_line(evaluated) / "result.json").read_text())["threat"] == "linf:8/255"
+    assert "FGSM" in evaluated.stdout
+    assert "Certified" not in evaluated.stdout
+
+    listed = holdfast("runs", "--runs", tmp_path)
+    assert run.path.name[:8] in listed.stdout
+    shown = holdfast("show", run.path.name, "--runs", tmp_path)
+    assert shown.stdout == result.stdout
+
+
+def test_list_and_show_tell_what_there_is() -> None:
+    everything = holdfast("list")
+    for name in ("digits", "mnist-ibp", "cnn-4c3f", "trades", "pgd", "bounds", "one-cycle"):
+        assert name in everything.stdout
+    assert "Zhang" in holdfast("list", "objectives").stdout
+    shown = holdfast("show", "trades").stdout
+    assert "beta" in shown
+    assert "Weight of the divergence" in shown
+    assert "threat: linf:0.1" in holdfast("show", "mnist-ibp").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "digit"], "'digit' is not a recipe; did you mean 'digits'"),
+        (["train", "digits", "objective.kapa=1"], "did you mean 'kappa'"),
+        (["train", "digits", "objective=ibpp"], "did you mean 'ibp'"),
+        (["train", "digits", "threat=linf:-0.1"], "eps must be ≥ 0"),
+        (["train", "digits", "threat=linf:much"], "fraction such as 8/255"),
+        (["train", "missing.yaml"], "no recipe file missing.yaml"),
+        (["train", "mnist-ibp", "data.root=/nowhere/at/all"], "/nowhere/at/all is not there"),
+        (["train", "digits", "--aagain"], "No such option"),
+        (["evaluate", "nothing"], "'nothing' is not a run folder"),
+        (["list", "atacks"], "did you mean 'attacks'"),
+        (["show", "nothing"], "'nothing' is not a run folder"),
+        (["train", "digits", "data.train_size=99999"], "1293 training images remain"),
+    ],
+)
+def test_bad_input_is_answered_with_2_and_nothing_is_written(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        result = holdfast(*arguments)
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_answered_with_2(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = holdfast("train", "digits", *TINY, "--runs", tmp_path / "file")
+    assert result.exit_code == 2
+    assert "file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def start(runs: Path, *more: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*PROGRAM, "train", "digits", *TINY, "training.epochs=400", *more, "--runs", str(runs)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+
+
+def wait_for_checkpoint(runs: Path, epochs: int = 3) -> Path:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for history in runs.glob("*/history.jsonl"):
+            if len(history.read_text().splitlines()) >= epochs:
+                return history.parent
+        time.sleep(0.01)
+    raise AssertionError("no checkpoint within a minute")
+
+
+def test_ctrl_c_keeps_the_state_and_says_so(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    folder = wait_for_checkpoint(tmp_path)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, errors
+    assert f"the state is kept in {folder}" in errors
+    assert "Traceback" not in errors
+    assert (folder / "checkpoint" / "last.pt").is_file()
+    assert not (folder / "result.json").exists()
+
+
+def test_kill_9_at_any_moment_resumes_to_the_same_result(tmp_path: Path) -> None:
+    overrides = [o for o in TINY if not o.startswith("training")] + ["training={epochs: 12, batch_size: 40}"]
+    straight = holdfast("train", "digits", *overrides, "--runs", tmp_path / "straight")
+    assert straight.exit_code == 0, straight.output
+    runs = tmp_path / "killed"
+    for epochs in (2, 5):
+        process = start(runs, "training={epochs: 12, batch_size: 40}")
+        wait_for_checkpoint(runs, epochs)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    resumed = holdfast("train", "digits", *overrides, "--runs", runs)
+    assert resumed.exit_code == 0, resumed.output
+    one, other = Run(last_line(straight)), Run(last_line(resumed))
+    assert one.examples.equals(other.examples)
+    assert list(one.history["loss"]) == list(other.history["loss"])
+    assert not [path for path in other.path.rglob(".*") if not path.name.startswith(".last")]
+
+
+def test_a_full_disk_stops_the_run_and_says_where_the_state_is(tmp_path: Path) -> None:
+    # A limit on the size of files stands for the disk: the small ones fit, the checkpoint does not.
+    overrides = " ".join(f"'{override}'" for override in TINY)
+    script = f"ulimit -f 8; exec {sys.executable} -c 'from holdfast.cli import main; main()'"
+    done = subprocess.run(
+        ["bash", "-c", f"{script} train digits {overrides} --runs {tmp_path}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "File too large" in done.stderr
+    assert "the state is kept in" in done.stderr
+    assert "Traceback" not in done.stderr
+    files = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(files) == ["environment.json", "experiment.yaml"]

@@ -1,0 +1,176 @@
+"""The sandwich: certified ≤ attacked on every example, and an alarm when not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import Trace, images, linear_model, linear_radius, small_cnn
+from torch import Tensor, nn
+
+from holdfast import Threat, evaluate
+from holdfast.attacks import FGSM, PGD, Attack
+from holdfast.certify import BoundCertifier, Certificate, Certifier, SoundnessError
+from holdfast.evaluation import proportion_interval, sandwich_curve
+
+THREAT = Threat("linf", 0.01)
+
+
+class Everything(Certifier):
+    """A wrong certifier: certifies whatever is right."""
+
+    name = "everything"
+    guarantee: str = "deterministic"
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, batch_size: int = 256
+    ) -> Certificate:
+        right = model.eval()(x).argmax(1) == y
+        status = ["verified" if ok else "wrong" for ok in right]
+        return Certificate(y.clone(), right, right.double() * threat.eps, status, self.guarantee)
+
+
+def test_the_table_and_the_summary_tell_the_same_story() -> None:
+    model, (x, y) = small_cnn(), images(80)
+    evaluation = evaluate(model, x, y, THREAT, ["fgsm", PGD(steps=10)], ["bounds"], audit=1.0)
+    table, summary = evaluation.table, evaluation.summary
+    assert len(table) == summary["examples"] == 80
+    assert table["correct"].mean() == summary["standard"]
+    assert (table["prediction"] == table["label"]).equals(table["correct"])
+    assert (~table["pgd.success"]).mean() == summary["attacked"]["pgd"]
+    assert table["bounds.verified"].mean() == summary["certified"]["bounds"]
+    assert summary["certified"]["bounds"] <= summary["attacked"]["pgd"] <= summary["standard"]
+    assert summary["bracket"]["attacked"] == (~(table["pgd.success"] | table["fgsm.success"])).mean()
+    assert summary["counts"]["standard"] == table["correct"].sum()
+    low, high = summary["intervals"]["standard"]
+    assert low < summary["standard"] < high
+    assert summary["threat"] == "linf:0.01"
+    assert not (table["bounds.verified"] & table["pgd.success"]).any()
+    assert table["pgd.success"][~table["correct"]].all()
+    assert (table["pgd.distance"][~table["correct"]] == 0).all()
+    assert np.isinf(table["pgd.distance"][~table["pgd.success"]]).all()
+    assert summary["passes"]["pgd"]["forwards"] == table["pgd.forwards"].sum() > 0
+
+
+def test_attacked_and_certified_accuracy_of_a_linear_model_equal_the_closed_form() -> None:
+    model = linear_model(classes=2).double()
+    x = torch.rand(200, 1, 2, 3, dtype=torch.float64)
+    y = torch.randint(0, 2, (200,))
+    exact = linear_radius(model, x, y, "linf")
+    free = Threat("linf", 0.1, -torch.inf, torch.inf)
+    assert ((exact - 0.1).abs() > 1e-4).all()
+    summary = evaluate(model, x, y, free, [PGD(steps=20)], [BoundCertifier()], audit=1.0).summary
+    truth = (exact > 0.1).double().mean().item()
+    assert summary["attacked"]["pgd"] == truth
+    assert summary["certified"]["bounds"] == truth
+    assert summary["standard"] == (exact > 0).double().mean().item()
+
+
+def test_what_is_certified_is_attacked_only_for_the_audit() -> None:
+    model, (x, y) = small_cnn(), images(80)
+    shares = []
+    for audit in (0.0, 0.5, 1.0):
+        table = evaluate(model, x, y, THREAT, [FGSM()], [BoundCertifier()], audit=audit).table
+        assert table["fgsm.attacked"][table["correct"] & ~table["bounds.verified"]].all()
+        assert not table["fgsm.attacked"][~table["correct"]].any()
+        shares.append(table["fgsm.attacked"][table["bounds.verified"]].mean())
+    assert shares[0] == 0
+    assert 0.2 < shares[1] < 0.8
+    assert shares[2] == 1
+
+
+def test_skipping_changes_no_verdict() -> None:
+    model, (x, y) = small_cnn(), images(80)
+    with_proofs = evaluate(model, x, y, THREAT, [PGD(steps=10)], [BoundCertifier()], audit=0.0)
+    without = evaluate(model, x, y, THREAT, [PGD(steps=10)])
+    assert with_proofs.table["pgd.success"].equals(without.table["pgd.success"])
+
+
+def test_a_wrong_certificate_rings_the_alarm_and_names_the_example() -> None:
+    model, (x, y) = small_cnn(), images(80)
+    threat = Threat("linf", 0.2)
+    with pytest.raises(
+        SoundnessError, match=r"example \d+ is certified by everything .* but pgd breaks it"
+    ) as caught:
+        evaluate(model, x, y, threat, [PGD(steps=10)], [Everything()], audit=1.0)
+    alarm = caught.value
+    assert torch.equal(alarm.x, x[alarm.example])
+    assert model.eval()(alarm.x_adv[None]).argmax() != y[alarm.example]
+    assert threat.distance(alarm.x[None], alarm.x_adv[None]).item() <= 0.2 + 1e-6
+
+
+@pytest.mark.parametrize("guarantee", ["estimate", "probabilistic(0.001)"])
+def test_only_deterministic_certificates_spare_examples_or_ring(guarantee: str) -> None:
+    model, (x, y) = small_cnn(), images(40)
+    evaluation = evaluate(model, x, y, Threat("linf", 0.2), [PGD(steps=5)], [Everything(guarantee=guarantee)])
+    assert evaluation.table["pgd.attacked"].equals(evaluation.table["correct"])
+    certified = evaluation.summary["bracket"]["certified"]
+    assert certified is None if guarantee == "estimate" else certified == evaluation.summary["standard"]
+
+
+def test_the_model_is_left_as_it_was_and_the_split_changes_nothing() -> None:
+    model, (x, y) = small_cnn().train(), images(30)
+    trace = Trace(model)
+    whole = evaluate(model, x, y, THREAT, ["pgd"], ["bounds"]).table
+    trace.check()
+    split = evaluate(model, x, y, THREAT, ["pgd"], ["bounds"], batch_size=7).table
+    assert whole["pgd.success"].equals(split["pgd.success"])
+    assert whole["bounds.status"].equals(split["bounds.status"])
+
+
+def test_attacks_or_certifiers_alone_will_do() -> None:
+    model, (x, y) = small_cnn(), images(20)
+    assert evaluate(model, x, y, THREAT).summary["bracket"] == {"certified": None, "attacked": None}
+    assert evaluate(model, x, y, "linf:8/255", ["fgsm"]).summary["certified"] == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threat": "linf:-1"}, "≥ 0"),
+        ({"attacks": ["pdg"]}, "did you mean 'pgd'"),
+        ({"certifiers": ["bonds"]}, "did you mean 'bounds'"),
+        ({"attacks": ["pgd", "pgd"]}, "listed twice"),
+        ({"audit": 2}, "audit is a share"),
+        ({"images": torch.zeros(0, 1, 8, 8), "labels": torch.zeros(0).long()}, "no examples"),
+        ({"images": torch.full((2, 1, 8, 8), 255.0), "labels": torch.zeros(2).long()}, "box is"),
+        ({"labels": torch.full((20,), 4)}, "label 4 does not fit a model of 4 classes"),
+    ],
+)
+def test_bad_input_is_refused(change: dict[str, object], message: str) -> None:
+    x, y = images(20)
+    arguments = {"images": x, "labels": y, "threat": THREAT, "attacks": [], "certifiers": [], **change}
+    with pytest.raises(ValueError, match=message):
+        evaluate(small_cnn(), **arguments)  # type: ignore[arg-type]
+
+
+def test_intervals_are_wilsons() -> None:
+    # Newcombe (1998), table I: 15 of 148 gives 0.0624 to 0.1605; no successes of 20 give 0 to 0.1611.
+    assert proportion_interval(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert proportion_interval(0, 20) == pytest.approx((0, 0.1611), abs=5e-5)
+    assert proportion_interval(0, 0) == (0, 1)
+
+
+def test_the_curve_agrees_with_the_table_at_its_own_radius() -> None:
+    model, (x, y) = small_cnn(), images(80)
+    threat, attacks = Threat("linf", 0.03), [PGD(steps=10)]  # 0.03 in float32 is less than 0.03
+    for eps in (0.03, 0.1):  # and 0.1 in float32 is more
+        threat = threat.with_eps(eps)
+        evaluation = evaluate(model, x, y, threat, attacks, [BoundCertifier()], audit=1.0)
+        curve = sandwich_curve(model, x, y, threat, evaluation, attacks, [eps])
+        assert curve["attacked"][0] == evaluation.summary["attacked"]["pgd"]
+        assert curve["certified"][0] == evaluation.summary["certified"]["bounds"]
+
+
+def test_the_curve_falls_and_never_crosses() -> None:
+    model, (x, y) = small_cnn(), images(80)
+    attacks: list[Attack] = [PGD(steps=10)]
+    evaluation = evaluate(model, x, y, THREAT, attacks, [BoundCertifier()])
+    radii = np.linspace(0, 0.1, 11).tolist()
+    curve = sandwich_curve(model, x[:50], y[:50], THREAT, evaluation, attacks, radii)
+    assert (curve["certified"] <= curve["attacked"]).all()
+    assert (curve["attacked"] <= curve["standard"]).all()
+    assert (curve[["attacked", "certified"]].diff().dropna() <= 0).all(axis=None)
+    assert curve["attacked"].iloc[0] == curve["standard"].iloc[0] == evaluation.table["correct"][:50].mean()
+    nothing = evaluate(model, x, y, THREAT)
+    assert sandwich_curve(model, x, y, THREAT, nothing, [], [0.1])[["attacked", "certified"]].isna().all(axis=None)

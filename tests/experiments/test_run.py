@@ -1,0 +1,190 @@
+"""A run from recipe to folder: complete, never repeated, resumable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from holdfast import evaluate, load, train
+from holdfast.bounds import UnsupportedOperator
+from holdfast.certify import BoundCertifier, Certificate, Certifier, SoundnessError
+from holdfast.data import load_data
+from holdfast.experiments import Experiment, Run, evaluate_run, find_run, resolve
+from holdfast.models import Model
+from holdfast.training import Reporter, TrainingDiverged
+
+TINY = (
+    "data.train_size=120",
+    "model={name: mlp, hidden: [16]}",
+    "training={epochs: 2, batch_size: 40}",
+    "evaluation.examples=60",
+    "evaluation.attacks=[{name: pgd, steps: 5}]",
+    "evaluation.curve_points=2",
+)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train("digits", *TINY, runs=tmp_path_factory.mktemp("runs"))
+
+
+def test_the_folder_holds_everything(tiny: Run) -> None:
+    names = {str(path.relative_to(tiny.path)) for path in tiny.path.rglob("*") if path.is_file()}
+    assert names == {
+        "experiment.yaml",
+        "environment.json",
+        "history.jsonl",
+        "examples.parquet",
+        "result.json",
+        "model.safetensors",
+        "checkpoint/last.pt",
+        "figures/sandwich.png",
+        "figures/sandwich.pdf",
+        "figures/sandwich.csv",
+    }
+    assert tiny.path.name == tiny.experiment.identity == resolve("digits", TINY).identity
+    assert tiny.finished
+    result = tiny.result
+    assert {"standard", "attacked", "certified", "examples", "threat", "seconds"} <= set(result)
+    assert result["examples"] == 60
+    assert 0 <= result["certified"]["bounds"] <= result["attacked"]["pgd"] <= result["standard"] <= 1
+    assert result["seconds"] > 0
+    assert result["peak_memory_bytes"] > 1e6
+    assert list(tiny.history["epoch"]) == [1, 2]
+    assert {"loss", "validation_standard", "validation_attacked", "validation_certified"} <= set(tiny.history)
+    assert json.loads((tiny.path / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+
+
+def test_the_numbers_can_be_had_again_from_the_folder(tiny: Run) -> None:
+    model, experiment = load(tiny.path), tiny.experiment
+    assert not model.training
+    x, y = load_data("digits").test.batch(slice(60))
+    settings = experiment.evaluation
+    again = evaluate(model, x, y, experiment.threat, settings.attacks, settings.certifiers, seed=experiment.seed)
+    assert again.table.equals(tiny.examples)
+
+
+def test_a_finished_run_is_not_repeated_unless_asked(tiny: Run) -> None:
+    before = (tiny.path / "result.json").stat().st_mtime_ns
+    weights = (tiny.path / "model.safetensors").read_bytes()
+    assert train("digits", *TINY, runs=tiny.path.parent) == tiny
+    assert (tiny.path / "result.json").stat().st_mtime_ns == before
+    train("digits", *TINY, runs=tiny.path.parent, again=True)
+    assert (tiny.path / "result.json").stat().st_mtime_ns > before
+    assert len((tiny.path / "model.safetensors").read_bytes()) == len(weights)
+
+
+class Stop(Reporter):
+    """Stops a run after an epoch, as a power cut would."""
+
+    def epoch(self, record: dict[str, object]) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_run_cut_off_goes_on_to_the_same_result(tiny: Run, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train("digits", *TINY, runs=tmp_path, reporter=Stop())
+    run = Run(tmp_path / tiny.path.name)
+    assert not run.finished
+    with pytest.raises(FileNotFoundError, match="no trained model yet"):
+        load(run.path)
+    resumed = train("digits", *TINY, runs=tmp_path)
+    assert resumed.examples.equals(tiny.examples)
+    assert list(resumed.history["loss"]) == list(tiny.history["loss"])
+    for ours, theirs in zip(load(resumed.path).parameters(), load(tiny.path).parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_evaluating_again_gets_a_folder_of_its_own(tiny: Run) -> None:
+    run = evaluate_run(tiny.path, "threat=linf:0.05", "evaluation.attacks=[fgsm]")
+    assert run.path.parent == tiny.path / "evaluations"
+    assert run.result["threat"] == "linf:0.05"
+    assert list(run.result["attacked"]) == ["fgsm"]
+    assert run.result["certified"]["bounds"] >= tiny.result["certified"]["bounds"]
+    assert evaluate_run(tiny.path.name[:6], "threat=linf:0.05", "evaluation.attacks=[fgsm]", runs=tiny.path.parent)
+    with pytest.raises(ValueError, match="would change the training"):
+        evaluate_run(tiny.path, "objective=trades")
+    with pytest.raises(ValueError, match="did you mean 'pgd'"):
+        evaluate_run(tiny.path, "evaluation.attacks=[pdg]")
+
+
+def test_runs_are_found_by_path_name_or_beginning(tiny: Run) -> None:
+    assert find_run(tiny.path, Path("elsewhere")) == tiny
+    assert find_run(tiny.path.name[:5], tiny.path.parent) == tiny
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        find_run("nothing", tiny.path.parent)
+
+
+def test_damaged_files_are_named(tiny: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    for name in ("experiment.yaml", "model.safetensors"):
+        (run.path / name).write_bytes((tiny.path / name).read_bytes())
+    assert isinstance(load(run.path), nn.Module)
+    (run.path / "experiment.yaml").write_text("data: 3\n")
+    with pytest.raises(ValueError, match=r"experiment\.yaml cannot be read: data:"):
+        load(run.path)
+    (run.path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
+        load(run.path)
+
+
+def test_a_damaged_checkpoint_stops_a_run_before_it_starts(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train("digits", *TINY, runs=tmp_path, reporter=Stop())
+    checkpoint = next(tmp_path.glob("*/checkpoint/last.pt"))
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"cannot be read .*delete it to start anew"):
+        train("digits", *TINY, runs=tmp_path)
+
+
+class Wavy(Model):
+    """A network whose bounds nobody knows."""
+
+    name = "wavy"
+
+    def layers(self, input_shape: tuple[int, int, int], num_classes: int) -> list[nn.Module]:
+        class Sine(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.sin(x)
+
+        return [nn.Flatten(), nn.Linear(64, num_classes), Sine()]
+
+
+def changed(**parts: object) -> Experiment:
+    return resolve("digits", TINY).model_copy(update=parts)
+
+
+def test_what_cannot_be_certified_fails_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedOperator, match=r"'2' \(sin\)"):
+        train(changed(model=Wavy()), runs=tmp_path)
+    with pytest.raises(FileNotFoundError, match="not there"):
+        train("mnist-ibp", f"data.root={tmp_path / 'gone'}", runs=tmp_path)
+    with pytest.raises(ValueError, match="train_size=100000"):
+        train("digits", "data.train_size=100000", runs=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged, match="the loss is"):
+        train("digits", *TINY, "optimizer={name: sgd, lr: 1e30}", "schedule=constant", runs=tmp_path)
+    assert not list(tmp_path.glob("*/result.json"))
+
+
+def test_the_alarm_keeps_the_example_that_rang_it(tmp_path: Path) -> None:
+    class TooSure(BoundCertifier):
+        def __call__(self, model, x, y, threat, **more) -> Certificate:  # type: ignore[no-untyped-def,override]
+            sure = super().__call__(model, x, y, threat.with_eps(0.0), **more)
+            return sure if len(x) == 60 else super().__call__(model, x, y, threat, **more)
+
+    certifiers: list[Certifier] = [TooSure()]
+    experiment = changed()
+    evaluation = experiment.evaluation.model_copy(update={"certifiers": certifiers, "audit": 1.0})
+    with pytest.raises(SoundnessError, match="is certified by bounds"):
+        train(changed(evaluation=evaluation), runs=tmp_path)
+    assert list(tmp_path.glob("*/alarm.npz"))
+    assert not list(tmp_path.glob("*/result.json"))

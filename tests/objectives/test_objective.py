@@ -1,0 +1,87 @@
+"""The contract of every registered objective."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import images, small_cnn
+
+from holdfast import Threat
+from holdfast.objectives import Objective, Progress
+
+NAMES = sorted(Objective.registry)
+every_objective = pytest.mark.parametrize("objective", [Objective.registry[n]() for n in NAMES], ids=NAMES)
+THREAT = Threat("linf", 0.1)
+PROGRESS = Progress(3, 10, seed=1)
+
+
+@every_objective
+def test_a_step_is_reproducible_and_lowers_the_loss(objective: Objective) -> None:
+    x, y = images(32)
+    model = small_cnn().train()
+    model[5].p = 0.0  # without Dropout noise, so that the loss before and after compare
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    before = objective.loss(model, x, y, THREAT, PROGRESS).total
+    fresh = small_cnn().train()
+    fresh[5].p = 0.0
+    assert torch.equal(before, objective.loss(fresh, x, y, THREAT, PROGRESS).total)
+    for _ in range(5):
+        optimizer.zero_grad()
+        objective.loss(model, x, y, THREAT, PROGRESS).total.backward()
+        optimizer.step()
+    assert objective.loss(model, x, y, THREAT, PROGRESS).total < before
+
+
+@every_objective
+def test_modes_and_gradients_are_left_alone(objective: Objective) -> None:
+    x, y = images(8)
+    model = small_cnn().train()
+    model[5].eval()
+    modes = [module.training for module in model.modules()]
+    before = x.clone()
+    loss = objective.loss(model, x, y, THREAT, PROGRESS)
+    assert [module.training for module in model.modules()] == modes
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert torch.equal(x, before)
+    assert loss.total.requires_grad
+    assert not any(part.requires_grad for part in loss.parts.values())
+    assert all(part.dim() == 0 for part in loss.parts.values())
+
+
+@every_objective
+def test_batch_norm_sees_one_training_forward(objective: Objective) -> None:
+    x, y = images(8)
+    model = small_cnn().train()
+    objective.loss(model, x, y, THREAT, PROGRESS)
+    assert model[1].num_batches_tracked == 1
+    model.eval()
+    objective.loss(model, x, y, THREAT, PROGRESS)
+    assert model[1].num_batches_tracked == 1
+
+
+@every_objective
+@pytest.mark.parametrize("norm", Threat.norms)
+def test_what_it_trains_on_lies_in_the_threat_set(objective: Objective, norm: str) -> None:
+    x, y = images(8)
+    threat = Threat(norm, {"linf": 0.1, "l2": 0.5, "l1": 3.0}[norm])
+    loss = objective.loss(small_cnn().train(), x, y, threat, PROGRESS)
+    assert torch.isfinite(loss.total)
+    if loss.x_adv is not None:
+        assert (threat.distance(x, loss.x_adv) <= threat.eps + 1e-5).all()
+        assert loss.x_adv.min() >= 0
+        assert loss.x_adv.max() <= 1
+        assert not torch.equal(loss.x_adv, x)
+
+
+@every_objective
+def test_without_a_radius_every_objective_is_natural_training(objective: Objective) -> None:
+    x, y = images(16)
+    model = small_cnn().eval()
+    natural = torch.nn.functional.cross_entropy(model(x), y)
+    loss = objective.loss(model, x, y, Threat("linf", 0.0), Progress.end())
+    assert loss.total.item() == pytest.approx(natural.item(), abs=1e-5)
+
+
+def test_progress_ends_at_one() -> None:
+    assert Progress(0, 4).fraction == 0
+    assert Progress.end().fraction == 1
