@@ -75,18 +75,19 @@ class _TrainingStep(nn.Module):
 @contextlib.contextmanager
 def _deterministic() -> Iterator[None]:
     """Operators that add in a fixed order, where torch has them; a warning where it has not."""
+    memory: Any = torch.utils.deterministic
     enabled, warn = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fill = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        memory.fill_uninitialized_memory = fill
 
 
 def fit(
@@ -138,6 +139,7 @@ def fit(
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mix_seed(seed, epoch, 1)))
             model.train()
             sums: dict[str, Tensor] = {}
+            counts: dict[str, int] = {}  # a part may be absent from some steps
             for number, indices in enumerate(order.split(training.batch_size)):
                 step = epoch * steps + number
                 lr = optimizer.lr * schedule.factor(step, total)
@@ -156,8 +158,9 @@ def fit(
                 reporter.step(loss)
                 for name, value in {"loss": loss.detach(), **parts}.items():
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(indices)
+                    counts[name] = counts.get(name, 0) + len(indices)
             record: dict[str, Any] = {"epoch": epoch + 1, "step": (epoch + 1) * steps, "lr": lr}
-            record |= {name: value.item() / len(images) for name, value in sums.items()}
+            record |= {name: value.item() / counts[name] for name, value in sums.items()}
             record["train_seconds"] = time.perf_counter() - started
             if validate and ((epoch + 1) % training.validate_every == 0 or epoch + 1 == training.epochs):
                 record |= validate(model)
