@@ -88,6 +88,7 @@ def test_single_non_contiguous_and_border_inputs(attack: Attack) -> None:
     straight = attack(model, turned.contiguous(), y, Threat("linf", 0.1))
     assert torch.equal(attack(model, turned, y, Threat("linf", 0.1)).x_adv, straight.x_adv)
     assert len(attack(model, x[:1], y[:1], Threat("linf", 0.1)).x_adv) == 1
+    assert len(attack(model, x[:0], y[:0], Threat("linf", 0.1)).x_adv) == 0
     assert torch.equal(attack(model, x, y, Threat("linf", 0.0)).x_adv, x)
     black = torch.zeros_like(x)
     assert (attack(model, black, y, Threat("l2", 1.0)).x_adv >= 0).all()

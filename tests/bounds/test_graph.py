@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from holdfast import Threat
 from holdfast.attacks import PGD
-from holdfast.bounds import Monotone, UnsupportedOperator, bound_outputs, register, trace
+from holdfast.bounds import Monotone, UnsupportedOperator, batch_statistics, bound_outputs, register, trace
 from holdfast.bounds.rules import MODULES
 
 
@@ -180,3 +180,9 @@ def test_what_a_trace_could_get_silently_wrong_is_refused() -> None:
             return super().forward(x) if x.sum() > 0 else super().forward(-x)
 
     refused(DataDependent(), "cannot be traced")
+
+    model, (x, _) = ControlFlow().train(), images(4)
+    with batch_statistics(model) as statistics:
+        model(x)
+    with pytest.raises(UnsupportedOperator, match="batch statistics of ControlFlow"):
+        trace(model, x, statistics)

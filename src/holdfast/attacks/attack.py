@@ -66,9 +66,12 @@ class Attack(Component, family="attacks"):
         numbers = torch.arange(len(x)) if indices is None else torch.as_tensor(indices)
         with frozen_eval(model):
             x = x.detach()
-            logits = predict(model, x, batch_size)
-            check_logits(logits, y)
-            standing = (logits.argmax(1) == y).nonzero().squeeze(1)
+            right = torch.zeros_like(y, dtype=torch.bool)
+            if len(x):
+                logits = predict(model, x, batch_size)
+                check_logits(logits, y)
+                right = logits.argmax(1) == y
+            standing = right.nonzero().squeeze(1)
             ascent = self.perturb(
                 model, x[standing], y[standing], threat, seed, numbers[standing.cpu()], batch_size
             )

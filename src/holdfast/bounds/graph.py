@@ -58,6 +58,11 @@ def trace(model: nn.Module, x: Tensor, statistics: Statistics | None = None) -> 
         except UnsupportedOperator:
             raise
         except Exception as fault:  # whatever a foreign forward does to symbolic values
+            if statistics:
+                raise UnsupportedOperator(
+                    f"bounds on the batch statistics of {type(model).__name__} need a forward that torch.fx can "
+                    f"trace: {fault}"
+                ) from fault
             root, inputs = _export(model, sample, fault)
             calls = root.graph
     normaliser = _Normaliser(root, calls, sample, statistics or {})

@@ -36,7 +36,7 @@ class ProgressLine:
     def train(self, epochs: int, steps: int, finished: int) -> None:
         if finished:
             self.stage(f"goes on after epoch {finished} of {epochs}")
-        columns = ("epoch {task.fields[epoch]}", BarColumn(24), "{task.fields[text]}", TimeRemainingColumn())
+        columns = ("epoch {task.fields[epoch]}", BarColumn(12), TimeRemainingColumn(), "{task.fields[text]}")
         if self.console.is_terminal:
             self._bar = Progress(
                 *[TextColumn(c) if isinstance(c, str) else c for c in columns], console=self.console, transient=True

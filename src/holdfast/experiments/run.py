@@ -181,7 +181,6 @@ def _evaluate(
         raise
     run.write_examples(evaluation.table)
     if settings.curve_points and threat.eps > 0:
-        reporter.stage("sandwich curve")
         radii = np.linspace(0, 2 * threat.eps, settings.curve_points + 1).tolist()
         rows = slice(settings.curve_examples)
         curve = sandwich_curve(
@@ -197,6 +196,7 @@ def _evaluate(
         )
         figure = sandwich_figure(curve, threat, examples=min(settings.curve_examples, len(labels)))
         save_figure(figure, run.path / "figures" / "sandwich", curve)
+        reporter.stage(f"figure {run.path / 'figures' / 'sandwich.png'}")
     result: dict[str, Any] = {
         **evaluation.summary,
         "seconds": seconds + time.perf_counter() - started,
