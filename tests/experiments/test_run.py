@@ -147,12 +147,12 @@ class Wavy(Model):
 
     name = "wavy"
 
-    def layers(self, input_shape: tuple[int, int, int], num_classes: int) -> list[nn.Module]:
+    def network(self, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
         class Sine(nn.Module):
             def forward(self, x: Tensor) -> Tensor:
                 return torch.sin(x)
 
-        return [nn.Flatten(), nn.Linear(64, num_classes), Sine()]
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), Sine())
 
 
 def changed(**parts: object) -> Experiment:

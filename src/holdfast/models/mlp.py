@@ -17,9 +17,9 @@ class MLP(Model, name="mlp"):
     hidden: list[PositiveInt] = [256, 256]
     """Widths of the hidden layers."""
 
-    def layers(self, input_shape: Shape, num_classes: int) -> list[nn.Module]:
+    def network(self, input_shape: Shape, num_classes: int) -> nn.Module:
         widths = [math.prod(input_shape), *self.hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for width, following in pairwise(widths):
             layers += [nn.Linear(width, following), nn.ReLU()]
-        return [*layers, nn.Linear(widths[-1], num_classes)]
+        return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))

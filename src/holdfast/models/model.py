@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, Self
 
 from pydantic import Field
 from torch import nn
@@ -29,26 +31,47 @@ class Model(Component, family="models"):
     normalize: Normalization | None = Field(default=None)
     """Normalisation as the first layer; none by default."""
 
-    @abstractmethod
-    def layers(self, input_shape: Shape, num_classes: int) -> list[nn.Module]:
-        """The network's layers, in order."""
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        """As every component, and ``timm:NAME`` or ``package.module:factory`` in the place of a name."""
+        settings = {"name": value} if isinstance(value, str) else value
+        if isinstance(settings, Mapping) and ":" in str(settings.get("name")):
+            source, _, name = str(settings["name"]).partition(":")
+            own = (
+                {"name": "timm", "architecture": name}
+                if source == "timm"
+                else {"name": "factory", "path": f"{source}:{name}"}
+            )
+            settings = {**settings, **own}
+        return super().parse(settings)
 
-    def build(self, input_shape: Shape, num_classes: int) -> nn.Sequential:
+    @abstractmethod
+    def network(self, input_shape: Shape, num_classes: int) -> nn.Module:
+        """The network behind the normalisation, freshly initialised."""
+
+    def build(self, input_shape: Shape, num_classes: int) -> nn.Module:
         """A freshly initialised network for images (C, H, W).
+
+        With a normalisation it is a Sequential of ``normalize`` and ``network``, the bare network otherwise.
 
         Raises:
             ValueError: the images are too small for the network, or the normalisation has other channels.
         """
-        first: list[nn.Module] = []
-        if self.normalize:
-            if len(self.normalize.mean) != input_shape[0]:
-                raise ValueError(f"normalize has {len(self.normalize.mean)} channels, the images {input_shape[0]}")
-            first = [Normalize(self.normalize.mean, self.normalize.std)]
-        return nn.Sequential(*first, *self.layers(input_shape, num_classes))
+        if self.normalize is None:
+            return self.network(input_shape, num_classes)
+        if len(self.normalize.mean) != input_shape[0]:
+            raise ValueError(f"normalize has {len(self.normalize.mean)} channels, the images {input_shape[0]}")
+        first = Normalize(self.normalize.mean, self.normalize.std)
+        network = self.network(input_shape, num_classes)
+        return nn.Sequential(OrderedDict(normalize=first, network=network))
 
 
 def build(name: str, *, input_shape: Shape, num_classes: int, **settings: Any) -> nn.Module:
     """A freshly initialised network: ``build("cnn-4c3f", input_shape=(1, 28, 28), num_classes=10)``.
+
+    Args:
+        name: a registered model, ``timm:NAME``, or ``package.module:factory``.
+        settings: those of the model's component.
 
     Raises:
         ValueError: unknown name or setting.

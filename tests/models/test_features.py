@@ -1,0 +1,47 @@
+"""The penultimate features of any module."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import Trace, images, small_cnn
+from torch import Tensor, nn
+
+from holdfast.models import build, features
+
+
+def test_they_are_what_the_last_linear_layer_reads() -> None:
+    model, (x, _) = small_cnn().eval(), images(5)
+    trace = Trace(model)
+    found = features(model)(x)
+    trace.check()
+    assert torch.equal(found.features, model[:6](x))
+    assert torch.equal(found.logits, model(x))
+    assert found.head is model[6]
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_last_means_last_in_the_forward_not_in_the_module() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body, self.unused = nn.Linear(5, 2), nn.Linear(4, 5), nn.Linear(1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x).relu())
+
+    model = Backwards()
+    assert features(model)(torch.rand(3, 4)).head is model.head
+
+
+@pytest.mark.parametrize(("name", "width"), [("vgg11-bn", 512), ("preact-resnet18", 512), ("cnn002", 200)])
+def test_of_known_networks(name: str, width: int) -> None:
+    model = build(name, input_shape=(3, 32, 32), num_classes=3).eval()
+    assert features(model)(torch.rand(2, 3, 32, 32)).features.shape == (2, width)
+
+
+def test_modules_without_a_classifier_are_refused() -> None:
+    with pytest.raises(ValueError, match="calls no linear layer"):
+        features(nn.ReLU())(torch.rand(2, 3))
+    with pytest.raises(ValueError, match="not one vector per example"):
+        features(nn.Linear(3, 2))(torch.rand(2, 5, 3))
