@@ -20,7 +20,7 @@ from holdfast.objectives import Objective, Progress
 from holdfast.threat import Threat
 from holdfast.training.checkpoint import Checkpoint
 from holdfast.training.engine import RunningEngine
-from holdfast.training.optimizers import Optimizer
+from holdfast.training.optimizers import Optimizer, set_rate
 from holdfast.training.schedules import Schedule
 
 
@@ -121,7 +121,7 @@ def fit(
     """
     reporter = reporter or Reporter()
     images = images.to(engine.device)
-    torch_optimizer = optimizer.build(model.parameters())
+    torch_optimizer = optimizer.build(model)
     step_module, torch_optimizer = engine.prepare(_TrainingStep(model, objective, threat), torch_optimizer)
     history: list[dict[str, Any]] = []
     if resume is not None:
@@ -143,8 +143,7 @@ def fit(
             for number, indices in enumerate(order.split(training.batch_size)):
                 step = epoch * steps + number
                 lr = optimizer.lr * schedule.factor(step, total)
-                for group in torch_optimizer.param_groups:
-                    group["lr"] = lr
+                set_rate(torch_optimizer, lr, schedule.momentum(step, total))
                 x, y = images.batch(indices)
                 loss, parts = step_module(x, y, step, total, seed)
                 if not torch.isfinite(loss):

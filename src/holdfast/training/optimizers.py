@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import nn
 
 from holdfast.component import Component
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 class Optimizer(Component, family="optimizers"):
@@ -19,20 +22,22 @@ class Optimizer(Component, family="optimizers"):
     """Learning rate for the mean loss of a batch, at the schedule's factor 1."""
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay."""
+    decay_norm_and_bias: bool = True
+    """Whether biases and the parameters of normalisation layers decay as well."""
 
     @abstractmethod
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The torch optimiser of these parameters."""
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The torch optimiser of these groups of parameters."""
 
-
-class Adam(Optimizer, name="adam"):
-    """Adam (Kingma & Ba, 2015)."""
-
-    lr: PositiveFloat = 1e-3
-    """Learning rate for the mean loss of a batch, at the schedule's factor 1."""
-
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=self.lr, weight_decay=self.weight_decay)
+    def build(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The torch optimiser of a model's parameters."""
+        spared = {id(p) for p in _norms_and_biases(model)} if not self.decay_norm_and_bias else set()
+        decaying = [p for p in model.parameters() if id(p) not in spared]
+        groups: list[dict[str, Any]] = [{"params": decaying, "weight_decay": self.weight_decay}]
+        if spared:
+            rest = [p for p in model.parameters() if id(p) in spared]
+            groups.append({"params": rest, "weight_decay": 0.0})
+        return self.create(groups)
 
 
 class SGD(Optimizer, name="sgd"):
@@ -45,7 +50,66 @@ class SGD(Optimizer, name="sgd"):
     nesterov: bool = False
     """Nesterov's momentum."""
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
-            parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
-        )
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, self.lr, self.momentum, nesterov=self.nesterov)
+
+
+class Adam(Optimizer, name="adam"):
+    """Adam (Kingma & Ba, 2015)."""
+
+    lr: PositiveFloat = 1e-3
+    """Learning rate for the mean loss of a batch, at the schedule's factor 1."""
+
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(groups, self.lr)
+
+
+class AdamW(Optimizer, name="adamw"):
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019)."""
+
+    lr: PositiveFloat = 1e-3
+    """Learning rate for the mean loss of a batch, at the schedule's factor 1."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Weight decay."""
+
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, self.lr)
+
+
+class NAdam(Optimizer, name="nadam"):
+    """Adam with Nesterov's momentum (Dozat, 2016)."""
+
+    lr: PositiveFloat = 2e-3
+    """Learning rate for the mean loss of a batch, at the schedule's factor 1."""
+
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.NAdam(groups, self.lr)
+
+
+class RMSprop(Optimizer, name="rmsprop"):
+    """RMSprop (Hinton, 2012)."""
+
+    lr: PositiveFloat = 1e-2
+    """Learning rate for the mean loss of a batch, at the schedule's factor 1."""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Momentum."""
+
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.RMSprop(groups, self.lr, momentum=self.momentum)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None) -> None:
+    """The learning rate of all groups and, where given, their momentum (Adam's β₁)."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if momentum is not None and "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        elif momentum is not None:
+            group["momentum"] = momentum
+
+
+def _norms_and_biases(model: nn.Module) -> Iterator[nn.Parameter]:
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "bias" or isinstance(module, NORMS):
+                yield parameter
