@@ -39,6 +39,32 @@ def test_frozen_eval_restores_after_an_exception() -> None:
     trace.check()
 
 
+def test_labels_of_any_integer_kind_become_int64() -> None:
+    assert (
+        check_inputs(torch.rand(2, 3), torch.tensor([1, 2], dtype=torch.uint8), Threat("linf", 0)).dtype
+        == torch.int64
+    )
+
+
+def test_a_model_that_changes_its_input_changes_nobodys_images() -> None:
+    class Halving(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x *= 0.5
+            return x.flatten(1)[:, :4]
+
+    x, _ = images(5)
+    before = x.clone()
+    assert torch.equal(predict(Halving(), x), 0.5 * before.flatten(1)[:, :4])
+    assert torch.equal(x, before)
+    with pytest.raises(ValueError, match=r"expected a tensor of logits .* gave tuple"):
+        predict(_Pair(), x)
+
+
+class _Pair(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
 def test_predict_is_the_model_whatever_the_batch_size() -> None:
     model = small_cnn().eval()
     x, _ = images(7)
@@ -60,6 +86,8 @@ def test_generators_depend_on_seed_and_number_only() -> None:
     [
         (torch.rand(8), torch.zeros(8).long(), "batch"),
         (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2).long(), "divide uint8 images by 255"),
+        (torch.rand(2, 3).half(), torch.zeros(2).long(), "float32 or float64"),
+        (torch.rand(2, 3).bfloat16(), torch.zeros(2).long(), "float32 or float64"),
         (torch.rand(2, 3), torch.zeros(3).long(), "2 integer labels"),
         (torch.rand(2, 3), torch.zeros(2), "integer labels"),
         (torch.rand(2, 3), torch.zeros(2).bool(), "integer labels"),
@@ -80,7 +108,9 @@ def test_answers_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="expected logits"):
         check_logits(torch.zeros(2, 3, 1), torch.tensor([0, 1]))
     with pytest.raises(FloatingPointError, match="not finite for example 1 of 2"):
-        check_logits(torch.tensor([[0.0], [torch.nan]]), torch.tensor([0, 0]))
+        check_logits(torch.tensor([[0.0, 1.0], [torch.nan, 0.0]]), torch.tensor([0, 0]))
+    with pytest.raises(ValueError, match="K ≥ 2 classes"):
+        check_logits(torch.zeros(2, 1), torch.tensor([0, 0]))
 
 
 def test_device_of_a_module_without_parameters_is_the_cpu() -> None:

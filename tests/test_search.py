@@ -81,6 +81,28 @@ def test_passes_are_counted_and_finished_examples_leave() -> None:
     assert found.x[2] == 1.0
 
 
+def test_a_budget_is_the_same_for_every_batch() -> None:
+    # Example 5 would need one step more than it has; finished neighbours once kept it in the batch for more.
+    x = torch.zeros(100, 1)
+    threat = Threat("linf", 1.0, -INF, INF)
+    goal = torch.full((100,), 0.05)
+    goal[5] = 0.55
+
+    def function(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return points[:, 0], points[:, 0] >= goal[rows]
+
+    def run(batch_size: int):
+        return ascend(
+            function, x, threat, steps=5, step_size=0.1, start=lambda rows, _: x[rows], batch_size=batch_size
+        )
+
+    for batch_size in (1, 7, 60, 100):
+        found = run(batch_size)
+        assert not found.finished[5]
+        assert found.forwards.tolist() == [6 if i == 5 else 2 for i in range(100)]
+        assert found.backwards.tolist() == [5 if i == 5 else 1 for i in range(100)]
+
+
 def test_the_best_point_of_all_restarts_is_kept() -> None:
     # Two hills: only the second restart starts on the higher one.
     def hills(points: Tensor, rows: Tensor) -> tuple[Tensor, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -30,6 +31,12 @@ def test_text_reads_back_exactly(norm: str, eps: float) -> None:
     assert Threat.parse(threat.serialise()) == threat
 
 
+@pytest.mark.parametrize("box", [(-INF, INF), (0.0, INF), (-1.0, 1.0)])
+def test_any_box_survives_json(box: tuple[float, float]) -> None:
+    threat = Threat("l2", 8 / 255, *box)
+    assert Threat.parse(json.loads(json.dumps(threat.serialise(), allow_nan=False))) == threat
+
+
 def test_text_is_what_one_would_write() -> None:
     assert str(Threat("linf", 8 / 255)) == "linf:8/255"
     assert str(Threat("l2", 0.2)) == "l2:0.2"
@@ -49,6 +56,8 @@ def test_text_is_what_one_would_write() -> None:
         ({"norm": "linf", "eps": 1, "hihg": 2}, "did you mean 'high'"),
         ({"norm": "linf", "eps": 1, "low": 1, "high": 0}, "empty"),
         ({"norm": "linf", "eps": True}, "number"),
+        ({"norm": ["linf"], "eps": 1}, "not a norm"),
+        ({"norm": "linf", "eps": 1, "low": None}, "number"),
         (3, "norm:eps"),
     ],
 )

@@ -14,13 +14,11 @@ import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
-    Field,
     GetCoreSchemaHandler,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -49,10 +47,6 @@ def parse_number(value: object) -> float:
     if not math.isfinite(value):
         raise ValueError(f"expected a finite number, given {value!r}")
     return float(value)
-
-
-Radius = Annotated[float, BeforeValidator(parse_number), Field(ge=0)]
-"""A non-negative length in input units; fractions such as ``8/255`` are legal."""
 
 
 class Settings(BaseModel):
@@ -99,7 +93,7 @@ class Component(Settings):
                 f"expected the name of one of the {cls.family} or a mapping with a name, given {value!r}"
             )
         name = settings["name"]
-        if name not in cls.registry:
+        if not isinstance(name, str) or name not in cls.registry:
             raise ValueError(f"{name!r} is not one of the {cls.family}; {nearest(name, cls.registry)}")
         member: Self = cls.registry[name].model_validate({k: v for k, v in settings.items() if k != "name"})
         return member

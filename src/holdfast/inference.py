@@ -60,24 +60,29 @@ def device_of(model: nn.Module) -> torch.device:
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
     """Logits (N, K) of the model as it stands, in batches, without gradient."""
-    return torch.cat([model(batch) for batch in x.split(batch_size)])
+    logits = [model(batch.clone()) for batch in x.split(batch_size)]  # clones, for modules that change their input
+    if not all(isinstance(part, Tensor) for part in logits):
+        raise ValueError(f"expected a tensor of logits (N, K), the model gave {type(logits[0]).__name__}")
+    return torch.cat(logits)
 
 
-def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> None:
-    """Refuse what no classifier in [low, high] should be asked about.
+def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    """The labels as int64; refuses what no classifier in [low, high] should be asked about.
 
     Raises:
-        ValueError: not a floating batch (N, ...); NaN or inf; outside the box; labels not (N,) integers ≥ 0.
+        ValueError: not a batch (N, ...) of float32 or float64; NaN or inf; outside the box; labels not (N,)
+            integers ≥ 0. Half precision is refused: what it rounds away is larger than a certificate's margin.
     """
-    if x.dim() < 2 or not x.is_floating_point():
+    if x.dim() < 2 or x.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"expected a floating batch (N, ...) of inputs, given {tuple(x.shape)} of {x.dtype}"
+            f"expected a batch (N, ...) of float32 or float64 inputs, given {tuple(x.shape)} of {x.dtype}"
             + ("; divide uint8 images by 255" if x.dtype == torch.uint8 else "")
         )
     if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(f"expected {len(x)} integer labels (N,), given {tuple(y.shape)} of {y.dtype}")
+    y = y.long()
     if len(x) == 0:
-        return
+        return y
     if not torch.isfinite(x).all():
         raise ValueError("inputs hold NaN or inf")
     smallest, largest = x.min().item(), x.max().item()
@@ -88,6 +93,7 @@ def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> None:
         )
     if y.min() < 0:
         raise ValueError(f"labels must be ≥ 0, given {y.min().item()}")
+    return y
 
 
 def check_logits(logits: Tensor, y: Tensor) -> None:
@@ -97,8 +103,9 @@ def check_logits(logits: Tensor, y: Tensor) -> None:
         ValueError: wrong shape, or a label ≥ K.
         FloatingPointError: NaN or inf, naming the first example.
     """
-    if logits.dim() != 2 or len(logits) != len(y):
-        raise ValueError(f"expected logits (N, K) for {len(y)} inputs, the model gave {tuple(logits.shape)}")
+    if logits.dim() != 2 or len(logits) != len(y) or logits.shape[1] < 2:
+        given = tuple(logits.shape)
+        raise ValueError(f"expected logits (N, K) of K ≥ 2 classes for {len(y)} inputs, the model gave {given}")
     if len(y) and y.max() >= logits.shape[1]:
         raise ValueError(f"label {y.max().item()} does not fit a model of {logits.shape[1]} classes")
     finite = torch.isfinite(logits).all(1)

@@ -79,23 +79,24 @@ def ascend(
         while len(rows):
             points.requires_grad_(bool((age < steps).any()))
             with torch.enable_grad():
-                values, done = function(points, rows)
+                values, done = function(points.clone(), rows)  # a clone, for modules that change their input
+            # An example that is done may stay in the batch for a while, but nothing more is made of it.
+            live = ~finished[rows] & (age <= steps)
             scores = values.detach()
-            if not torch.isfinite(scores).all():
+            if not torch.isfinite(scores[live]).all():
                 raise FloatingPointError("the function under ascent is NaN or inf")
-            done = torch.zeros_like(finished[rows]) if done is None else done
-            forwards[rows] += 1
+            done = live & done if done is not None else torch.zeros_like(live)
+            forwards[rows] += live
 
-            # A finished example may stay in the batch for a while; what was found for it stands.
-            better = ~finished[rows] & (done | (scores > value[rows]))
+            better = live & (done | (scores > value[rows]))
             best[rows[better]] = points.detach()[better]
             value[rows[better]] = scores[better]
             finished[rows] |= done
 
-            going = ~finished[rows] & (age < steps)
+            going = live & ~done & (age < steps)
             if going.any():
                 gradient = _gradient(values, points)
-                backwards[rows] += 1
+                backwards[rows] += going
                 points = points.detach()
                 points = threat.project(x[rows], points + step_size * threat.steepest(gradient, points))
             points, age = points.detach(), age + 1
@@ -125,7 +126,7 @@ def climb(function: Function, x: Tensor, threat: Threat, *, steps: int, step_siz
     for _ in range(steps):
         points.requires_grad_(True)
         with torch.enable_grad():
-            values = function(points, rows)[0]
+            values = function(points.clone(), rows)[0]
         gradient = _gradient(values, points)
         points = points.detach()
         points = threat.project(x, points + step_size * threat.steepest(gradient, points))

@@ -131,15 +131,16 @@ class Threat:
     norms: ClassVar[tuple[str, ...]] = tuple(_NORMS)
 
     def __post_init__(self) -> None:
-        if self.norm not in _NORMS:
+        if not isinstance(self.norm, str) or self.norm not in _NORMS:
             raise ValueError(f"{self.norm!r} is not a norm; {nearest(self.norm, _NORMS)}")
         object.__setattr__(self, "eps", parse_number(self.eps))
         if self.eps < 0:
             raise ValueError(f"eps must be ≥ 0, given {self.eps}")
         for side in ("low", "high"):
             value = getattr(self, side)
-            if not (isinstance(value, int | float) and math.isinf(value)):
-                object.__setattr__(self, side, parse_number(value))
+            infinite = str(value).strip().lower() in ("inf", "-inf", ".inf", "-.inf")
+            number = float(str(value).replace(".inf", "inf")) if infinite else parse_number(value)
+            object.__setattr__(self, side, number)
         if not self.low < self.high:
             raise ValueError(f"the box [{self.low}, {self.high}] is empty")
 
@@ -160,8 +161,7 @@ class Threat:
                     raise ValueError(f"unknown key {key!r} of a threat; {nearest(key, fields)}")
             if missing := {"norm", "eps"} - set(value):
                 raise ValueError(f"a threat needs {' and '.join(sorted(missing))}, given {dict(value)!r}")
-            box = {side: float(value[side]) for side in ("low", "high") if side in value}
-            return cls(value["norm"], parse_number(value["eps"]), **box)
+            return cls(**value)
         raise ValueError(f"expected norm:eps such as linf:8/255, given {value!r}")
 
     def __str__(self) -> str:
@@ -172,7 +172,10 @@ class Threat:
 
     def serialise(self) -> str | dict[str, Any]:
         """What ``parse`` reads back: text where the box is [0, 1], a mapping otherwise."""
-        return str(self) if (self.low, self.high) == (0, 1) else dataclasses.asdict(self)
+        if (self.low, self.high) == (0, 1):
+            return str(self)
+        # JSON has no infinity, so an open side is written as text.
+        return {k: str(v) if v in (math.inf, -math.inf) else v for k, v in dataclasses.asdict(self).items()}
 
     def with_eps(self, eps: float) -> Threat:
         """The same threat at another radius."""

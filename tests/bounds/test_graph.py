@@ -69,6 +69,31 @@ class Subclass(Residual):
         self.block = self.Standardised(4, 4, 3, padding=1)
 
 
+class Broadcasting(Residual):
+    """A constant map added to pooled features: the radius must spread with the values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Parameter(torch.randn(1, 4, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).mean((2, 3), keepdim=True) + self.map
+        return self.head(self.block(x).mean((2, 3)))
+
+
+class ByOtherNames(Residual):
+    """Calls by keyword, a matrix product, a clamp, a negation, an auxiliary branch that is not used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(input=x, weight=self.stem.weight, padding=1)
+        x = -torch.cat(tensors=[x.clamp(min=0), x], dim=1)[:, :4]
+        x *= 0.5
+        x = x.mean((2, 3))
+        answer = F.linear(input=x @ self.head.weight.T, weight=self.head.weight)
+        self.head(x)
+        return answer
+
+
 class Transposing(Residual):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.body(x).permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2).mean(2).contiguous())
@@ -76,7 +101,10 @@ class Transposing(Residual):
 
 @pytest.mark.parametrize(
     "kind",
-    [Residual, ConcatenatingMean, ControlFlow, TwiceTheSame, Subclass, Transposing],
+    [
+        *[Residual, ConcatenatingMean, ControlFlow, TwiceTheSame, Subclass, Transposing],
+        *[Broadcasting, ByOtherNames],
+    ],
     ids=lambda k: k.__name__,
 )
 def test_foreign_modules_are_bounded_soundly_and_exactly_at_a_point(kind: type[nn.Module]) -> None:
@@ -88,6 +116,10 @@ def test_foreign_modules_are_bounded_soundly_and_exactly_at_a_point(kind: type[n
     assert torch.allclose(upper, model(x), atol=1e-5)
     lower, upper = bound_outputs(model, x, threat)
     for seed in range(5):
+        points = threat.project(x, x + threat.eps * torch.randn(x.shape).sign())
+        for point in (points, PGD(steps=5)(model, x, y, threat, seed=seed).x_adv):
+            assert (lower - 1e-5 <= model(point)).all()
+            assert (model(point) <= upper + 1e-5).all()
         logits = model(PGD(steps=5)(model, x, y, threat, seed=seed).x_adv)
         assert (lower - 1e-5 <= logits).all()
         assert (logits <= upper + 1e-5).all()
@@ -152,7 +184,45 @@ def test_what_a_trace_could_get_silently_wrong_is_refused() -> None:
             x = self.stem(x)
             return self.head((torch.relu_(x) + x).mean((2, 3)))
 
-    refused(InPlace(), "do not reproduce its output")
+    refused(InPlace(), "in place on a value that is read again")
+
+    class Accumulating(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.stem(x)
+            skip = h
+            h += F.relu(self.block(h))
+            return self.head((h - skip).mean((2, 3)))
+
+    refused(Accumulating(), "in place on a value that is read again")
+
+    class InPlaceOfAView(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.stem(x)
+            F.relu_(h.flatten(1))
+            return self.head(h.mean((2, 3)))
+
+    refused(InPlaceOfAView(), "do not reproduce its output")
+
+    class AlwaysDropping(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.dropout(self.body(x), 0.001).mean((2, 3)))
+
+    refused(AlwaysDropping(), "drops in eval mode too")
+
+    class OfTheBatchSize(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.ones(x.shape))
+
+    refused(OfTheBatchSize(), "size of the batch")
+
+    class FirstExamples(ControlFlow):
+        def forward(self, x: Tensor) -> Tensor:
+            assert x.shape[1] == 1
+            return Residual.forward(self, x[: len(x)])
+
+    refused(FirstExamples(), "selects among the examples")
+    refused(nn.Sequential(nn.AvgPool2d(8, divisor_override=-2), nn.Flatten(), nn.Linear(1, 4)), "divisor -2")
+    refused(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softplus(threshold=0)), "jumps down")
 
     class AcrossTheBatch(Residual):
         def forward(self, x: Tensor) -> Tensor:

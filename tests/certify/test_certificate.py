@@ -85,6 +85,19 @@ def test_what_nothing_in_the_box_changes_has_infinite_radius(certifier: Certifie
 
 
 @every_certifier
+def test_an_infinite_margin_is_no_proof(certifier: Certifier) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.copy_(torch.tensor([3e38, -3e38]))
+    x, y = torch.zeros(1, 1, 1, 1), torch.zeros(1, dtype=torch.int64)
+    certificate = certifier(model, x, y, Threat("linf", 0.0))
+    assert certificate.status == ["error"]
+    assert not certificate.verified.any()
+    assert certificate.radius.item() == 0
+
+
+@every_certifier
 def test_nonsense_is_never_verified(certifier: Certifier) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     with torch.no_grad():

@@ -83,6 +83,24 @@ def test_train_prints_the_table_and_ends_with_the_folder(tmp_path: Path) -> None
     assert shown.stdout == result.stdout
 
 
+def test_damaged_runs_are_named_and_do_not_hide_the_others(tmp_path: Path) -> None:
+    assert holdfast("train", "digits", *TINY, "--runs", tmp_path).exit_code == 0
+    run = next(tmp_path.iterdir())
+    for name, text in (("a", ""), ("b", "data: 3")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "experiment.yaml").write_text(text)
+    listed = holdfast("runs", "--runs", tmp_path)
+    assert listed.exit_code == 0
+    assert run.name[:6] in listed.stdout
+    assert listed.stdout.count(" damaged ") == 2
+    for text in ("{", "null"):
+        (run / "result.json").write_text(text)
+        for command in (["train", "digits", *TINY], ["show", run.name]):
+            shown = holdfast(*command, "--runs", tmp_path)
+            assert shown.exit_code == 2
+            assert "result.json cannot be read" in shown.stderr
+
+
 def test_list_and_show_tell_what_there_is() -> None:
     everything = holdfast("list")
     for name in ("digits", "mnist-ibp", "cnn-4c3f", "trades", "pgd", "bounds", "one-cycle"):
@@ -109,6 +127,10 @@ def test_list_and_show_tell_what_there_is() -> None:
         (["list", "atacks"], "did you mean 'attacks'"),
         (["show", "nothing"], "'nothing' is not a run folder"),
         (["train", "digits", "data.train_size=99999"], "1293 training images remain"),
+        (["train", "digits", "data.validation=0.0001"], "none may be empty"),
+        (["train", "digits", "objective.name=[1]"], "is not one of the objectives"),
+        (["train", "digits", "threat={norm: [x], eps: 1}"], "is not a norm"),
+        (["train", "digits", "threat.low=null"], "expected a number"),
     ],
 )
 def test_bad_input_is_answered_with_2_and_nothing_is_written(

@@ -146,10 +146,46 @@ def test_damaged_data_are_named(cache: Path) -> None:
         Hub(id=str(folder)).load()
 
 
+def test_palettes_are_colours_and_labels_are_whole_numbers(cache: Path) -> None:
+    colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]], np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(colours).quantize(4).save(buffer, "png")
+    rows = pd.DataFrame({"image": [{"bytes": buffer.getvalue(), "path": None}] * 10, "label": [0] * 10})
+    for split in ("train", "test"):
+        (cache / "palette").mkdir(exist_ok=True)
+        rows.to_parquet(cache / "palette" / f"{split}-00000-of-00001.parquet")
+    images = load_data(str(cache / "palette")).test.images
+    assert torch.equal(images[0], torch.from_numpy(colours).permute(2, 0, 1))
+    for labels in ([0.7] * 10, [None] * 10):
+        rows.assign(label=labels).to_parquet(cache / "palette" / "train-00000-of-00001.parquet")
+        with pytest.raises(ValueError, match=r"does not hold integer labels|cannot be read"):
+            load_data(str(cache / "palette"))
+
+
+def test_no_part_may_be_empty_and_parts_must_be_alike(cache: Path) -> None:
+    for share in (0.0001, 0.9999):
+        with pytest.raises(ValueError, match="none may be empty"):
+            load_data("digits", validation=share)
+    write_parquet(cache / "odd", np.zeros((10, 4, 4), np.uint8), [0] * 10)
+    rows = pd.DataFrame({"image": [{"bytes": png(np.zeros((5, 5), np.uint8)), "path": None}], "label": [0]})
+    rows.to_parquet(cache / "odd" / "test-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="they must be alike"):
+        load_data(str(cache / "odd"))
+
+
+def test_a_stray_folder_of_the_name_is_not_the_data(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cache / "mnist").mkdir()
+    (cache / "mnist" / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.chdir(cache)
+        with pytest.raises(FileNotFoundError, match="was not found"):
+            load_data("mnist")
+
+
 def test_image_sets_refuse_what_they_are_not() -> None:
     images, labels = torch.zeros(2, 1, 3, 3, dtype=torch.uint8), torch.tensor([0, 1])
-    with pytest.raises(ValueError, match="expected uint8 images"):
-        ImageSet(images.float(), labels, ("a", "b"))
+    with pytest.raises(ValueError, match="expected uint8 or float32 images"):
+        ImageSet(images.double(), labels, ("a", "b"))
     with pytest.raises(ValueError, match="expected 2 int64 labels"):
         ImageSet(images, labels[:1], ("a", "b"))
     with pytest.raises(ValueError, match="labels run from 0 to 1, but there are 1 classes"):

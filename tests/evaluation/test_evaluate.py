@@ -99,6 +99,20 @@ def test_a_wrong_certificate_rings_the_alarm_and_names_the_example() -> None:
     assert threat.distance(alarm.x[None], alarm.x_adv[None]).item() <= 0.2 + 1e-6
 
 
+def test_an_attack_nearer_than_a_certified_radius_rings_too() -> None:
+    class TooFar(BoundCertifier):
+        """Certifies nothing at eps, but claims radii that are too large."""
+
+        def __call__(self, model, x, y, threat, **more) -> Certificate:  # type: ignore[no-untyped-def,override]
+            honest = super().__call__(model, x, y, threat, **more)
+            nothing = torch.zeros_like(honest.verified)
+            return Certificate(honest.prediction, nothing, honest.radius + 1.0, honest.status, "deterministic")
+
+    model, (x, y) = small_cnn(), images(80)
+    with pytest.raises(SoundnessError, match="certified by bounds up to 1"):
+        evaluate(model, x, y, Threat("linf", 0.2), [PGD(steps=10)], [TooFar()])
+
+
 @pytest.mark.parametrize("guarantee", ["estimate", "probabilistic(0.001)"])
 def test_only_deterministic_certificates_spare_examples_or_ring(guarantee: str) -> None:
     model, (x, y) = small_cnn(), images(40)
@@ -106,6 +120,8 @@ def test_only_deterministic_certificates_spare_examples_or_ring(guarantee: str) 
     assert evaluation.table["pgd.attacked"].equals(evaluation.table["correct"])
     certified = evaluation.summary["bracket"]["certified"]
     assert certified is None if guarantee == "estimate" else certified == evaluation.summary["standard"]
+    curve = sandwich_curve(model, x, y, Threat("linf", 0.2), evaluation, [PGD(steps=5)], [0.1])
+    assert curve["certified"].isna().all()
 
 
 def test_the_model_is_left_as_it_was_and_the_split_changes_nothing() -> None:

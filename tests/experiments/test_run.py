@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -164,6 +165,8 @@ def test_what_cannot_be_certified_fails_before_anything_is_written(tmp_path: Pat
         train(changed(model=Wavy()), runs=tmp_path)
     with pytest.raises(FileNotFoundError, match="not there"):
         train("mnist-ibp", f"data.root={tmp_path / 'gone'}", runs=tmp_path)
+    with pytest.raises(ValueError, match=r"outside|box is"):
+        train("digits", "threat={norm: linf, eps: 0.1, low: 0.5, high: 1}", *TINY, runs=tmp_path)
     with pytest.raises(ValueError, match="train_size=100000"):
         train("digits", "data.train_size=100000", runs=tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -173,6 +176,32 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match="the loss is"):
         train("digits", *TINY, "optimizer={name: sgd, lr: 1e30}", "schedule=constant", runs=tmp_path)
     assert not list(tmp_path.glob("*/result.json"))
+
+
+def test_a_threat_without_a_box_runs_and_reads_back(tmp_path: Path) -> None:
+    box = "threat={norm: linf, eps: 0.1, low: -.inf, high: .inf}"
+    run = train("digits", *TINY, box, runs=tmp_path)
+    assert run.experiment.threat.low == -np.inf
+    assert run.experiment.identity == run.path.name
+
+
+def test_an_evaluation_that_cannot_be_writes_nothing(tiny: Run, tmp_path: Path) -> None:
+    before = sorted(tiny.path.rglob("*"))
+    with pytest.raises(ValueError, match="box is"):
+        evaluate_run(tiny.path, "threat={norm: linf, eps: 0.1, low: 0.5, high: 1}")
+    assert sorted(tiny.path.rglob("*")) == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train("digits", *TINY, runs=tmp_path, reporter=Stop())
+    path = next(tmp_path.glob("*/checkpoint/last.pt"))
+    for change in ({"model": {}}, {"history": None}, {"model": 3}):
+        checkpoint = torch.load(path, weights_only=True)
+        torch.save({**checkpoint, **change}, path)
+        with pytest.raises(ValueError, match="delete it to start anew"):
+            train("digits", *TINY, runs=tmp_path)
+        torch.save(checkpoint, path)
 
 
 def test_the_alarm_keeps_the_example_that_rang_it(tmp_path: Path) -> None:
@@ -186,5 +215,8 @@ def test_the_alarm_keeps_the_example_that_rang_it(tmp_path: Path) -> None:
     evaluation = experiment.evaluation.model_copy(update={"certifiers": certifiers, "audit": 1.0})
     with pytest.raises(SoundnessError, match="is certified by bounds"):
         train(changed(evaluation=evaluation), runs=tmp_path)
-    assert list(tmp_path.glob("*/alarm.npz"))
+    (alarm,) = tmp_path.glob("*/alarm.npz")
+    with np.load(alarm) as kept:
+        assert kept["part"] == "test"
+        assert kept["x"].shape == kept["x_adv"].shape == (1, 8, 8)
     assert not list(tmp_path.glob("*/result.json"))

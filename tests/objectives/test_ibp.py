@@ -71,6 +71,26 @@ def test_batch_norm_uses_the_clean_batch_for_both_passes() -> None:
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+def test_a_batch_norm_that_is_called_twice_is_refused() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm2d(1), nn.Linear(64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.norm(2 * self.norm(x)).flatten(1))
+
+    x, y = images(8)
+    with pytest.raises(ValueError, match="called twice"):
+        IBP().loss(Twice().train(), x, y, Threat("linf", 0.1), Progress.end())
+
+
+def test_probabilities_are_refused() -> None:
+    x, _ = images(8)
+    with pytest.raises(ValueError, match="no mixup"):
+        IBP().loss(small_cnn(), x, torch.full((8, 4), 0.25), Threat("linf", 0.1), Progress.end())
+
+
 def test_the_same_step_gives_the_same_gradient_bit_for_bit_with_threads() -> None:
     # Indexing the last weight by the label once added its gradient in whatever order the threads came.
     model, (x, y) = small_cnn(batch_norm=False), images(256)

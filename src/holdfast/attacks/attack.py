@@ -62,7 +62,7 @@ class Attack(Component, family="attacks"):
             ValueError: inputs or labels that make no sense (see ``check_inputs``).
             FloatingPointError: the model answers with NaN or inf.
         """
-        check_inputs(x, y, threat)
+        y = check_inputs(x, y, threat)
         numbers = torch.arange(len(x)) if indices is None else torch.as_tensor(indices)
         with frozen_eval(model):
             x = x.detach()

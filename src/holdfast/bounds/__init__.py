@@ -20,7 +20,7 @@ from holdfast.bounds.operators import (
     UnsupportedOperator,
 )
 from holdfast.bounds.rules import register
-from holdfast.bounds.specification import clean_margins, interval_margins, margin_rows
+from holdfast.bounds.specification import interval_margins, margin_rows
 from holdfast.component import nearest
 from holdfast.inference import check_inputs
 from holdfast.threat import Threat
@@ -41,7 +41,6 @@ __all__ = [
     "batch_statistics",
     "bound_margins",
     "bound_outputs",
-    "clean_margins",
     "interval_margins",
     "margin_rows",
     "propagate",
@@ -61,7 +60,7 @@ def bound_outputs(model: nn.Module, x: Tensor, threat: Threat, method: str = "ib
         UnsupportedOperator: the model holds an operator without a bound rule.
     """
     check_method(method)
-    check_inputs(x, torch.zeros(len(x), dtype=torch.int64), threat)
+    check_inputs(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), threat)
     logits = propagate(trace(model, x), Interval.between(*threat.interval(x)))
     return logits.lower, logits.upper
 
@@ -72,7 +71,7 @@ def bound_margins(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, method
     An example whose bounds are all positive is certified. Otherwise as ``bound_outputs``.
     """
     check_method(method)
-    check_inputs(x, y, threat)
+    y = check_inputs(x, y, threat)
     return interval_margins(trace(model, x), Interval.between(*threat.interval(x)), y)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator as python
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from holdfast.bounds.rules import FUNCTIONS, MODULES, Argument, Call, batch_norm
 from holdfast.inference import eval_mode
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_TAKE_INPLACE = {"relu", "relu6", "leaky_relu", "hardtanh", "elu", "dropout"}
 _SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "__len__"}
 
 Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
@@ -50,7 +52,7 @@ def trace(model: nn.Module, x: Tensor, statistics: Statistics | None = None) -> 
         UnsupportedOperator: an operator without a bound rule, by module path and name; or a module whose
             normalised form does not reproduce its own output.
     """
-    sample = x[:2].detach()
+    sample = x[:2].detach().clone()
     with eval_mode(model), torch.no_grad():
         try:
             root, calls = model, _Tracer().trace(model)
@@ -68,13 +70,32 @@ def trace(model: nn.Module, x: Tensor, statistics: Statistics | None = None) -> 
     normaliser = _Normaliser(root, calls, sample, statistics or {})
     with eval_mode(model):
         normaliser.run(*inputs)
-        graph = Graph(normaliser.nodes)
+        graph = Graph(normaliser.nodes[: normaliser.last])
         if statistics is None:
             _check(graph, model, sample)
     return graph
 
 
+class _Proxy(fx.Proxy):
+    """Writes ``h += x`` down as what it is; fx by itself would take it for ``h = h + x``."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", python.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", python.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", python.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", python.itruediv, (self, other), {})
+
+
 class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type_before_parametrizations(m) in MODULES or super().is_leaf_module(m, module_qualified_name)
 
@@ -105,6 +126,8 @@ class _Normaliser(fx.Interpreter):
         self.sample, self.statistics = sample, statistics
         self.nodes: list[Node] = []
         self.value_of: dict[fx.Node, int] = {}
+        self.order = {node: number for number, node in enumerate(calls.nodes)}
+        self.last = 0
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "output":
@@ -118,6 +141,8 @@ class _Normaliser(fx.Interpreter):
         sources = [leaf for leaf in leaves if isinstance(leaf, fx.Node) and leaf in self.value_of]
         if sources and not _asks_for_shape(n):
             try:
+                if self._is_in_place(n) and any(self.order[user] > self.order[n] for user in sources[0].users):
+                    raise UnsupportedOperator("it works in place on a value that is read again later")
                 operator = self._operator(n, value)
                 if isinstance(operator, Affine | Monotone) and len(sources) > 1:
                     raise UnsupportedOperator("more than one of its arguments depends on the input")
@@ -128,6 +153,15 @@ class _Normaliser(fx.Interpreter):
             self.nodes.append(Node(operator, tuple(self.value_of[s] for s in sources), _place(n)))
             self.value_of[n] = len(self.nodes)
         return value
+
+    def _is_in_place(self, n: fx.Node) -> bool:
+        """Whether a call also changes what later calls read under the old name."""
+        if n.op == "call_module":
+            return bool(getattr(self.fetch_attr(str(n.target)), "inplace", False))
+        name = (str(n.target) if n.op == "call_method" else getattr(n.target, "__name__", "")).split(".")[0]
+        named = name.endswith("_") and not name.endswith("__")
+        asked = bool(n.kwargs.get("inplace")) or (name in _TAKE_INPLACE and any(a is True for a in n.args[1:]))
+        return named or asked or n.target in (python.iadd, python.isub, python.imul, python.itruediv)
 
     def _operator(self, n: fx.Node, value: Any) -> Operator:
         if n.op == "call_module":
@@ -152,8 +186,9 @@ class _Normaliser(fx.Interpreter):
     def _output(self, n: fx.Node) -> Any:
         result = n.args[0]
         result = result[0] if isinstance(result, tuple | list) and len(result) == 1 else result
-        if not isinstance(result, fx.Node) or self.value_of.get(result) != len(self.nodes):
+        if not isinstance(result, fx.Node) or not self.value_of.get(result):
             raise UnsupportedOperator("the module does not end in one tensor of logits computed from its input")
+        self.last = self.value_of[result]
         return self.env[result]
 
 
@@ -178,11 +213,23 @@ def _remedy(name: str) -> str:
 
 
 def _check(graph: Graph, model: nn.Module, sample: Tensor) -> None:
-    """The graph at a single point must be the module: a hook, an alias or a wrong rule shows here."""
+    """The graph at single points must be the module: a hook, an alias or a wrong rule shows here.
+
+    The points are the sample and others scattered around it, in a batch of another size.
+    """
     from holdfast.bounds.interval import Interval, propagate
 
+    generator = torch.Generator().manual_seed(0)
+    scattered = sample[:1] + torch.randn(6, *sample.shape[1:], generator=generator).to(sample)
+    points = torch.cat([sample, scattered])
     with torch.no_grad():
-        logits, traced = model(sample), propagate(graph, Interval.point(sample)).centre
+        logits = model(points.clone())
+        try:
+            traced = propagate(graph, Interval.point(points)).centre
+        except RuntimeError as fault:
+            raise UnsupportedOperator(
+                f"{type(model).__name__} computes something from the size of the batch: {fault}"
+            ) from fault
     if traced.shape != logits.shape or not torch.allclose(
         traced, logits, rtol=1e-3, atol=1e-3 * _size(logits), equal_nan=True
     ):
@@ -206,6 +253,8 @@ def batch_statistics(model: nn.Module) -> Iterator[Statistics]:
 
     def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if module.training:
+            if module in statistics:
+                raise UnsupportedOperator("a BatchNorm that is called twice has no single batch statistics")
             x = args[0]
             dims = [0, *range(2, x.dim())]
             statistics[module] = (x.mean(dims), x.var(dims, correction=0))

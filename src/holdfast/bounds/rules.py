@@ -98,9 +98,11 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
     nn.ELU: lambda module: _non_negative_slope(module.alpha, module),
     Normalize: _normalize,
     **dict.fromkeys([nn.Conv1d, nn.Conv2d], _convolution),
-    **dict.fromkeys([nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus], Monotone),
+    nn.Softplus: lambda module: _softplus(module),
+    nn.AvgPool2d: lambda module: _average_pool_module(module),
+    **dict.fromkeys([nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Sigmoid, nn.Tanh], Monotone),
     **dict.fromkeys([nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d], Monotone),
-    **dict.fromkeys([nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d], positive),
+    **dict.fromkeys([nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d], positive),
     **dict.fromkeys([nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle], positive),
     **dict.fromkeys([nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout], _dropout),
 }
@@ -131,9 +133,10 @@ def _sum(call: Call) -> Operator:
         if first.value.shape != second.value.shape:
             raise UnsupportedOperator("a sum of activations of different shapes has no rule")
         return Sum(sign)
+    shape = call.result.shape[1:]  # a constant may broadcast the activation, and its radius with it
     if isinstance(first, Argument):
-        return Affine(lambda x: x + sign * second, lambda radius: radius)
-    return Affine(lambda x: first + sign * x, lambda radius: radius)
+        return Affine(lambda x: x + sign * second, lambda radius: radius.expand(len(radius), *shape))
+    return Affine(lambda x: first + sign * x, lambda radius: radius.expand(len(radius), *shape))
 
 
 def _product(call: Call) -> Operator:
@@ -150,9 +153,26 @@ def _quotient(call: Call) -> Operator:
     return Affine(lambda x: x / divisor, lambda radius: radius / abs(divisor))
 
 
+def _negation(call: Call) -> Operator:
+    return Affine(call.on, lambda radius: radius)
+
+
+def _matrix_product(call: Call) -> Operator:
+    if len(call.args) != 2 or not isinstance(call.args[0], Argument) or call.args[1].dim() != 2:
+        raise UnsupportedOperator("only a product with a constant matrix from the right has a rule")
+    return Linear(call.args[1].T, None)
+
+
+def _clamp(call: Call) -> Operator:
+    limits = [*call.args[1:], *call.kwargs.values()]
+    if not all(limit is None or isinstance(limit, int | float) for limit in limits):
+        raise UnsupportedOperator("only a clamp between numbers has a rule")
+    return Monotone(call.on)
+
+
 def _concatenation(call: Call) -> Operator:
-    parts = call.args[0]
-    dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
+    parts, *rest = call.args or (call.kwargs["tensors"],)
+    dim = rest[0] if rest else call.kwargs.get("dim", call.kwargs.get("axis", 0))
     dim = dim % call.result.dim()
     if dim == 0 or not all(isinstance(part, Argument) for part in parts):
         raise UnsupportedOperator("only activations can be concatenated, and not along the batch")
@@ -165,20 +185,59 @@ def _leaky_relu(call: Call) -> Operator:
 
 
 def _linear(call: Call) -> Operator:
-    def rule(x: Argument, weight: Tensor, bias: Tensor | None = None) -> Operator:
+    def rule(input: Argument, weight: Tensor, bias: Tensor | None = None) -> Operator:
         return Linear(weight, bias)
 
     return rule(*call.args, **call.kwargs)
 
 
 def _conv2d(call: Call) -> Operator:
-    def rule(x: Argument, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Operator:
+    def rule(input: Argument, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Operator:
         return Affine(
             lambda x: F.conv2d(x, weight, bias, *args, **kwargs),
             lambda radius: F.conv2d(radius, weight.abs(), None, *args, **kwargs),
         )
 
     return rule(*call.args, **call.kwargs)
+
+
+def _average_pool(call: Call) -> Operator:
+    divisor = call.args[6] if len(call.args) > 6 else call.kwargs.get("divisor_override")
+    return _with_positive_divisor(divisor, call.on)
+
+
+def _average_pool_module(module: nn.AvgPool2d) -> Operator:
+    return _with_positive_divisor(module.divisor_override, module)
+
+
+def _with_positive_divisor(divisor: int | None, function: Callable[[Tensor], Tensor]) -> Operator:
+    if divisor is not None and divisor <= 0:
+        raise UnsupportedOperator(f"average pooling with divisor {divisor} has no rule")
+    return positive(function)
+
+
+def _softplus(module: nn.Softplus) -> Operator:
+    if module.beta <= 0 or module.threshold < 15:
+        raise UnsupportedOperator("softplus jumps down at its threshold; only the usual one, 20, has a rule")
+    return Monotone(module)
+
+
+def _functional_dropout(call: Call) -> Operator:
+    if call.args[2] if len(call.args) > 2 else call.kwargs.get("training", True):
+        raise UnsupportedOperator("it drops in eval mode too; pass training=self.training")
+    return positive(lambda x: x)
+
+
+def _selection(call: Call) -> Operator:
+    index = call.args[1] if len(call.args) > 1 else 0
+    if call.function is python.getitem:
+        first = index[0] if isinstance(index, tuple) else index
+        whole = first == slice(None) if isinstance(first, slice) else first is Ellipsis
+    else:
+        whole = index % call.activation.dim() != 0
+    if not whole:
+        raise UnsupportedOperator("it selects among the examples of the batch")
+    return _rearranging(call)
 
 
 def _max_pool(call: Call) -> Operator:
@@ -201,15 +260,15 @@ def _export_batch_norm(call: Call) -> Operator:
 
 
 _aten = torch.ops.aten
-_DIFFERENCES = {python.sub, torch.sub, Tensor.sub, _aten.sub.Tensor}
+_DIFFERENCES = {python.sub, python.isub, torch.sub, Tensor.sub, _aten.sub.Tensor}
 _ROWS: list[tuple[Callable[[Call], Operator], list[Any]]] = [
     (
         _sum,
         [python.add, python.iadd, torch.add, Tensor.add, Tensor.add_, _aten.add.Tensor, _aten.add_.Tensor],
     ),
     (_sum, list(_DIFFERENCES)),
-    (_product, [python.mul, torch.mul, Tensor.mul, _aten.mul.Tensor]),
-    (_quotient, [python.truediv, torch.div, Tensor.div, _aten.div.Tensor]),
+    (_product, [python.mul, python.imul, torch.mul, Tensor.mul, _aten.mul.Tensor]),
+    (_quotient, [python.truediv, python.itruediv, torch.div, Tensor.div, _aten.div.Tensor]),
     (_concatenation, [torch.cat, torch.concat, torch.concatenate, _aten.cat.default]),
     (_linear, [F.linear, _aten.linear.default]),
     (_conv2d, [F.conv2d, _aten.conv2d.default]),
@@ -217,18 +276,21 @@ _ROWS: list[tuple[Callable[[Call], Operator], list[Any]]] = [
     (_leaky_relu, [F.leaky_relu, _aten.leaky_relu.default, _aten.leaky_relu_.default]),
     (_max_pool, [F.max_pool2d, F.adaptive_max_pool2d, _aten.max_pool2d.default]),
     (lambda call: Monotone(call.on), [F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_]),
-    (lambda call: Monotone(call.on), [F.relu6, F.hardtanh, F.softplus, F.sigmoid, F.tanh]),
+    (lambda call: Monotone(call.on), [F.relu6, F.hardtanh, F.sigmoid, F.tanh]),
     (lambda call: Monotone(call.on), [torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh]),
     (lambda call: Monotone(call.on), [_aten.relu.default, _aten.relu_.default, _aten.sigmoid.default]),
-    (lambda call: Monotone(call.on), [_aten.tanh.default, _aten.softplus.default, _aten.hardtanh.default]),
-    (lambda call: positive(call.on), [F.avg_pool2d, F.adaptive_avg_pool2d]),
-    (lambda call: positive(call.on), [_aten.avg_pool2d.default, _aten.adaptive_avg_pool2d.default]),
-    (lambda call: positive(lambda x: x), [F.dropout, F.dropout2d, _aten.dropout.default]),
+    (lambda call: Monotone(call.on), [_aten.tanh.default, _aten.hardtanh.default]),
+    (_average_pool, [F.avg_pool2d, _aten.avg_pool2d.default]),
+    (lambda call: positive(call.on), [F.adaptive_avg_pool2d, _aten.adaptive_avg_pool2d.default]),
+    (_functional_dropout, [F.dropout, F.dropout2d, _aten.dropout.default]),
+    (_clamp, [torch.clamp, Tensor.clamp, torch.clip, Tensor.clip, _aten.clamp.default]),
+    (_negation, [python.neg, torch.neg, Tensor.neg, _aten.neg.default]),
+    (_matrix_product, [python.matmul, torch.matmul, Tensor.matmul, _aten.matmul.default]),
     (
         _rearranging,
         [torch.permute, Tensor.permute, torch.transpose, Tensor.transpose, torch.mean, Tensor.mean],
     ),
-    (_rearranging, [python.getitem, _aten.slice.Tensor, _aten.select.int]),
+    (_selection, [python.getitem, _aten.slice.Tensor, _aten.select.int]),
     (_rearranging, [_aten.permute.default, _aten.transpose.int, _aten.mean.dim]),
     (_reshaping, [torch.flatten, Tensor.flatten, torch.reshape, Tensor.reshape, Tensor.view]),
     (_reshaping, [torch.squeeze, Tensor.squeeze, torch.unsqueeze, Tensor.unsqueeze, Tensor.contiguous]),

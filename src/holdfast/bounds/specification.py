@@ -18,11 +18,6 @@ def margin_rows(y: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     return (F.one_hot(y, num_classes)[:, None] - F.one_hot(others, num_classes)).to(dtype)
 
 
-def clean_margins(logits: Tensor, y: Tensor) -> Tensor:
-    """z_y − z_j for the classes j ≠ y ascending, (N, K−1)."""
-    return _apply(margin_rows(y, logits.shape[1], logits.dtype), logits)
-
-
 def interval_margins(graph: Graph, box: Interval, y: Tensor) -> Tensor:
     """Lower bounds of z_y − z_j for the classes j ≠ y ascending, (N, K−1).
 

@@ -35,7 +35,7 @@ class BoundCertifier(Certifier, name="bounds"):
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, batch_size: int = 256
     ) -> Certificate:
-        check_inputs(x, y, threat)
+        y = check_inputs(x, y, threat)
         parts = [(torch.zeros_like(y[:0]), torch.zeros_like(y[:0]).bool(), torch.zeros_like(y[:0]).double())]
         status: list[str] = []
         with frozen_eval(model):
@@ -46,7 +46,7 @@ class BoundCertifier(Certifier, name="bounds"):
                 bound = _MarginBound(model, batch, labels, threat)
                 lowest = bound(torch.full_like(batch.flatten(1)[:, 0], threat.eps))
                 right = prediction == labels
-                holds = right & (lowest > 0)  # NaN fails the comparison
+                holds = right & (lowest > 0) & lowest.isfinite()
                 parts.append((prediction, holds, self._radius(bound, right, holds, threat)))
                 status += [
                     "error" if not math.isfinite(low) else "verified" if ok else "undecided" if hit else "wrong"
@@ -68,7 +68,8 @@ class BoundCertifier(Certifier, name="bounds"):
                 break
             doubled, middle = (2 * low[rows]).clamp(min=unit), (low[rows] + high[rows]) / 2
             trial = torch.where(high[rows].isinf(), doubled, middle).clamp(max=cap)
-            proven = bound(trial.to(bound.x.dtype), rows) > 0
+            lowest = bound(trial.to(bound.x.dtype), rows)
+            proven = (lowest > 0) & lowest.isfinite()
             low[rows] = torch.where(proven, trial, low[rows])
             high[rows] = torch.where(proven, high[rows], trial)
         return torch.where(low >= cap, torch.inf, low)

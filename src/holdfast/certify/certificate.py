@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from holdfast.component import Component
 from holdfast.threat import Threat
 
-STATUSES = ("verified", "undecided", "wrong", "error")
-
 
 class SoundnessError(RuntimeError):
     """An attack broke an example that was certified in the same threat model: one of the two is wrong."""

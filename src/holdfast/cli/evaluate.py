@@ -33,5 +33,4 @@ def evaluate(
     with answer_for() as progress:
         from holdfast.experiments import evaluate_run
 
-        result = evaluate_run(run, *chosen, runs=runs, reporter=progress)
-    print_run(result)
+        print_run(evaluate_run(run, *chosen, runs=runs, reporter=progress))

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from holdfast.cli.console import RUNS, answer_for, percent, print_table
 from holdfast.cli.train import RunsOption
+
+if TYPE_CHECKING:
+    from holdfast.experiments import Run
 
 
 def runs(runs: RunsOption = RUNS) -> None:
@@ -13,13 +18,19 @@ def runs(runs: RunsOption = RUNS) -> None:
 
         rows = []
         for run in all_runs(runs):
-            recipe = run.experiment
-            accuracies: tuple[str, ...] = ("–", "–", "–")
-            if run.finished:
-                result = run.result
-                bracket = result["bracket"]
-                accuracies = tuple(map(percent, (result["standard"], bracket["attacked"], bracket["certified"])))
-            parts = (recipe.data.name, recipe.model.name, recipe.objective.name, str(recipe.threat))
-            rows.append((run.path.name, *parts, *accuracies))
+            try:
+                rows.append(_row(run))
+            except ValueError as fault:  # one damaged run does not hide the others
+                rows.append((run.path.name, "damaged", str(fault), *[""] * 5))
         columns = ["run", "data", "model", "loss", "threat", "std", "attacked", "certified"]
         print_table(f"{len(rows)} runs in {runs}", columns, rows)
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    recipe = run.experiment
+    parts = (recipe.data.name, recipe.model.name, recipe.objective.name, str(recipe.threat))
+    if not run.finished:
+        return (run.path.name, *parts, "–", "–", "–")
+    result = run.result
+    accuracies = result["standard"], result["bracket"]["attacked"], result["bracket"]["certified"]
+    return (run.path.name, *parts, *map(percent, accuracies))

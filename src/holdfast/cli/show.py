@@ -32,4 +32,4 @@ def show(
         run = find_run(name, runs)
         if not run.finished:
             raise FileNotFoundError(f"{run.path} is not finished; holdfast train with its recipe goes on with it")
-    print_run(run)
+        print_run(run)

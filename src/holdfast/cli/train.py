@@ -31,5 +31,4 @@ def train(
     with answer_for() as progress:
         from holdfast.experiments import train
 
-        run = train(recipe, *(overrides or []), runs=runs, again=again, reporter=progress)
-    print_run(run)
+        print_run(train(recipe, *(overrides or []), runs=runs, again=again, reporter=progress))

@@ -26,5 +26,5 @@ def load_data(name: str, **settings: Any) -> Splits:
         FileNotFoundError: the data are not there.
     """
     if name not in Data.registry and ("/" in name or Path(name).is_dir()):
-        return Hub(id=name, **settings).load()
+        return Hub(id=name if "/" in name else f"./{name}", **settings).load()
     return Data.parse({"name": name, **settings}).load()

@@ -8,6 +8,7 @@ from pydantic import Field, PositiveInt
 
 from holdfast.component import Component
 from holdfast.data.image_set import ImageSet, Splits
+from holdfast.data.principal_components import PrincipalComponents, parse_indices
 from holdfast.data.subsets import stratified_order
 
 
@@ -18,6 +19,8 @@ class Data(Component, family="data"):
     """Train on so many images: a stratified subset, nested in every larger one; all by default."""
     validation: float = Field(default=0.1, gt=0, lt=1)
     """Share of the training part that is set aside for validation."""
+    components: str | None = None
+    """Project all images on these principal components of the training images, such as ``0:16,512:3072``."""
     split_seed: int = 0
     """Decides the validation part and the subsets; independent of the seed of the training."""
 
@@ -38,13 +41,35 @@ class Data(Component, family="data"):
         Raises:
             FileNotFoundError: the data are not there.
             ValueError: more training images asked for than there are.
+            IndexError: more principal components asked for than there are.
         """
         train, test = self.read()
+        if train.shape != test.shape or train.classes != test.classes:
+            raise ValueError(
+                f"training images are {train.shape} of {len(train.classes)} classes, test images {test.shape} of "
+                f"{len(test.classes)}: they must be alike"
+            )
         order = stratified_order(train.labels, self.split_seed)
         available = len(train) - round(self.validation * len(train))
+        if not 0 < available < len(train) or not len(test):
+            raise ValueError(
+                f"validation={self.validation} of {len(train)} training images leaves {available} to train on and "
+                f"{len(train) - available} to validate on, beside {len(test)} test images: none may be empty"
+            )
         if self.train_size is not None and self.train_size > available:
             raise ValueError(
                 f"train_size={self.train_size}, but {available} training images remain beside "
                 f"{len(train) - available} for validation"
             )
-        return Splits(train.subset(order[: self.train_size or available]), train.subset(order[available:]), test)
+        splits = Splits(train.subset(order[: self.train_size or available]), train.subset(order[available:]), test)
+        return splits if self.components is None else _project(splits, parse_indices(self.components))
+
+
+def _project(splits: Splits, indices: list[int]) -> Splits:
+    """All parts on components of the training images; they leave [0, 1], so the threat needs another box."""
+    fitted = PrincipalComponents.fit_cached(splits.train.batch(slice(None))[0])
+
+    def project(part: ImageSet) -> ImageSet:
+        return ImageSet(fitted.project(part.batch(slice(None))[0], indices), part.labels, part.classes)
+
+    return Splits(project(splits.train), project(splits.validation), project(splits.test))

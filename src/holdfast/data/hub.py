@@ -113,7 +113,8 @@ def locate(folder: str, root: Path | None) -> Path | None:
     if base is not None and not base.is_dir():
         raise FileNotFoundError(f"the data folder {base} is not there ({_sought(root)})")
     candidates = [base / folder] if base else []
-    return next((path for path in [*candidates, Path(folder)] if path.is_dir() and any(path.iterdir())), None)
+    candidates += [Path(folder)] if "/" in folder else []  # never a stray folder that happens to have the name
+    return next((path for path in candidates if path.is_dir() and any(path.iterdir())), None)
 
 
 def _sought(root: Path | None) -> str:
@@ -137,7 +138,7 @@ def _image_set(part: Any, image_column: str | None, label_column: str | None) ->
     for number, image in enumerate(encoded):
         try:
             source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
-            array = np.asarray(Image.open(source))
+            array = np.asarray(_plain(Image.open(source)))
         except OSError as fault:
             raise ValueError(f"image {number} of column {image_column!r} is not readable: {fault}") from fault
         arrays.append(array)
@@ -148,9 +149,19 @@ def _image_set(part: Any, image_column: str | None, label_column: str | None) ->
             )
     images = torch.from_numpy(np.stack(arrays))
     images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
-    labels = torch.tensor(part[label_column][:], dtype=torch.int64)
+    numbers = np.asarray(part[label_column][:])
+    if not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(f"column {label_column!r} does not hold integer labels, but {numbers.dtype}")
+    labels = torch.from_numpy(numbers.astype(np.int64))
     names = getattr(kinds[label_column], "names", None) or map(str, range(int(labels.max()) + 1))
     return ImageSet(images, labels, tuple(names))
+
+
+def _plain(image: Any) -> Any:
+    """An image as grey levels or RGB: palettes are looked up, transparency is dropped."""
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode in ("1", "LA") else "RGB")
 
 
 def _only(features: Any, kind: type, default: str) -> str:

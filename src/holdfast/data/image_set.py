@@ -14,16 +14,17 @@ class ImageSet:
     """Labelled images, whole, on one device."""
 
     images: Tensor
-    """(N, C, H, W) uint8."""
+    """(N, C, H, W), uint8 in 0..255; float32 where they were projected and left that grid."""
     labels: Tensor
     """(N,) int64 in 0..K−1."""
     classes: tuple[str, ...]
     """The K names."""
 
     def __post_init__(self) -> None:
-        if self.images.dim() != 4 or self.images.dtype != torch.uint8:
+        if self.images.dim() != 4 or self.images.dtype not in (torch.uint8, torch.float32):
             raise ValueError(
-                f"expected uint8 images (N, C, H, W), given {tuple(self.images.shape)} of {self.images.dtype}"
+                "expected uint8 or float32 images (N, C, H, W), "
+                f"given {tuple(self.images.shape)} of {self.images.dtype}"
             )
         if self.labels.shape != self.images.shape[:1] or self.labels.dtype != torch.int64:
             raise ValueError(
@@ -46,7 +47,8 @@ class ImageSet:
         """The images as float32 in [0, 1], (n, C, H, W), and their labels (n,)."""
         if not isinstance(indices, slice):
             indices = torch.as_tensor(indices, device=self.labels.device)
-        return self.images[indices].float().div_(255), self.labels[indices]
+        images = self.images[indices]
+        return images.float().div_(255) if images.dtype == torch.uint8 else images, self.labels[indices]
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """The examples of these numbers, in this order."""

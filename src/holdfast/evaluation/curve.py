@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks import Attack
-from holdfast.evaluation.evaluate import Evaluation
+from holdfast.evaluation.evaluate import Evaluation, ring_if_unsound
 from holdfast.inference import device_of
 from holdfast.threat import Threat
 
@@ -40,8 +40,9 @@ def sandwich_curve(
     table = evaluation.table.iloc[: len(images)]
     correct = table["correct"].to_numpy()
     guarantees = evaluation.summary["guarantees"]
+    proofs = [name for name, guarantee in guarantees.items() if guarantee == "deterministic"]
     certified = np.full(len(table), -np.inf)
-    for name in (name for name, guarantee in guarantees.items() if guarantee == "deterministic"):
+    for name in proofs:
         certified = np.maximum(certified, np.where(correct, table[f"{name}.radius"], -np.inf))
     reached = np.where(correct, np.inf, 0.0)  # the smallest distance of an adversarial example so far
 
@@ -62,6 +63,10 @@ def sandwich_curve(
                     indices=rows,
                     batch_size=batch_size,
                 )
+                radius = torch.from_numpy(certified[standing]).to(device)
+                ring_if_unsound(
+                    " or ".join(proofs), radius > eps, radius, attack.name, result, x[rows.to(device)], rows, threat
+                )
                 # In float64 and at most eps: a float32 eps may round to more than eps itself.
                 found = torch.where(result.success, result.distance.double().clamp(max=eps), torch.inf)
                 reached[standing] = found.cpu().numpy()
@@ -70,7 +75,7 @@ def sandwich_curve(
                 "eps": eps,
                 "standard": correct.mean(),
                 "attacked": (reached > eps).mean() if attacks else np.nan,
-                "certified": (certified >= eps).mean() if guarantees else np.nan,
+                "certified": (certified >= eps).mean() if proofs else np.nan,
             }
         )
     return pd.DataFrame(points)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks import Attack, AttackResult
-from holdfast.certify import Certifier, SoundnessError
+from holdfast.certify import Certificate, Certifier, SoundnessError
 from holdfast.component import distinct_labels
 from holdfast.evaluation.summary import summarise
 from holdfast.inference import check_inputs, check_logits, device_of, frozen_eval, mix_seed, predict
@@ -77,7 +77,7 @@ def evaluate(
         raise ValueError(f"audit is a share in 0..1, given {audit}")
     if not len(images):
         raise ValueError("there are no examples to evaluate")
-    check_inputs(images, labels, threat)
+    labels = check_inputs(images, labels, threat)
     device = device_of(model)
     x, y = images.to(device), labels.to(device)
     report = on_progress or (lambda stage, standing: None)
@@ -97,7 +97,7 @@ def evaluate(
     }
 
     guarantees: dict[str, str] = {}
-    proofs: dict[str, Tensor] = {}
+    proofs: dict[str, Certificate] = {}
     for name, certifier in zip(distinct_labels(provers), provers, strict=True):
         with _timed(seconds, name):
             certificate = certifier(model, x, y, threat, seed=seed, batch_size=batch_size)
@@ -106,15 +106,17 @@ def evaluate(
         columns[f"{name}.radius"] = _numpy(certificate.radius)
         columns[f"{name}.status"] = certificate.status
         if certificate.guarantee == "deterministic":
-            proofs[name] = certificate.verified
+            proofs[name] = certificate
         report(name, int(certificate.verified.sum()))
 
-    proven = torch.stack([torch.zeros_like(correct), *proofs.values()]).any(0)
+    proven = torch.stack([torch.zeros_like(correct), *(proof.verified for proof in proofs.values())]).any(0)
     rows = (correct & (~proven | _share(len(y), audit, seed).to(device))).nonzero().squeeze(1)
     for name, attack in zip(distinct_labels(attackers), attackers, strict=True):
         with _timed(seconds, name):
             result = attack(model, x[rows], y[rows], threat, seed=seed, indices=rows.cpu(), batch_size=batch_size)
-        _ring_if_unsound(name, proofs, rows, x, result, threat)
+        for proved_by, proof in proofs.items():
+            claims = proof.verified[rows], proof.radius[rows]
+            ring_if_unsound(proved_by, *claims, name, result, x[rows], rows, threat)
         found = torch.where(result.success, result.distance, torch.inf)
         columns[f"{name}.attacked"] = _scatter(rows, torch.ones_like(rows).bool(), torch.zeros_like(correct))
         columns[f"{name}.success"] = _scatter(rows, result.success, ~correct)
@@ -149,18 +151,34 @@ def _scatter(rows: Tensor, values: Tensor, default: Tensor) -> Any:
     return _numpy(default.index_put((rows,), values))
 
 
-def _ring_if_unsound(
-    attack: str, proofs: dict[str, Tensor], rows: Tensor, x: Tensor, result: AttackResult, threat: Threat
+def ring_if_unsound(
+    certifier: str,
+    verified: Tensor,
+    radius: Tensor,
+    attack: str,
+    result: AttackResult,
+    x: Tensor,
+    numbers: Tensor,
+    threat: Threat,
 ) -> None:
-    for certifier, verified in proofs.items():
-        hits = (result.success & verified[rows]).nonzero().squeeze(1)
-        if len(hits):
-            hit, example = int(hits[0]), int(rows[hits[0]])
-            raise SoundnessError(
-                f"example {example} is certified by {certifier} for {threat}, but {attack} breaks it at "
-                f"distance {result.distance[hit].item():.6g} ({len(hits)} such examples): the certificate, or "
-                "what it assumes of the model, is wrong",
-                example,
-                x[example].cpu(),
-                result.x_adv[hit].cpu(),
-            )
+    """The alarm: an attack succeeded on a verified example, or nearer to an example than its certified radius.
+
+    Args:
+        verified, radius, result, x, numbers: of the attacked examples, (M, ...); their numbers in the table.
+
+    Raises:
+        SoundnessError: naming the first such example.
+    """
+    nearer = result.distance.double() < radius * (1 - 1e-5)  # the distance is rounded, too
+    hits = (result.success & (verified | nearer)).nonzero().squeeze(1)
+    if len(hits):
+        hit, example = int(hits[0]), int(numbers[hits[0]])
+        claimed, found = f"{radius[hit].item():.6g}", f"{result.distance[hit].item():.6g}"
+        raise SoundnessError(
+            f"example {example} is certified by {certifier} up to {claimed} in {threat}, but {attack} breaks it "
+            f"at distance {found} ({len(hits)} such examples): the certificate, or what it assumes of the model, "
+            "is wrong",
+            example,
+            x[hit].cpu(),
+            result.x_adv[hit].cpu(),
+        )

@@ -47,15 +47,26 @@ class Run:
             ValueError: ``experiment.yaml`` is damaged or of another version.
         """
         try:
-            return Experiment.model_validate(yaml.safe_load((self.path / "experiment.yaml").read_text("utf-8")))
+            settings = yaml.safe_load((self.path / "experiment.yaml").read_text("utf-8"))
+            return Experiment.model_validate(settings if settings is not None else {})
         except (yaml.YAMLError, ValidationError) as error:
             text = explain(error) if isinstance(error, ValidationError) else str(error)
             raise ValueError(f"{self.path / 'experiment.yaml'} cannot be read: {text}") from error
 
     @property
     def result(self) -> dict[str, Any]:
-        """Accuracies, counts, intervals, passes and seconds of the last line."""
-        result: dict[str, Any] = json.loads((self.path / "result.json").read_text("utf-8"))
+        """Accuracies, counts, intervals, passes and seconds of the last line.
+
+        Raises:
+            ValueError: ``result.json`` is damaged.
+        """
+        path = self.path / "result.json"
+        try:
+            result = json.loads(path.read_text("utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        if not isinstance(result, dict) or not {"standard", "bracket", "counts"} <= set(result):
+            raise ValueError(f"{path} cannot be read: it is not a result")
         return result
 
     @property
@@ -79,13 +90,19 @@ class Run:
         )
         write_json(self.path / "environment.json", environment(device))
 
-    def read_checkpoint(self, device: torch.device) -> Checkpoint | None:
-        """The state to go on from, where there is one.
+    def read_checkpoint(self, model: nn.Module, device: torch.device) -> Checkpoint | None:
+        """The state to go on from, where there is one that fits the model.
 
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file is damaged, or of another model.
         """
-        return Checkpoint.load(self._checkpoint, device) if self._checkpoint.exists() else None
+        if not self._checkpoint.exists():
+            return None
+        checkpoint = Checkpoint.load(self._checkpoint, device)
+        own = model.state_dict()
+        if {key: value.shape for key, value in own.items()} != {k: v.shape for k, v in checkpoint.model.items()}:
+            raise ValueError(f"the checkpoint {self._checkpoint} is of another model; delete it to start anew")
+        return checkpoint
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:
         """The state to go on from, and the history so far."""

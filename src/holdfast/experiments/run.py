@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from holdfast.experiments.experiment import Experiment
 from holdfast.experiments.folder import Run, find_run
 from holdfast.experiments.recipe import apply_all, resolve
 from holdfast.files import whole_file, write_json
-from holdfast.inference import eval_mode, mix_seed
+from holdfast.inference import check_inputs, check_logits, eval_mode, frozen_eval, mix_seed, predict
 from holdfast.objectives import Progress
 from holdfast.plots import sandwich_figure, save_figure
 from holdfast.training import Reporter, fit
@@ -64,8 +66,9 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(mix_seed(experiment.seed))
         model = experiment.model.build(shape, num_classes)
+    checkpoint = None if again else run.read_checkpoint(model, engine.device)
     _rehearse(experiment, model, splits.validation)
-    checkpoint = None if again else run.read_checkpoint(engine.device)
+    _rehearse_evaluation(experiment, model, splits.test)
 
     if again and run.path.exists():
         shutil.rmtree(run.path)
@@ -82,21 +85,22 @@ def train(
         accuracies = {"standard": summary["standard"], **summary["bracket"]}
         return {f"validation_{name}": value for name, value in accuracies.items() if value is not None}
 
-    history = fit(
-        model,
-        splits.train,
-        experiment.objective,
-        experiment.threat,
-        experiment.optimizer,
-        experiment.schedule,
-        experiment.training,
-        engine,
-        seed=experiment.seed,
-        validate=validate,
-        resume=checkpoint,
-        save=run.write_checkpoint,
-        reporter=reporter,
-    )
+    with _alarm_kept(run, "validation"):
+        history = fit(
+            model,
+            splits.train,
+            experiment.objective,
+            experiment.threat,
+            experiment.optimizer,
+            experiment.schedule,
+            experiment.training,
+            engine,
+            seed=experiment.seed,
+            validate=validate,
+            resume=checkpoint,
+            save=run.write_checkpoint,
+            reporter=reporter,
+        )
     run.write_model(model, shape, num_classes)
     _evaluate(run, experiment, model, splits.test, reporter, sum(record["seconds"] for record in history))
     return run
@@ -129,10 +133,11 @@ def evaluate_run(
         reporter.stage(f"{run.path} is finished already")
         return run
     engine = experiment.engine.start()
-    model = trained.model().to(engine.device)
+    model, test = trained.model(), experiment.data.load().test
+    _rehearse_evaluation(experiment, model, test)
     run.begin(experiment, engine.device)
     reporter.begin(run.path)
-    _evaluate(run, experiment, model, experiment.data.load().test, reporter)
+    _evaluate(run, experiment, model.to(engine.device), test, reporter)
     return run
 
 
@@ -147,12 +152,32 @@ def load(run: str | Path, *, runs: str | Path = "runs") -> nn.Module:
 
 
 def _rehearse(experiment: Experiment, model: nn.Module, images: ImageSet) -> None:
-    """Two examples through the objective and the certifiers, so that what cannot work fails before the work."""
+    """Two examples through the objective, so that what cannot work fails before the work."""
     x, y = images.batch(slice(2))
     with eval_mode(model):
         experiment.objective.loss(model, x, y, experiment.threat, Progress.end())
+
+
+def _rehearse_evaluation(experiment: Experiment, model: nn.Module, test: ImageSet) -> None:
+    """The checks that the evaluation will make, and two examples through the certifiers."""
+    x, y = test.batch(slice(None))
+    check_inputs(x, y, experiment.threat)
+    with frozen_eval(model):
+        check_logits(predict(model, x[:2]), y[:2])
     for certifier in experiment.evaluation.certifiers:
-        certifier(model, x, y, experiment.threat)
+        certifier(model, x[:2], y[:2], experiment.threat)
+
+
+@contextlib.contextmanager
+def _alarm_kept(run: Run, part: str) -> Iterator[None]:
+    """Keeps the example that rings the soundness alarm, as ``alarm.npz``."""
+    try:
+        yield
+    except SoundnessError as alarm:
+        with whole_file(run.path / "alarm.npz") as temporary:
+            np.savez(temporary, part=part, example=alarm.example, x=alarm.x.numpy(), x_adv=alarm.x_adv.numpy())
+        message = f"in the {part} images, {alarm} (kept in {run.path / 'alarm.npz'})"
+        raise SoundnessError(message, alarm.example, alarm.x, alarm.x_adv) from alarm
 
 
 def _evaluate(
@@ -162,7 +187,7 @@ def _evaluate(
     started = time.perf_counter()
     settings, threat = experiment.evaluation, experiment.threat
     images, labels = test.batch(slice(settings.examples))
-    try:
+    with _alarm_kept(run, "test"):
         evaluation = evaluate(
             model,
             images,
@@ -175,25 +200,22 @@ def _evaluate(
             batch_size=settings.batch_size,
             on_progress=lambda name, standing: reporter.stage(f"{name}: {standing} of {len(labels)} stand"),
         )
-    except SoundnessError as alarm:
-        with whole_file(run.path / "alarm.npz") as temporary:
-            np.savez(temporary, example=alarm.example, x=alarm.x.numpy(), x_adv=alarm.x_adv.numpy())
-        raise
     run.write_examples(evaluation.table)
     if settings.curve_points and threat.eps > 0:
         radii = np.linspace(0, 2 * threat.eps, settings.curve_points + 1).tolist()
         rows = slice(settings.curve_examples)
-        curve = sandwich_curve(
-            model,
-            images[rows],
-            labels[rows],
-            threat,
-            evaluation,
-            settings.attacks,
-            radii,
-            seed=experiment.seed,
-            batch_size=settings.batch_size,
-        )
+        with _alarm_kept(run, "test"):
+            curve = sandwich_curve(
+                model,
+                images[rows],
+                labels[rows],
+                threat,
+                evaluation,
+                settings.attacks,
+                radii,
+                seed=experiment.seed,
+                batch_size=settings.batch_size,
+            )
         figure = sandwich_figure(curve, threat, examples=min(settings.curve_examples, len(labels)))
         save_figure(figure, run.path / "figures" / "sandwich", curve)
         reporter.stage(f"figure {run.path / 'figures' / 'sandwich.png'}")

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.attack import cross_entropy_until_wrong
 from holdfast.inference import frozen_eval
 from holdfast.objectives.objective import Loss, Objective, Progress
 from holdfast.search import climb
@@ -29,7 +28,7 @@ class AdversarialTraining(Objective, name="adversarial"):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         with frozen_eval(model):
             x_adv = climb(
-                cross_entropy_until_wrong(model, y),
+                lambda points, rows: (F.cross_entropy(model(points), y[rows], reduction="none"), None),
                 x,
                 threat,
                 steps=self.steps,

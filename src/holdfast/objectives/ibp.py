@@ -38,6 +38,8 @@ class IBP(Objective, name="ibp"):
     """Share of the training at which the radius has reached eps."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+        if y.is_floating_point():
+            raise ValueError("a certified loss needs labels, not probabilities: no mixup and no label smoothing")
         ramp = self.ramp(progress)
         kappa = 1 - ramp * (1 - self.kappa)
         with batch_statistics(model) as statistics:

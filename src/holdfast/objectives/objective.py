@@ -61,6 +61,6 @@ class Objective(Component, family="objectives"):
         Args:
             model: any module from inputs to logits.
             x: inputs in the threat's box, (N, ...).
-            y: labels, (N,).
+            y: labels (N,), or class probabilities (N, K) where the objective can take them.
             progress: where the training stands, for ramps and random draws.
         """

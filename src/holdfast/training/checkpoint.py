@@ -36,7 +36,12 @@ class Checkpoint:
             ValueError: the file is damaged or is not a checkpoint.
         """
         try:
-            return cls(**torch.load(path, map_location=device, weights_only=True))
+            found = cls(**torch.load(path, map_location=device, weights_only=True))
+            if not (isinstance(found.model, dict) and isinstance(found.optimizer, dict)):
+                raise TypeError("it holds no states")
+            if not (isinstance(found.history, list) and all(isinstance(record, dict) for record in found.history)):
+                raise TypeError("it holds no history")
+            return found
         except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError, KeyError) as fault:
             reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
             raise ValueError(f"the checkpoint {path} cannot be read ({reason}); delete it to start anew") from fault
