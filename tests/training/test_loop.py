@@ -14,7 +14,17 @@ from holdfast import Threat
 from holdfast.data import ImageSet
 from holdfast.objectives import IBP, CrossEntropy, Objective
 from holdfast.objectives.objective import Loss, Progress
-from holdfast.training import SGD, Adam, OneCycle, Optimizer, Training, TrainingDiverged, fit
+from holdfast.training import (
+    SGD,
+    Adam,
+    Constant,
+    OneCycle,
+    Optimizer,
+    Schedule,
+    Training,
+    TrainingDiverged,
+    fit,
+)
 from holdfast.training.checkpoint import Checkpoint
 from holdfast.training.engine import Engine
 
@@ -36,6 +46,8 @@ def run(
     epochs: int = 4,
     objective: Objective | None = None,
     optimizer: Optimizer | None = None,
+    training: dict[str, Any] | None = None,
+    schedule: Schedule | None = None,
     **more: Any,
 ) -> list[dict[str, Any]]:
     return fit(
@@ -44,8 +56,8 @@ def run(
         objective or CrossEntropy(),
         THREAT,
         optimizer or Adam(lr=0.01),
-        OneCycle(),
-        Training(epochs=epochs, batch_size=16),
+        schedule or OneCycle(),
+        Training(**{"epochs": epochs, "batch_size": 16, **(training or {})}),
         Engine(accelerator="cpu").start(),
         seed=5,
         **more,
@@ -74,9 +86,18 @@ def test_the_same_seed_gives_the_same_weights_and_the_caller_keeps_its_random_st
     assert not any(module.training for module in first.modules())
 
 
+EXTRAS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "augmented": {"augmentations": ["flip", {"name": "crop", "padding": 1}, {"name": "mixup", "num_classes": 4}]},
+    "ema": {"averaging": {"kind": "ema", "decay": 0.9}},
+    "swa": {"averaging": {"kind": "swa", "start": 0.3}, "accumulate": 2, "clip_gradient": 0.1},
+}
+
+
+@pytest.mark.parametrize("training", EXTRAS.values(), ids=EXTRAS.keys())
 @pytest.mark.parametrize("optimizer", [Adam(lr=0.01), SGD(lr=0.05)], ids=lambda o: o.name)
 def test_a_resumed_training_ends_in_the_same_weights(
-    images: ImageSet, tmp_path: Path, optimizer: Optimizer
+    images: ImageSet, tmp_path: Path, optimizer: Optimizer, training: dict[str, Any]
 ) -> None:
     straight, resumed = small_cnn(), small_cnn(seed=9)
     path = tmp_path / "last.pt"
@@ -86,11 +107,54 @@ def test_a_resumed_training_ends_in_the_same_weights(
         if len(checkpoint.history) == 2:
             checkpoint.save(path)
 
-    kept = run(images, straight, optimizer=optimizer, save=save)
+    def validate(model: nn.Module) -> dict[str, float]:
+        return {"validation_weight": weights(model).sum().item()}
+
+    kept = run(images, straight, optimizer=optimizer, training=training, save=save, validate=validate)
     checkpoint = Checkpoint.load(path, torch.device("cpu"))
-    history = run(images, resumed, optimizer=optimizer, resume=checkpoint)
+    history = run(images, resumed, optimizer=optimizer, training=training, resume=checkpoint)
     assert torch.equal(weights(resumed), weights(straight))
+    if "averaging" in training:  # what is validated is what is kept
+        assert kept[-1]["validation_weight"] == weights(straight).sum().item()
     assert [record["loss"] for record in history] == [record["loss"] for record in kept]
+
+
+def test_accumulated_batches_make_one_step_of_their_union(images: ImageSet) -> None:
+    whole, halves = (small_cnn(batch_norm=False).double() for _ in range(2))
+    for model in (whole, halves):
+        model[5].p = 0.0
+    batch = ImageSet(images.images[:64], images.labels[:64], images.classes)
+    sgd = SGD(lr=0.1)
+
+    class Double(CrossEntropy):
+        def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+            return super().loss(model, x.double(), y, threat, progress)
+
+    constant = {"schedule": Constant()}
+    run(batch, whole, epochs=1, objective=Double(), optimizer=sgd, training={"batch_size": 32}, **constant)
+    accumulated = {"batch_size": 8, "accumulate": 4}
+    run(batch, halves, epochs=1, objective=Double(), optimizer=sgd, training=accumulated, **constant)
+    assert torch.allclose(weights(whole), weights(halves), atol=1e-12)
+
+
+def test_a_clipped_gradient_bounds_the_step(images: ImageSet) -> None:
+    model = small_cnn(batch_norm=False)
+    before = weights(model)
+    training = {"batch_size": 70, "clip_gradient": 0.01}
+    run(images, model, epochs=1, optimizer=SGD(lr=1.0, momentum=0.0), training=training, schedule=Constant())
+    assert (weights(model) - before).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_smoothed_labels_keep_the_logits_in_bounds(images: ImageSet) -> None:
+    x, y = Training(label_smoothing=0.2).prepare(images, torch.arange(5), seed=0)
+    assert torch.allclose(y.amax(1), torch.full((5,), 0.85))
+    assert torch.allclose(y.sum(1), torch.ones(5))
+    assert torch.equal(y.argmax(1), images.labels[:5])
+    assert torch.equal(x, images.batch(slice(5))[0])
+    plain, smoothed = small_cnn(), small_cnn()
+    run(images, plain, epochs=20)
+    run(images, smoothed, epochs=20, training={"label_smoothing": 0.3})
+    assert smoothed(x).abs().max() < plain(x).abs().max()
 
 
 def test_validation_is_recorded_and_changes_nothing(images: ImageSet) -> None:

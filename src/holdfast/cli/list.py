@@ -8,7 +8,17 @@ import typer
 
 from holdfast.cli.console import answer_for, print_table
 
-FAMILIES = ("recipes", "data", "models", "objectives", "attacks", "certifiers", "optimizers", "schedules")
+FAMILIES = (
+    "recipes",
+    "data",
+    "augmentations",
+    "models",
+    "objectives",
+    "attacks",
+    "certifiers",
+    "optimizers",
+    "schedules",
+)
 
 
 def list_(

@@ -5,13 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from holdfast.data.augmentation import Augmentation
 from holdfast.data.data import Data
 from holdfast.data.digits import Digits
 from holdfast.data.hub import CIFAR10, MNIST, Hub
 from holdfast.data.image_set import ImageSet, Splits
+from holdfast.data.principal_components import PrincipalComponents, parse_indices
 from holdfast.data.subsets import stratified_order
 
-__all__ = ["CIFAR10", "MNIST", "Data", "Digits", "Hub", "ImageSet", "Splits", "load_data", "stratified_order"]
+__all__ = [
+    "CIFAR10",
+    "MNIST",
+    "Augmentation",
+    "Data",
+    "Digits",
+    "Hub",
+    "ImageSet",
+    "PrincipalComponents",
+    "Splits",
+    "load_data",
+    "parse_indices",
+    "stratified_order",
+]
 
 
 def load_data(name: str, **settings: Any) -> Splits:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from holdfast.attacks import Attack
 from holdfast.certify import Certifier
 from holdfast.component import Component
-from holdfast.data import Data
+from holdfast.data import Augmentation, Data
 from holdfast.experiments.recipe import recipe_names, recipe_note
 from holdfast.models import Model
 from holdfast.objectives import Objective
 from holdfast.training import Optimizer, Schedule
 
-FAMILIES: tuple[type[Component], ...] = (Data, Model, Objective, Attack, Certifier, Optimizer, Schedule)
+FAMILIES: tuple[type[Component], ...] = (
+    *(Data, Augmentation, Model, Objective, Attack, Certifier, Optimizer, Schedule),
+)
 
 
 def catalogue() -> dict[str, dict[str, str]]:

@@ -153,7 +153,7 @@ def load(run: str | Path, *, runs: str | Path = "runs") -> nn.Module:
 
 def _rehearse(experiment: Experiment, model: nn.Module, images: ImageSet) -> None:
     """Two examples through the objective, so that what cannot work fails before the work."""
-    x, y = images.batch(slice(2))
+    x, y = experiment.training.prepare(images, torch.arange(2), seed=0)
     with eval_mode(model):
         experiment.objective.loss(model, x, y, experiment.threat, Progress.end())
 

@@ -1,5 +1,6 @@
 """The training loop and what it needs."""
 
+from holdfast.training.averaging import Averaging, estimate_batch_norm
 from holdfast.training.loop import Reporter, Training, TrainingDiverged, fit
 from holdfast.training.optimizers import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from holdfast.training.schedules import (
@@ -20,6 +21,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Averaging",
     "Constant",
     "Cosine",
     "Linear",
@@ -37,5 +39,6 @@ __all__ = [
     "Superconvergent",
     "Training",
     "TrainingDiverged",
+    "estimate_batch_norm",
     "fit",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ class Checkpoint:
     optimizer: dict[str, Any]
     history: list[dict[str, Any]]
     """One record per finished epoch."""
+    average: dict[str, Any] = field(default_factory=dict)
+    """The running average of the weights, where one is kept."""
 
     def save(self, path: Path) -> None:
         """Write the file whole, or leave the previous one."""

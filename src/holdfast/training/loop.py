@@ -6,18 +6,21 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.component import Settings
 from holdfast.data import ImageSet
+from holdfast.data.augmentation import Augmentation, probabilities
 from holdfast.inference import mix_seed
 from holdfast.objectives import Objective, Progress
 from holdfast.threat import Threat
+from holdfast.training.averaging import Averaging, WeightAverage
 from holdfast.training.checkpoint import Checkpoint
 from holdfast.training.engine import RunningEngine
 from holdfast.training.optimizers import Optimizer, set_rate
@@ -30,11 +33,32 @@ class Training(Settings):
     epochs: PositiveInt = 20
     """Passes over the training images."""
     batch_size: PositiveInt = 128
-    """Images per optimiser step; the last batch of an epoch may be smaller."""
+    """Images per batch; the last batch of an epoch may be smaller."""
+    augmentations: list[Augmentation] = []
+    """Random changes of the training images, in the order in which they apply."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that is spread evenly over all classes."""
+    accumulate: PositiveInt = 1
+    """Batches whose gradients are averaged into one optimiser step."""
+    clip_gradient: PositiveFloat | None = None
+    """Largest l_2 norm of the gradient of a step."""
+    averaging: Averaging | None = None
+    """Average the weights along the training and go on with the average; none by default."""
     validate_every: PositiveInt = 1
     """Epochs between validations; the last epoch is always validated."""
     validation_examples: PositiveInt = 500
     """Validate on at most so many images."""
+
+    def prepare(self, images: ImageSet, indices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """The images of these numbers, augmented, and their labels: probabilities if they are mixed or smoothed."""
+        x, y = images.batch(indices)
+        generator = torch.Generator().manual_seed(seed)
+        for augmentation in self.augmentations:
+            x, y = augmentation(x, y, generator)
+        if self.label_smoothing:
+            classes = len(images.classes)
+            y = (1 - self.label_smoothing) * probabilities(y, classes) + self.label_smoothing / classes
+        return x, y
 
 
 class TrainingDiverged(ArithmeticError):
@@ -123,11 +147,14 @@ def fit(
     images = images.to(engine.device)
     torch_optimizer = optimizer.build(model)
     step_module, torch_optimizer = engine.prepare(_TrainingStep(model, objective, threat), torch_optimizer)
+    average = WeightAverage(training.averaging, model) if training.averaging else None
     history: list[dict[str, Any]] = []
     if resume is not None:
         model.load_state_dict(resume.model)
         torch_optimizer.load_state_dict(resume.optimizer)
         history = list(resume.history)
+        if average:
+            average.load(resume.average)
 
     steps = math.ceil(len(images) / training.batch_size)
     total = training.epochs * steps
@@ -142,18 +169,27 @@ def fit(
             counts: dict[str, int] = {}  # a part may be absent from some steps
             for number, indices in enumerate(order.split(training.batch_size)):
                 step = epoch * steps + number
-                lr = optimizer.lr * schedule.factor(step, total)
-                set_rate(torch_optimizer, lr, schedule.momentum(step, total))
-                x, y = images.batch(indices)
+                x, y = training.prepare(images, indices, mix_seed(seed, step, 2))
                 loss, parts = step_module(x, y, step, total, seed)
                 if not torch.isfinite(loss):
                     raise TrainingDiverged(
                         f"the loss is {loss.item()} at epoch {epoch + 1}, step {number + 1} of {steps} "
-                        f"(lr {lr:.3g}; training images {indices[:8].tolist()} …)"
+                        f"(training images {indices[:8].tolist()} …)"
                     )
-                torch_optimizer.zero_grad()
-                engine.backward(loss)
-                torch_optimizer.step()
+                first = number % training.accumulate == 0
+                last = (number + 1) % training.accumulate == 0 or number + 1 == steps
+                if first:
+                    torch_optimizer.zero_grad()
+                together = min(training.accumulate, steps - number // training.accumulate * training.accumulate)
+                engine.backward(loss / together)
+                if last:
+                    lr = optimizer.lr * schedule.factor(step, total)
+                    set_rate(torch_optimizer, lr, schedule.momentum(step, total))
+                    if training.clip_gradient:
+                        nn.utils.clip_grad_norm_(model.parameters(), training.clip_gradient)
+                    torch_optimizer.step()
+                    if average:
+                        average.update(model, step / total)
                 reporter.step(loss)
                 for name, value in {"loss": loss.detach(), **parts}.items():
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(indices)
@@ -162,11 +198,16 @@ def fit(
             record |= {name: value.item() / counts[name] for name, value in sums.items()}
             record["train_seconds"] = time.perf_counter() - started
             if validate and ((epoch + 1) % training.validate_every == 0 or epoch + 1 == training.epochs):
-                record |= validate(model)
+                averaged = average.in_place(model, images, training.batch_size) if average else nullcontext()
+                with averaged:
+                    record |= validate(model)
             record["seconds"] = time.perf_counter() - started
             history.append(record)
             if save:
-                save(Checkpoint(model.state_dict(), torch_optimizer.state_dict(), history))
+                states = model.state_dict(), torch_optimizer.state_dict(), history
+                save(Checkpoint(*states, average.state() if average else {}))
             reporter.epoch(record)
+        if average:
+            average.apply(model, images, training.batch_size)
     model.eval()
     return history
