@@ -5,24 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from holdfast.data.arrays import EDMCIFAR10, Arrays
 from holdfast.data.augmentation import Augmentation
 from holdfast.data.data import Data
 from holdfast.data.digits import Digits
-from holdfast.data.hub import CIFAR10, MNIST, Hub
-from holdfast.data.image_set import ImageSet, Splits
+from holdfast.data.folder import ImageFolder, ImageNette, RestrictedImageNet
+from holdfast.data.hub import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST, Hub, TinyImageNet
+from holdfast.data.image_set import Images, ImageSet, MappedSet, Splits
 from holdfast.data.principal_components import PrincipalComponents, parse_indices
 from holdfast.data.subsets import stratified_order
 
 __all__ = [
     "CIFAR10",
+    "CIFAR100",
+    "EDMCIFAR10",
     "MNIST",
+    "SVHN",
+    "Arrays",
     "Augmentation",
     "Data",
     "Digits",
+    "FashionMNIST",
     "Hub",
+    "ImageFolder",
+    "ImageNette",
     "ImageSet",
+    "Images",
+    "MappedSet",
     "PrincipalComponents",
+    "RestrictedImageNet",
     "Splits",
+    "TinyImageNet",
     "load_data",
     "parse_indices",
     "stratified_order",

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from pydantic import Field, PositiveInt
 
 from holdfast.component import Component
-from holdfast.data.image_set import ImageSet, Splits
+from holdfast.data.image_set import Images, ImageSet, Splits
 from holdfast.data.principal_components import PrincipalComponents, parse_indices
 from holdfast.data.subsets import stratified_order
 
@@ -25,7 +25,7 @@ class Data(Component, family="data"):
     """Decides the validation part and the subsets; independent of the seed of the training."""
 
     @abstractmethod
-    def read(self) -> tuple[ImageSet, ImageSet]:
+    def read(self) -> tuple[Images, Images]:
         """The published training and test parts, whole.
 
         Raises:
@@ -69,7 +69,7 @@ def _project(splits: Splits, indices: list[int]) -> Splits:
     """All parts on components of the training images; they leave [0, 1], so the threat needs another box."""
     fitted = PrincipalComponents.fit_cached(splits.train.batch(slice(None))[0])
 
-    def project(part: ImageSet) -> ImageSet:
+    def project(part: Images) -> ImageSet:
         return ImageSet(fitted.project(part.batch(slice(None))[0], indices), part.labels, part.classes)
 
     return Splits(project(splits.train), project(splits.validation), project(splits.test))

@@ -22,9 +22,14 @@ class _HubData(Data):
     """Folder searched for the data set before the hub; ``$HOLDFAST_DATA`` by default."""
     folder: ClassVar[str]
     hub_id: ClassVar[str]
+    config: ClassVar[str | None] = None
+    splits: ClassVar[tuple[str, str]] = ("train", "test")
+    label_column: ClassVar[str | None] = None
 
     def read(self) -> tuple[ImageSet, ImageSet]:
-        return read_hub(self.folder, self.hub_id, self.root)
+        return read_hub(
+            self.folder, self.hub_id, self.root, self.splits, label_column=self.label_column, config=self.config
+        )
 
 
 class MNIST(_HubData, name="mnist"):
@@ -37,6 +42,30 @@ class CIFAR10(_HubData, name="cifar10"):
     """60,000 colour photographs of 32 × 32 pixels in ten classes (Krizhevsky, 2009)."""
 
     folder, hub_id = "cifar10", "uoft-cs/cifar10"
+
+
+class FashionMNIST(_HubData, name="fashion-mnist"):
+    """70,000 grey pictures of clothes of 28 × 28 pixels (Xiao et al., 2017)."""
+
+    folder, hub_id = "fashion-mnist", "zalando-datasets/fashion_mnist"
+
+
+class CIFAR100(_HubData, name="cifar100"):
+    """60,000 colour photographs of 32 × 32 pixels in a hundred classes (Krizhevsky, 2009)."""
+
+    folder, hub_id, label_column = "cifar100", "uoft-cs/cifar100", "fine_label"
+
+
+class SVHN(_HubData, name="svhn"):
+    """99,289 cropped house numbers of 32 × 32 pixels, without the extra part (Netzer et al., 2011)."""
+
+    folder, hub_id, config = "svhn", "ufldl-stanford/svhn", "cropped_digits"
+
+
+class TinyImageNet(_HubData, name="tiny-imagenet"):
+    """110,000 photographs of 64 × 64 pixels in 200 classes; its validation part is the test part here."""
+
+    folder, hub_id, splits = "tiny-imagenet", "zh-plus/tiny-imagenet", ("train", "valid")
 
 
 class Hub(Data, name="hub"):
@@ -73,6 +102,7 @@ def read_hub(
     splits: tuple[str, str] = ("train", "test"),
     image_column: str | None = None,
     label_column: str | None = None,
+    config: str | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """Two splits of a data set, from ``root/folder`` where that exists, or else from the hub.
 
@@ -85,7 +115,7 @@ def read_hub(
     path = locate(folder, root)
     datasets.disable_progress_bars()
     try:
-        parts = datasets.load_dataset(str(path) if path else hub_id)
+        parts = datasets.load_dataset(str(path)) if path else datasets.load_dataset(hub_id, config)
     except (OSError, datasets.exceptions.DatasetNotFoundError) as fault:
         if path:
             raise FileNotFoundError(f"{path} holds no readable data set: {fault}") from fault
@@ -109,12 +139,23 @@ def locate(folder: str, root: Path | None) -> Path | None:
     Raises:
         FileNotFoundError: the data root itself is named but does not exist.
     """
-    base = root or (Path(os.environ["HOLDFAST_DATA"]) if os.environ.get("HOLDFAST_DATA") else None)
-    if base is not None and not base.is_dir():
-        raise FileNotFoundError(f"the data folder {base} is not there ({_sought(root)})")
-    candidates = [base / folder] if base else []
+    candidates = [data_root(root) / folder] if root or os.environ.get("HOLDFAST_DATA") else []
     candidates += [Path(folder)] if "/" in folder else []  # never a stray folder that happens to have the name
     return next((path for path in candidates if path.is_dir() and any(path.iterdir())), None)
+
+
+def data_root(root: Path | None) -> Path:
+    """The folder of data sets: the one named, or ``$HOLDFAST_DATA``.
+
+    Raises:
+        FileNotFoundError: neither is named, or it is not there.
+    """
+    base = root or (Path(os.environ["HOLDFAST_DATA"]) if os.environ.get("HOLDFAST_DATA") else None)
+    if base is None:
+        raise FileNotFoundError("name the folder of data sets in data.root or HOLDFAST_DATA")
+    if not base.is_dir():
+        raise FileNotFoundError(f"the data folder {base} is not there ({_sought(root)})")
+    return base
 
 
 def _sought(root: Path | None) -> str:
@@ -138,7 +179,7 @@ def _image_set(part: Any, image_column: str | None, label_column: str | None) ->
     for number, image in enumerate(encoded):
         try:
             source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
-            array = np.asarray(_plain(Image.open(source)))
+            array = np.asarray(plain(Image.open(source)))
         except OSError as fault:
             raise ValueError(f"image {number} of column {image_column!r} is not readable: {fault}") from fault
         arrays.append(array)
@@ -147,8 +188,7 @@ def _image_set(part: Any, image_column: str | None, label_column: str | None) ->
                 f"image {number} is {array.shape} of {array.dtype}, the first is {arrays[0].shape}; "
                 "all must be uint8 of one shape"
             )
-    images = torch.from_numpy(np.stack(arrays))
-    images = images.unsqueeze(1) if images.dim() == 3 else images.permute(0, 3, 1, 2).contiguous()
+    images = channels_first(np.stack(arrays))
     numbers = np.asarray(part[label_column][:])
     if not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(f"column {label_column!r} does not hold integer labels, but {numbers.dtype}")
@@ -157,7 +197,13 @@ def _image_set(part: Any, image_column: str | None, label_column: str | None) ->
     return ImageSet(images, labels, tuple(names))
 
 
-def _plain(image: Any) -> Any:
+def channels_first(images: np.ndarray) -> torch.Tensor:
+    """(N, H, W) or (N, H, W, C) as a contiguous tensor (N, C, H, W)."""
+    tensor = torch.from_numpy(images)
+    return tensor.unsqueeze(1) if tensor.dim() == 3 else tensor.permute(0, 3, 1, 2).contiguous()
+
+
+def plain(image: Any) -> Any:
     """An image as grey levels or RGB: palettes are looked up, transparency is dropped."""
     if image.mode in ("L", "RGB"):
         return image

@@ -1,12 +1,41 @@
-"""ImageSet: labelled images as one uint8 tensor, and the splits of a data set."""
+"""Labelled images: whole as one uint8 tensor, or mapped from files; and the splits of a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+class Images(Protocol):
+    """What training and evaluation ask of labelled images, however they are kept."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64 in 0..K−1."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The K names."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int] | Tensor | slice) -> tuple[Tensor, Tensor]:
+        """The images as float32 in [0, 1], (n, C, H, W), and their labels (n,)."""
+
+    def subset(self, indices: Sequence[int] | Tensor) -> Images:
+        """The examples of these numbers, in this order."""
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same with batches on a device."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +89,56 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
+class MappedSet:
+    """Labelled images in files too large for memory: a batch is gathered from them when it is asked for."""
+
+    parts: tuple[np.ndarray, ...]
+    """uint8 arrays (N_i, H, W, C), usually memory-mapped; together one long list of images."""
+    rows: Tensor
+    """Which images of that list are in the set, (N,) int64."""
+    labels: Tensor
+    """(N,) int64 in 0..K−1."""
+    classes: tuple[str, ...]
+    """The K names."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        height, width, channels = self.parts[0].shape[1:]
+        return channels, height, width
+
+    def batch(self, indices: Sequence[int] | Tensor | slice) -> tuple[Tensor, Tensor]:
+        """The images as float32 in [0, 1], (n, C, H, W), and their labels (n,), where the labels are."""
+        if not isinstance(indices, slice):
+            indices = torch.as_tensor(indices)
+        rows = self.rows[indices].numpy()
+        pixels = np.empty((len(rows), *self.parts[0].shape[1:]), np.uint8)
+        ends = np.cumsum([len(part) for part in self.parts])
+        number = np.searchsorted(ends, rows, side="right")
+        for i, part in enumerate(self.parts):
+            here = number == i
+            pixels[here] = part[rows[here] - (ends[i] - len(part))]
+        chosen = indices if isinstance(indices, slice) else indices.to(self.labels.device)
+        x = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.labels.device)
+        return x.float().div_(255), self.labels[chosen]
+
+    def subset(self, indices: Sequence[int] | Tensor) -> MappedSet:
+        """The examples of these numbers, in this order; nothing is read."""
+        chosen = torch.as_tensor(indices)
+        return MappedSet(self.parts, self.rows[chosen], self.labels[chosen], self.classes)
+
+    def to(self, device: torch.device | str) -> MappedSet:
+        """The same with batches on a device."""
+        return MappedSet(self.parts, self.rows, self.labels.to(device), self.classes)
+
+
+@dataclass(frozen=True)
 class Splits:
     """What is trained on, what models are selected on, and what only the last line is computed on."""
 
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
+    train: Images
+    validation: Images
+    test: Images

@@ -16,7 +16,7 @@ from torch import nn
 
 from holdfast.attacks import PGD
 from holdfast.certify import SoundnessError
-from holdfast.data import ImageSet
+from holdfast.data import Images
 from holdfast.evaluation import evaluate, sandwich_curve
 from holdfast.experiments.experiment import Experiment
 from holdfast.experiments.folder import Run, find_run
@@ -151,14 +151,14 @@ def load(run: str | Path, *, runs: str | Path = "runs") -> nn.Module:
     return find_run(run, Path(runs)).model()
 
 
-def _rehearse(experiment: Experiment, model: nn.Module, images: ImageSet) -> None:
+def _rehearse(experiment: Experiment, model: nn.Module, images: Images) -> None:
     """Two examples through the objective, so that what cannot work fails before the work."""
     x, y = experiment.training.prepare(images, torch.arange(2), seed=0)
     with eval_mode(model):
         experiment.objective.loss(model, x, y, experiment.threat, Progress.end())
 
 
-def _rehearse_evaluation(experiment: Experiment, model: nn.Module, test: ImageSet) -> None:
+def _rehearse_evaluation(experiment: Experiment, model: nn.Module, test: Images) -> None:
     """The checks that the evaluation will make, and two examples through the certifiers."""
     x, y = test.batch(slice(None))
     check_inputs(x, y, experiment.threat)
@@ -181,7 +181,7 @@ def _alarm_kept(run: Run, part: str) -> Iterator[None]:
 
 
 def _evaluate(
-    run: Run, experiment: Experiment, model: nn.Module, test: ImageSet, reporter: Reporter, seconds: float = 0.0
+    run: Run, experiment: Experiment, model: nn.Module, test: Images, reporter: Reporter, seconds: float = 0.0
 ) -> None:
     """The last line: the sandwich on the test images, its curve, and the result."""
     started = time.perf_counter()

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from holdfast.component import Settings
-from holdfast.data import ImageSet
+from holdfast.data import Images
 from holdfast.inference import eval_mode
 
 
@@ -48,7 +48,7 @@ class WeightAverage:
             self.weights[name].lerp_(parameter, 1 - past)
 
     @contextlib.contextmanager
-    def in_place(self, model: nn.Module, images: ImageSet, batch_size: int) -> Iterator[None]:
+    def in_place(self, model: nn.Module, images: Images, batch_size: int) -> Iterator[None]:
         """The model with averaged weights and fitting BatchNorm statistics; its own again afterwards."""
         own = {name: value.clone() for name, value in model.state_dict().items()}
         self.apply(model, images, batch_size)
@@ -57,7 +57,7 @@ class WeightAverage:
         finally:
             model.load_state_dict(own)
 
-    def apply(self, model: nn.Module, images: ImageSet, batch_size: int) -> None:
+    def apply(self, model: nn.Module, images: Images, batch_size: int) -> None:
         """Averaged weights and fitting BatchNorm statistics, to stay."""
         model.load_state_dict(self.weights, strict=False)
         estimate_batch_norm(model, images, batch_size)
@@ -71,7 +71,7 @@ class WeightAverage:
 
 
 @torch.no_grad()
-def estimate_batch_norm(model: nn.Module, images: ImageSet, batch_size: int) -> None:
+def estimate_batch_norm(model: nn.Module, images: Images, batch_size: int) -> None:
     """BatchNorm's running statistics as the mean over batches of the images, in place of what they were."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not norms:

@@ -15,7 +15,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.component import Settings
-from holdfast.data import ImageSet
+from holdfast.data import Images
 from holdfast.data.augmentation import Augmentation, probabilities
 from holdfast.inference import mix_seed
 from holdfast.objectives import Objective, Progress
@@ -49,7 +49,7 @@ class Training(Settings):
     validation_examples: PositiveInt = 500
     """Validate on at most so many images."""
 
-    def prepare(self, images: ImageSet, indices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def prepare(self, images: Images, indices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """The images of these numbers, augmented, and their labels: probabilities if they are mixed or smoothed."""
         x, y = images.batch(indices)
         generator = torch.Generator().manual_seed(seed)
@@ -116,7 +116,7 @@ def _deterministic() -> Iterator[None]:
 
 def fit(
     model: nn.Module,
-    images: ImageSet,
+    images: Images,
     objective: Objective,
     threat: Threat,
     optimizer: Optimizer,
