@@ -6,6 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+TINY = (
+    "data.train_size=120",
+    "model={name: mlp, hidden: [16]}",
+    "training={epochs: 2, batch_size: 40}",
+    "evaluation.examples=60",
+    "evaluation.attacks=[{name: pgd, steps: 5}]",
+    "evaluation.curve_points=2",
+)
+"""Overrides that make a run of the digits take a second."""
+
 
 def linear_model(classes: int = 3, shape: tuple[int, ...] = (1, 2, 3), seed: int = 0) -> nn.Sequential:
     """A linear classifier, whose robust radius is known: margin over the dual norm of the weight difference."""

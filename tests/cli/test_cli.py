@@ -11,19 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import TINY
 from typer.testing import CliRunner, Result
 
 from holdfast.cli import app
 from holdfast.experiments import Run
 
-TINY = [
-    "data.train_size=120",
-    "model={name: mlp, hidden: [16]}",
-    "training={epochs: 2, batch_size: 40}",
-    "evaluation.examples=60",
-    "evaluation.attacks=[{name: pgd, steps: 5}]",
-    "evaluation.curve_points=2",
-]
 PROGRAM = [sys.executable, "-c", "from holdfast.cli import main; main()"]
 
 

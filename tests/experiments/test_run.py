@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import TINY
 from torch import Tensor, nn
 
 from holdfast import evaluate, load, train
@@ -17,15 +18,6 @@ from holdfast.data import load_data
 from holdfast.experiments import Experiment, Run, evaluate_run, find_run, resolve
 from holdfast.models import Model
 from holdfast.training import Reporter, TrainingDiverged
-
-TINY = (
-    "data.train_size=120",
-    "model={name: mlp, hidden: [16]}",
-    "training={epochs: 2, batch_size: 40}",
-    "evaluation.examples=60",
-    "evaluation.attacks=[{name: pgd, steps: 5}]",
-    "evaluation.curve_points=2",
-)
 
 
 @pytest.fixture(scope="module")

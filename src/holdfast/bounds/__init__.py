@@ -8,11 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from holdfast.bounds.graph import Graph, batch_statistics, trace
+from holdfast.bounds.graph import batch_statistics, trace
 from holdfast.bounds.interval import Interval, propagate
 from holdfast.bounds.operators import (
     Affine,
     Concatenate,
+    Graph,
     Linear,
     Monotone,
     Operator,

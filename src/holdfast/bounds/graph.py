@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import operator as python
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils import _pytree
 
-from holdfast.bounds.operators import Affine, Monotone, Operator, UnsupportedOperator
+from holdfast.bounds.interval import Interval, propagate
+from holdfast.bounds.operators import Affine, Graph, Monotone, Node, Operator, UnsupportedOperator
 from holdfast.bounds.rules import FUNCTIONS, MODULES, Argument, Call, batch_norm
 from holdfast.inference import eval_mode
 
@@ -23,22 +23,6 @@ _SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "__len__"}
 
 Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
 """Mean and biased variance that each BatchNorm saw in a training forward."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """An operator, which earlier values it reads (0 is the network's input), and where it stands."""
-
-    operator: Operator
-    inputs: tuple[int, ...]
-    path: str
-
-
-@dataclass(frozen=True)
-class Graph:
-    """Node i computes value i + 1 from values before it; the last value is the logits."""
-
-    nodes: list[Node]
 
 
 def trace(model: nn.Module, x: Tensor, statistics: Statistics | None = None) -> Graph:
@@ -217,8 +201,6 @@ def _check(graph: Graph, model: nn.Module, sample: Tensor) -> None:
 
     The points are the sample and others scattered around it, in a batch of another size.
     """
-    from holdfast.bounds.interval import Interval, propagate
-
     generator = torch.Generator().manual_seed(0)
     scattered = sample[:1] + torch.randn(6, *sample.shape[1:], generator=generator).to(sample)
     points = torch.cat([sample, scattered])

@@ -8,8 +8,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from holdfast.bounds.graph import Graph
-from holdfast.bounds.operators import Affine, Concatenate, Monotone, Operator, Sum
+from holdfast.bounds.operators import Affine, Concatenate, Graph, Monotone, Operator, Sum
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The short list of operator kinds that every network is normalised to.
+"""The short list of operator kinds that every network is normalised to, and the graph they make.
 
 An affine operator needs its forward map and |W|; what each kind does in an abstract domain is that
 domain's affair.
@@ -67,6 +67,22 @@ class Concatenate(Operator):
     """The inputs side by side along a dimension."""
 
     dim: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operator, which earlier values it reads (0 is the network's input), and where it stands."""
+
+    operator: Operator
+    inputs: tuple[int, ...]
+    path: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Node i computes value i + 1 from values before it; the last value is the logits."""
+
+    nodes: list[Node]
 
 
 def positive(function: Map) -> Affine:

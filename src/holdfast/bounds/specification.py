@@ -6,9 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.bounds.graph import Graph
 from holdfast.bounds.interval import Interval, propagate
-from holdfast.bounds.operators import Linear
+from holdfast.bounds.operators import Graph, Linear
 
 
 def margin_rows(y: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
