@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from holdfast import Threat
 from holdfast.data import ImageSet
-from holdfast.objectives import IBP, CrossEntropy, Objective
+from holdfast.objectives import IBP, AdversarialTraining, CrossEntropy, Objective
 from holdfast.objectives.objective import Loss, Progress
 from holdfast.training import (
     SGD,
@@ -155,6 +155,76 @@ def test_smoothed_labels_keep_the_logits_in_bounds(images: ImageSet) -> None:
     run(images, plain, epochs=20)
     run(images, smoothed, epochs=20, training={"label_smoothing": 0.3})
     assert smoothed(x).abs().max() < plain(x).abs().max()
+
+
+def test_the_best_validation_is_kept_and_patience_ends_the_training(images: ImageSet, tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        seen.append(weights(model))
+        return {"validation_attacked": [0.1, 0.5, 0.3, 0.5, 0.2, 0.9][len(seen) - 1]}
+
+    model = small_cnn()
+    training = {"watch": "attacked", "patience": 3}
+
+    def save(checkpoint: Checkpoint) -> None:
+        if len(checkpoint.history) == 3:
+            checkpoint.save(tmp_path / "last.pt")
+
+    history = run(images, model, epochs=6, training=training, validate=validate, save=save)
+    assert len(history) == 5  # 0.3, 0.5 and 0.2 are not better than the first 0.5
+    assert torch.equal(weights(model), seen[1])
+
+    resumed = small_cnn(seed=9)
+    checkpoint = Checkpoint.load(tmp_path / "last.pt", torch.device("cpu"))
+    seen[:] = seen[:3]
+    history = run(images, resumed, epochs=6, training=training, validate=validate, resume=checkpoint)
+    assert len(history) == 5
+    assert torch.equal(weights(resumed), weights(model))
+
+
+def test_what_is_watched_must_be_computed(images: ImageSet) -> None:
+    with pytest.raises(ValueError, match=r"training\.watch=certified, but the validation does not compute it"):
+        run(images, small_cnn(), training={"watch": "certified"}, validate=lambda model: {})
+    with pytest.raises(ValueError, match="patience needs watch"):
+        Training(patience=2)
+
+
+def test_presentations_are_the_same_work_for_every_size() -> None:
+    training = Training(presentations=1000)
+    assert [training.passes(n) for n in (10, 100, 333, 5000)] == [100, 10, 3, 1]
+    assert Training(epochs=7).passes(10) == 7
+
+
+def test_observers_see_every_batch_with_what_it_was_perturbed_to(images: ImageSet) -> None:
+    class Watcher:
+        def __init__(self) -> None:
+            self.seen: list[tuple[Tensor, Tensor, Tensor | None, Progress]] = []
+
+        def observe(self, x: Tensor, y: Tensor, x_adv: Tensor | None, progress: Progress) -> None:
+            self.seen.append((x, y, x_adv, progress))
+
+    plain, watched, watcher = small_cnn(), small_cnn(), Watcher()
+    objective = AdversarialTraining(steps=2)
+    run(images, plain, epochs=2, objective=objective)
+    run(images, watched, epochs=2, objective=objective, observers=[watcher])
+    assert torch.equal(weights(plain), weights(watched))
+    assert [progress.step for *_, progress in watcher.seen] == list(range(10))
+    labels = torch.cat([y for _, y, _, _ in watcher.seen[:5]])
+    assert torch.equal(labels.bincount(), images.labels.bincount())
+    for x, _, x_adv, _ in watcher.seen:
+        assert x_adv is not None
+        assert 0 < THREAT.distance(x, x_adv).max() <= THREAT.eps + 1e-6
+
+
+def test_mixed_precision_trains_and_leaves_the_weights_in_float32(images: ImageSet) -> None:
+    model = small_cnn()
+    engine = Engine(accelerator="cpu", precision="bf16-mixed").start()
+    history = fit(
+        model, images, IBP(), THREAT, Adam(lr=0.01), OneCycle(), Training(epochs=4, batch_size=16), engine, seed=5
+    )
+    assert history[-1]["cross_entropy"] < history[0]["cross_entropy"]
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
 def test_validation_is_recorded_and_changes_nothing(images: ImageSet) -> None:

@@ -64,8 +64,6 @@ class ProgressLine:
             order = [name for name in ("standard", "attacked", "certified") if name in found]
             self._accuracies = "  ".join(f"{name} {percent(found[name])}" for name in order)
             self.stage(f"epoch {record['epoch']}/{self._epochs}  loss {record['loss']:.3f}  {self._accuracies}")
-        if record["epoch"] == self._epochs:
-            self.close()
 
     def stage(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)

@@ -68,6 +68,9 @@ def train(
         model = experiment.model.build(shape, num_classes)
     checkpoint = None if again else run.read_checkpoint(model, engine.device)
     _rehearse(experiment, model, splits.validation)
+    watched = experiment.training.watch
+    if watched == "certified" and not experiment.evaluation.certifiers:
+        raise ValueError("training.watch=certified needs one of evaluation.certifiers")
     _rehearse_evaluation(experiment, model, splits.test)
 
     if again and run.path.exists():

@@ -1,7 +1,7 @@
 """The training loop and what it needs."""
 
 from holdfast.training.averaging import Averaging, estimate_batch_norm
-from holdfast.training.loop import Reporter, Training, TrainingDiverged, fit
+from holdfast.training.loop import Observer, Reporter, Training, TrainingDiverged, fit
 from holdfast.training.optimizers import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from holdfast.training.schedules import (
     Constant,
@@ -28,6 +28,7 @@ __all__ = [
     "MultiStep",
     "MultipleDecay",
     "NAdam",
+    "Observer",
     "OneCycle",
     "OneDrop",
     "Optimizer",

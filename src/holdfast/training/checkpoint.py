@@ -23,6 +23,8 @@ class Checkpoint:
     """One record per finished epoch."""
     average: dict[str, Any] = field(default_factory=dict)
     """The running average of the weights, where one is kept."""
+    best: dict[str, Any] = field(default_factory=dict)
+    """The best validation so far and its weights, where they are kept."""
 
     def save(self, path: Path) -> None:
         """Write the file whole, or leave the previous one."""

@@ -18,6 +18,8 @@ class Engine(Settings):
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """``auto`` takes a GPU where there is one."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Of the training steps; validation and evaluation are always in float32."""
 
     def start(self) -> RunningEngine:
         """The engine, ready to place modules and tensors.
@@ -28,7 +30,7 @@ class Engine(Settings):
         from lightning_fabric import Fabric  # takes two seconds to import
 
         try:
-            return RunningEngine(Fabric(accelerator=self.accelerator, devices=1))
+            return RunningEngine(Fabric(accelerator=self.accelerator, devices=1, precision=self.precision))
         except RuntimeError as fault:
             raise ValueError(f"engine.accelerator={self.accelerator}: {fault}") from fault
 

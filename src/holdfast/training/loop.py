@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol, Self
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from holdfast.component import Settings
@@ -32,6 +32,9 @@ class Training(Settings):
 
     epochs: PositiveInt = 20
     """Passes over the training images."""
+    presentations: PositiveInt | None = None
+    """Train on about so many images, repetitions counted, in place of a number of epochs: the same work for
+    every ``train_size``."""
     batch_size: PositiveInt = 128
     """Images per batch; the last batch of an epoch may be smaller."""
     augmentations: list[Augmentation] = []
@@ -48,6 +51,20 @@ class Training(Settings):
     """Epochs between validations; the last epoch is always validated."""
     validation_examples: PositiveInt = 500
     """Validate on at most so many images."""
+    watch: Literal["standard", "attacked", "certified"] | None = None
+    """Keep the weights of the best validation by this accuracy (the earliest of equals); the last by default."""
+    patience: PositiveInt | None = None
+    """Stop after so many validations in a row without a better one; needs ``watch``."""
+
+    @model_validator(mode="after")
+    def _patience_needs_watch(self) -> Self:
+        if self.patience and not self.watch:
+            raise ValueError("patience needs watch: which accuracy shall grow?")
+        return self
+
+    def passes(self, images: int) -> int:
+        """Epochs over so many training images."""
+        return max(1, round(self.presentations / images)) if self.presentations else self.epochs
 
     def prepare(self, images: Images, indices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """The images of these numbers, augmented, and their labels: probabilities if they are mixed or smoothed."""
@@ -84,6 +101,13 @@ class Reporter:
         """Something else begins or was found."""
 
 
+class Observer(Protocol):
+    """Sees every batch that is trained on, such as a meter of neural collapse."""
+
+    def observe(self, x: Tensor, y: Tensor, x_adv: Tensor | None, progress: Progress) -> None:
+        """The clean inputs, their labels, what the objective perturbed them to, and when; after the step."""
+
+
 class _TrainingStep(nn.Module):
     """One forward: the loss of one batch. A module, so that the engine can wrap all of it at once."""
 
@@ -91,9 +115,36 @@ class _TrainingStep(nn.Module):
         super().__init__()
         self.model, self.objective, self.threat = model, objective, threat
 
-    def forward(self, x: Tensor, y: Tensor, step: int, total: int, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, x: Tensor, y: Tensor, step: int, total: int, seed: int
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         loss = self.objective.loss(self.model, x, y, self.threat, Progress(step, total, seed))
-        return loss.total, loss.parts
+        return loss.total, loss.parts, loss.x_adv
+
+
+class _Best:
+    """The weights of the best validation so far, and how long ago that was."""
+
+    def __init__(self, training: Training, state: dict[str, Any]) -> None:
+        self.training, self.state = training, state
+
+    @property
+    def stops(self) -> bool:
+        patience = self.training.patience
+        return bool(patience and self.state and self.state["waited"] >= patience)
+
+    def offer(self, model: nn.Module, record: dict[str, Any]) -> None:
+        """Consider the weights that were validated."""
+        if not self.training.watch:
+            return
+        name = f"validation_{self.training.watch}"
+        if name not in record:
+            raise ValueError(f"training.watch={self.training.watch}, but the validation does not compute it")
+        if self.state and record[name] <= self.state["value"]:
+            self.state = {**self.state, "waited": self.state["waited"] + 1}
+        else:
+            copy = {key: value.clone() for key, value in model.state_dict().items()}
+            self.state = {"value": record[name], "waited": 0, "epoch": record["epoch"], "model": copy}
 
 
 @contextlib.contextmanager
@@ -128,6 +179,7 @@ def fit(
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     resume: Checkpoint | None = None,
     save: Callable[[Checkpoint], None] | None = None,
+    observers: Sequence[Observer] = (),
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Train the model in place, and return one record per epoch.
@@ -138,7 +190,8 @@ def fit(
     Args:
         validate: accuracies of the model for the history; called in between, never used for the training.
         resume: go on from this state.
-        save: given the state after every epoch.
+        save: given the state after every epoch, to write before the next step changes it.
+        observers: told of every batch.
 
     Raises:
         TrainingDiverged: the loss is not finite.
@@ -156,11 +209,14 @@ def fit(
         if average:
             average.load(resume.average)
 
-    steps = math.ceil(len(images) / training.batch_size)
-    total = training.epochs * steps
-    reporter.train(training.epochs, steps, len(history))
+    best = _Best(training, resume.best if resume else {})
+    epochs, steps = training.passes(len(images)), math.ceil(len(images) / training.batch_size)
+    total = epochs * steps
+    reporter.train(epochs, steps, len(history))
     with torch.random.fork_rng(), _deterministic():
-        for epoch in range(len(history), training.epochs):
+        for epoch in range(len(history), epochs):
+            if best.stops:
+                break
             started = time.perf_counter()
             torch.manual_seed(mix_seed(seed, epoch))  # for Dropout and the like
             order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mix_seed(seed, epoch, 1)))
@@ -170,7 +226,7 @@ def fit(
             for number, indices in enumerate(order.split(training.batch_size)):
                 step = epoch * steps + number
                 x, y = training.prepare(images, indices, mix_seed(seed, step, 2))
-                loss, parts = step_module(x, y, step, total, seed)
+                loss, parts, x_adv = step_module(x, y, step, total, seed)
                 if not torch.isfinite(loss):
                     raise TrainingDiverged(
                         f"the loss is {loss.item()} at epoch {epoch + 1}, step {number + 1} of {steps} "
@@ -190,6 +246,8 @@ def fit(
                     torch_optimizer.step()
                     if average:
                         average.update(model, step / total)
+                for observer in observers:
+                    observer.observe(x, y, x_adv, Progress(step, total, seed))
                 reporter.step(loss)
                 for name, value in {"loss": loss.detach(), **parts}.items():
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(indices)
@@ -197,17 +255,20 @@ def fit(
             record: dict[str, Any] = {"epoch": epoch + 1, "step": (epoch + 1) * steps, "lr": lr}
             record |= {name: value.item() / counts[name] for name, value in sums.items()}
             record["train_seconds"] = time.perf_counter() - started
-            if validate and ((epoch + 1) % training.validate_every == 0 or epoch + 1 == training.epochs):
+            if validate and ((epoch + 1) % training.validate_every == 0 or epoch + 1 == epochs):
                 averaged = average.in_place(model, images, training.batch_size) if average else nullcontext()
                 with averaged:
                     record |= validate(model)
+                    best.offer(model, record)
             record["seconds"] = time.perf_counter() - started
             history.append(record)
             if save:
                 states = model.state_dict(), torch_optimizer.state_dict(), history
-                save(Checkpoint(*states, average.state() if average else {}))
+                save(Checkpoint(*states, average.state() if average else {}, best.state))
             reporter.epoch(record)
-        if average:
+        if best.state:
+            model.load_state_dict(best.state["model"])
+        elif average:
             average.apply(model, images, training.batch_size)
     model.eval()
     return history
