@@ -132,6 +132,30 @@ def test_bounds_are_differentiable_in_the_parameters() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
+def test_integer_constants_have_a_positive_size() -> None:
+    class Scaled(Residual):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.tensor([-128], dtype=torch.int8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * self.scale / self.scale)
+
+    model, (x, _) = Scaled().eval(), images(4)
+    lower, upper = bound_outputs(model, x, Threat("linf", 0.1))
+    assert (lower < model(x)).all()
+    assert (model(x) < upper).all()
+
+
+def test_one_example_is_no_way_to_mix_a_batch() -> None:
+    class AcrossTheBatch(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x - x.mean(0, keepdim=True))
+
+    with pytest.raises(UnsupportedOperator, match="batch"):
+        bound_outputs(AcrossTheBatch(), images(1)[0], Threat("linf", 0.1))
+
+
 def test_parametrised_weights_are_read_afresh() -> None:
     model, (x, _) = Residual(), images(3)
     nn.utils.parametrizations.weight_norm(model.head)
@@ -201,7 +225,49 @@ def test_what_a_trace_could_get_silently_wrong_is_refused() -> None:
             F.relu_(h.flatten(1))
             return self.head(h.mean((2, 3)))
 
-    refused(InPlaceOfAView(), "do not reproduce its output")
+    refused(InPlaceOfAView(), "in place on a value that is read again")
+
+    class InPlaceOfAnAlias(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.stem(x)
+            kept = self.identity(h)
+            return self.head((F.hardtanh(h, 0, 6, inplace=True) + kept).mean((2, 3)))
+
+    aliasing = InPlaceOfAnAlias()
+    aliasing.identity = nn.Identity()
+    refused(aliasing, "in place on a value that is read again")
+
+    class OnlyWhenBright(Residual):
+        """Symbolic tracing does not see the branch, and most inputs do not take it."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            if isinstance(x, Tensor):
+                x = x.clamp(max=0.9)
+            return super().forward(x)
+
+    bright = torch.cat([torch.zeros(3, 1, 8, 8), torch.ones(1, 1, 8, 8)])
+    with pytest.raises(UnsupportedOperator, match="do not reproduce its output"):
+        trace(OnlyWhenBright(), bright)
+    with pytest.raises(UnsupportedOperator, match="do not reproduce its output"):
+        bound_outputs(OnlyWhenBright(), 0 * bright, Threat("linf", 1.0))
+
+    patched = Residual()
+    patched.stem.forward = lambda x: x.expand(-1, 4, -1, -1)  # type: ignore[method-assign]
+    refused(patched, "forward of 'stem' was replaced")
+    rooted = Residual()
+    rooted.register_forward_hook(lambda module, args, output: output + 1)
+    refused(rooted, "forward hooks")
+
+    class Offset(InPlaceOfAnAlias):
+        """A large constant in the logits must not hide a difference."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            if isinstance(x, Tensor):
+                x = x.clamp(max=0.9)
+            return Residual.forward(self, x) + 1000
+
+    with pytest.raises(UnsupportedOperator, match="do not reproduce its output"):
+        trace(Offset(), bright)
 
     class AlwaysDropping(Residual):
         def forward(self, x: Tensor) -> Tensor:

@@ -85,6 +85,18 @@ def test_what_nothing_in_the_box_changes_has_infinite_radius(certifier: Certifie
 
 
 @every_certifier
+def test_a_radius_is_found_also_below_an_eps_larger_than_the_box(certifier: Certifier) -> None:
+    model = linear_model().double()
+    x = torch.rand(20, 1, 2, 3, dtype=torch.float64)
+    y = model(x).argmax(1)
+    small = certifier(model, x, y, Threat("linf", 0.5)).radius
+    large = certifier(model, x, y, Threat("linf", 5.0)).radius
+    finite = small.isfinite()
+    assert torch.allclose(large[finite], small[finite], atol=0.02)
+    assert torch.equal(large.isfinite(), finite)
+
+
+@every_certifier
 def test_an_infinite_margin_is_no_proof(certifier: Certifier) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
     with torch.no_grad():

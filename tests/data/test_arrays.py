@@ -58,6 +58,9 @@ def test_a_mapped_set_behaves_as_one_in_memory() -> None:
     assert torch.equal(mapped.subset(some).batch([3])[0], whole.subset(some).batch([3])[0])
     assert len(mapped.subset(some)) == 17
     assert mapped.shape == whole.shape
+    assert len(mapped.batch([])[0]) == len(whole.batch([])[0]) == 0
+    with pytest.raises(ValueError, match="do not make one set"):
+        MappedSet((x, x[..., :1]), torch.arange(50), labels, tuple("abcd"))
 
 
 @pytest.mark.parametrize(("version", "parts"), [("1m", ["1m"]), ("20m", ["20m_part1", "20m_part2"])])

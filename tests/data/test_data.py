@@ -191,3 +191,7 @@ def test_image_sets_refuse_what_they_are_not() -> None:
     with pytest.raises(ValueError, match="labels run from 0 to 1, but there are 1 classes"):
         ImageSet(images, labels, ("a",))
     assert len(ImageSet(images, labels, ("a", "b")).subset([1])) == 1
+    projected = ImageSet(torch.rand(2, 1, 3, 3), labels, ("a", "b"))
+    before = projected.images.clone()
+    projected.batch(slice(None))[0].zero_()
+    assert torch.equal(projected.images, before)

@@ -61,6 +61,8 @@ def test_the_basis_is_kept_and_a_damaged_one_is_made_anew(tmp_path: Path) -> Non
     assert torch.equal(PrincipalComponents.fit_cached(images, tmp_path).directions, first.directions)
     PrincipalComponents.fit_cached(images + 1, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
+    reshaped = PrincipalComponents.fit_cached(images.view(15, 2, 4, 4), tmp_path)  # the same bytes
+    assert reshaped.mean.shape == (32,)
 
 
 def test_a_data_set_on_chosen_components(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

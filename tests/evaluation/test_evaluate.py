@@ -188,5 +188,7 @@ def test_the_curve_falls_and_never_crosses() -> None:
     assert (curve["attacked"] <= curve["standard"]).all()
     assert (curve[["attacked", "certified"]].diff().dropna() <= 0).all(axis=None)
     assert curve["attacked"].iloc[0] == curve["standard"].iloc[0] == evaluation.table["correct"][:50].mean()
+    with pytest.raises(ValueError, match="must ascend"):
+        sandwich_curve(model, x, y, THREAT, evaluation, attacks, [0.1, 0.03])
     nothing = evaluate(model, x, y, THREAT)
     assert sandwich_curve(model, x, y, THREAT, nothing, [], [0.1])[["attacked", "certified"]].isna().all(axis=None)

@@ -58,6 +58,11 @@ def test_batch_norm_statistics_become_those_of_the_images(images: ImageSet) -> N
     assert model[1].momentum == 0.1
     assert model.training
     assert not model[1].training
+    estimate_batch_norm(model, images, 1)  # single images have no variance: pairs are taken
+    assert not torch.equal(model[1].running_var, torch.ones(6))
+    own = model[1].running_mean.clone()
+    estimate_batch_norm(model, images.subset([0]), 30)
+    assert torch.equal(model[1].running_mean, own)
 
 
 def test_a_model_borrows_the_average_and_gets_its_own_back(images: ImageSet) -> None:

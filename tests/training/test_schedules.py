@@ -80,6 +80,13 @@ def test_steps_and_milestones() -> None:
     assert Constant().factor(3, 8) == 1
 
 
+@pytest.mark.parametrize("share", [0.07, 0.14, 0.28, 0.55])
+def test_a_milestone_is_not_a_rounding_error_late(share: float) -> None:
+    step = round(100 * share)
+    for schedule in (MultiStep(milestones=[share]), OneDrop(at=share, to=0.1)):
+        assert [schedule.factor(t, 100) for t in (step - 1, step)] == [1.0, pytest.approx(0.1)]
+
+
 def test_warm_up_climbs_and_a_decay_can_wait_for_the_ramp() -> None:
     warm = Constant(warmup=0.5)
     assert [warm.factor(t, 8) for t in range(8)] == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]

@@ -62,7 +62,8 @@ def bound_outputs(model: nn.Module, x: Tensor, threat: Threat, method: str = "ib
     """
     check_method(method)
     check_inputs(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), threat)
-    logits = propagate(trace(model, x), Interval.between(*threat.interval(x)))
+    box = threat.interval(x)
+    logits = propagate(trace(model, x, box=box), Interval.between(*box))
     return logits.lower, logits.upper
 
 
@@ -73,7 +74,8 @@ def bound_margins(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, method
     """
     check_method(method)
     y = check_inputs(x, y, threat)
-    return interval_margins(trace(model, x), Interval.between(*threat.interval(x)), y)
+    box = threat.interval(x)
+    return interval_margins(trace(model, x, box=box), Interval.between(*box), y)
 
 
 def check_method(method: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils import _pytree
 
@@ -25,18 +26,29 @@ Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
 """Mean and biased variance that each BatchNorm saw in a training forward."""
 
 
-def trace(model: nn.Module, x: Tensor, statistics: Statistics | None = None) -> Graph:
+def trace(
+    model: nn.Module,
+    x: Tensor,
+    statistics: Statistics | None = None,
+    *,
+    box: tuple[Tensor, Tensor] | None = None,
+) -> Graph:
     """The operators of ``model`` in eval mode, on live (differentiable) parameters.
 
+    The graph is compared with the module itself on x, on points scattered around it and on two corners of
+    the box, so that what a trace cannot see (an alias, a branch on values) shows where it has an effect.
+
     Args:
-        x: a batch of inputs; its first two examples are used to learn the shapes.
-        statistics: what each BatchNorm normalises with, in place of its running statistics.
+        x: a batch of inputs, (N, ...); two of them are used to learn the shapes.
+        statistics: what each BatchNorm normalises with, in place of its running statistics; no comparison then.
+        box: lower and upper bounds of what will be asked, for the comparison.
 
     Raises:
         UnsupportedOperator: an operator without a bound rule, by module path and name; or a module whose
             normalised form does not reproduce its own output.
     """
-    sample = x[:2].detach().clone()
+    _refuse_what_tracing_skips(model)
+    sample = (x[:2] if len(x) > 1 else x.repeat(2, *[1] * (x.dim() - 1))).detach().clone()
     with eval_mode(model), torch.no_grad():
         try:
             root, calls = model, _Tracer().trace(model)
@@ -56,7 +68,7 @@ def trace(model: nn.Module, x: Tensor, statistics: Statistics | None = None) -> 
         normaliser.run(*inputs)
         graph = Graph(normaliser.nodes[: normaliser.last])
         if statistics is None:
-            _check(graph, model, sample)
+            _check(graph, model, torch.cat([x.detach(), *(box or ())]))
     return graph
 
 
@@ -116,6 +128,7 @@ class _Normaliser(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "output":
             return self._output(n)
+        shared = self._values_sharing_memory(n) if self._is_in_place(n) else []
         value = super().run_node(n)
         if n.op == "placeholder":
             if value is self.sample:
@@ -125,8 +138,7 @@ class _Normaliser(fx.Interpreter):
         sources = [leaf for leaf in leaves if isinstance(leaf, fx.Node) and leaf in self.value_of]
         if sources and not _asks_for_shape(n):
             try:
-                if self._is_in_place(n) and any(self.order[user] > self.order[n] for user in sources[0].users):
-                    raise UnsupportedOperator("it works in place on a value that is read again later")
+                self._refuse_hidden_change(n, shared)
                 operator = self._operator(n, value)
                 if isinstance(operator, Affine | Monotone) and len(sources) > 1:
                     raise UnsupportedOperator("more than one of its arguments depends on the input")
@@ -138,8 +150,22 @@ class _Normaliser(fx.Interpreter):
             self.value_of[n] = len(self.nodes)
         return value
 
+    def _values_sharing_memory(self, n: fx.Node) -> list[fx.Node]:
+        """Earlier values that an operation in place changes along with its argument."""
+        if not n.all_input_nodes:
+            return []
+        changed = self.env[n.all_input_nodes[0]].untyped_storage().data_ptr()
+        tensors = [(node, value) for node, value in self.env.items() if isinstance(value, Tensor)]
+        return [node for node, value in tensors if value.untyped_storage().data_ptr() == changed]
+
+    def _refuse_hidden_change(self, n: fx.Node, shared: list[fx.Node]) -> None:
+        if any(self.order[user] > self.order[n] for node in shared for user in node.users):
+            raise UnsupportedOperator("it works in place on a value that is read again later")
+
     def _is_in_place(self, n: fx.Node) -> bool:
         """Whether a call also changes what later calls read under the old name."""
+        if n.op in ("placeholder", "get_attr", "output"):
+            return False
         if n.op == "call_module":
             return bool(getattr(self.fetch_attr(str(n.target)), "inplace", False))
         name = (str(n.target) if n.op == "call_method" else getattr(n.target, "__name__", "")).split(".")[0]
@@ -196,14 +222,21 @@ def _remedy(name: str) -> str:
     )
 
 
-def _check(graph: Graph, model: nn.Module, sample: Tensor) -> None:
-    """The graph at single points must be the module: a hook, an alias or a wrong rule shows here.
+def _refuse_what_tracing_skips(model: nn.Module) -> None:
+    if model._forward_hooks or model._forward_pre_hooks or _global_forward_hooks or _global_forward_pre_hooks:
+        raise UnsupportedOperator("the module has forward hooks, which bounds cannot see; remove them")
+    for name, module in model.named_modules():
+        if "forward" in vars(module):
+            raise UnsupportedOperator(
+                f"the forward of {name or 'the module itself'!r} was replaced on the instance"
+            )
 
-    The points are the sample and others scattered around it, in a batch of another size.
-    """
+
+def _check(graph: Graph, model: nn.Module, points: Tensor) -> None:
+    """The graph at single points must be the module, also in a batch of another size than the sample's."""
     generator = torch.Generator().manual_seed(0)
-    scattered = sample[:1] + torch.randn(6, *sample.shape[1:], generator=generator).to(sample)
-    points = torch.cat([sample, scattered])
+    scattered = points[:1] + torch.randn(6, *points.shape[1:], generator=generator).to(points)
+    points = torch.cat([points, scattered])
     with torch.no_grad():
         logits = model(points.clone())
         try:
@@ -213,16 +246,20 @@ def _check(graph: Graph, model: nn.Module, sample: Tensor) -> None:
                 f"{type(model).__name__} computes something from the size of the batch: {fault}"
             ) from fault
     if traced.shape != logits.shape or not torch.allclose(
-        traced, logits, rtol=1e-3, atol=1e-3 * _size(logits), equal_nan=True
+        traced, logits, rtol=0, atol=_rounding(logits), equal_nan=True
     ):
         raise UnsupportedOperator(
             f"the operators traced from {type(model).__name__} do not reproduce its output; does its forward "
-            "change a tensor in place that it reads again?"
+            "change a tensor in place that it reads again, or depend on the values it is given?"
         )
 
 
-def _size(logits: Tensor) -> float:
-    return float(logits.abs().nan_to_num().max()) if logits.numel() else 0.0
+def _rounding(logits: Tensor) -> float:
+    """What two orders of the same arithmetic may differ by: little of the spread, less of the size."""
+    finite = logits[logits.isfinite()].double()
+    if not len(finite):
+        return 0.0
+    return float(1e-3 * (finite - finite.mean()).abs().max() + 1e-5 * finite.abs().max())
 
 
 @contextlib.contextmanager

@@ -139,17 +139,22 @@ def _sum(call: Call) -> Operator:
     return Affine(lambda x: first + sign * x, lambda radius: radius.expand(len(radius), *shape))
 
 
+def _real(constant: Any, call: Call) -> Any:
+    """A constant in the activation's own type: the absolute value of the smallest int8 is negative."""
+    return constant.to(call.activation.dtype) if isinstance(constant, Tensor) else constant
+
+
 def _product(call: Call) -> Operator:
     if len(call.args) != 2 or call.kwargs or all(isinstance(a, Argument) for a in call.args):
         raise UnsupportedOperator("only a product with a constant has a rule")
-    factor = call.args[0] if isinstance(call.args[1], Argument) else call.args[1]
+    factor = _real(call.args[0] if isinstance(call.args[1], Argument) else call.args[1], call)
     return Affine(lambda x: x * factor, lambda radius: radius * abs(factor))
 
 
 def _quotient(call: Call) -> Operator:
     if len(call.args) != 2 or call.kwargs or isinstance(call.args[1], Argument):
         raise UnsupportedOperator("only a division by a constant has a rule")
-    divisor = call.args[1]
+    divisor = _real(call.args[1], call)
     return Affine(lambda x: x / divisor, lambda radius: radius / abs(divisor))
 
 

@@ -58,7 +58,7 @@ class BoundCertifier(Certifier, name="bounds"):
     def _radius(self, bound: _MarginBound, right: Tensor, holds: Tensor, threat: Threat) -> Tensor:
         """The largest radius per example that was verified: doubled from eps, then bisected."""
         cap = threat.covering_eps(bound.x[0].numel())
-        unit = threat.eps or min(cap, 1.0)
+        unit = min(threat.eps or 1.0, cap)
         low = torch.where(holds, threat.eps, 0.0).double()  # verified
         high = torch.where(holds, torch.inf, threat.eps).to(low)  # tried in vain, or inf
         for _ in range(64):
@@ -79,7 +79,8 @@ class _MarginBound:
     """The lowest margin bound of each example as a function of a radius per example."""
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> None:
-        self.graph, self.x, self.y, self.threat = trace(model, x), x, y, threat
+        self.x, self.y, self.threat = x, y, threat
+        self.graph = trace(model, x, box=threat.interval(x))
 
     def __call__(self, eps: Tensor, rows: Tensor | None = None) -> Tensor:
         x, y = (self.x, self.y) if rows is None else (self.x[rows], self.y[rows])

@@ -75,9 +75,9 @@ class ImageSet:
     def batch(self, indices: Sequence[int] | Tensor | slice) -> tuple[Tensor, Tensor]:
         """The images as float32 in [0, 1], (n, C, H, W), and their labels (n,)."""
         if not isinstance(indices, slice):
-            indices = torch.as_tensor(indices, device=self.labels.device)
+            indices = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
         images = self.images[indices]
-        return images.float().div_(255) if images.dtype == torch.uint8 else images, self.labels[indices]
+        return images.float().div_(255) if images.dtype == torch.uint8 else images.clone(), self.labels[indices]
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """The examples of these numbers, in this order."""
@@ -101,6 +101,11 @@ class MappedSet:
     classes: tuple[str, ...]
     """The K names."""
 
+    def __post_init__(self) -> None:
+        if len({part.shape[1:] for part in self.parts}) != 1 or len(self.labels) != len(self.rows):
+            shapes = ", ".join(str(part.shape) for part in self.parts)
+            raise ValueError(f"parts of {shapes} with {len(self.labels)} labels do not make one set of images")
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -113,7 +118,7 @@ class MappedSet:
     def batch(self, indices: Sequence[int] | Tensor | slice) -> tuple[Tensor, Tensor]:
         """The images as float32 in [0, 1], (n, C, H, W), and their labels (n,), where the labels are."""
         if not isinstance(indices, slice):
-            indices = torch.as_tensor(indices)
+            indices = torch.as_tensor(indices, dtype=torch.int64)
         rows = self.rows[indices].numpy()
         pixels = np.empty((len(rows), *self.parts[0].shape[1:]), np.uint8)
         ends = np.cumsum([len(part) for part in self.parts])

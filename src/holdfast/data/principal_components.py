@@ -65,7 +65,8 @@ class PrincipalComponents:
     def fit_cached(cls, images: Tensor, cache: Path | None = None) -> PrincipalComponents:
         """``fit``, kept on disk by a hash of the images: ``$HOLDFAST_CACHE``, or ``~/.cache/holdfast``."""
         default = os.environ.get("HOLDFAST_CACHE") or Path.home() / ".cache" / "holdfast"
-        digest = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:16]
+        content = repr((images.shape, images.dtype)).encode() + images.contiguous().numpy().tobytes()
+        digest = hashlib.sha256(content).hexdigest()[:16]
         path = Path(cache or default) / f"principal-components-{digest}.safetensors"
         if path.is_file():
             try:

@@ -37,6 +37,8 @@ def sandwich_curve(
         evaluation: their evaluation, for the predictions and the certified radii.
         radii: ascending, in the threat's norm.
     """
+    if list(radii) != sorted(radii):
+        raise ValueError("the radii must ascend: what a smaller one broke is not attacked again")
     table = evaluation.table.iloc[: len(images)]
     correct = table["correct"].to_numpy()
     guarantees = evaluation.summary["guarantees"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from holdfast.component import Settings
 from holdfast.data import Images
@@ -62,20 +62,21 @@ class WeightAverage:
         model.load_state_dict(self.weights, strict=False)
         estimate_batch_norm(model, images, batch_size)
 
-    def state(self) -> dict[str, Tensor | int]:
-        return {"count": self.count, **self.weights}
+    def state(self) -> dict[str, Any]:
+        return {"count": self.count, "weights": self.weights}
 
-    def load(self, state: dict[str, Tensor | int]) -> None:
-        self.count = int(state["count"])
-        self.weights = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
+    def load(self, state: dict[str, Any]) -> None:
+        self.count = state["count"]
+        self.weights = {name: value.clone() for name, value in state["weights"].items()}
 
 
 @torch.no_grad()
 def estimate_batch_norm(model: nn.Module, images: Images, batch_size: int) -> None:
     """BatchNorm's running statistics as the mean over batches of the images, in place of what they were."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms:
+    if not norms or len(images) < 2:
         return
+    batch_size = max(batch_size, 2)
     momenta = [norm.momentum for norm in norms]
     with eval_mode(model):
         for norm in norms:

@@ -42,7 +42,7 @@ class Training(Settings):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Probability that is spread evenly over all classes."""
     accumulate: PositiveInt = 1
-    """Batches whose gradients are averaged into one optimiser step."""
+    """Batches that make one optimiser step: its gradient is the mean over all their images."""
     clip_gradient: PositiveFloat | None = None
     """Largest l_2 norm of the gradient of a step."""
     averaging: Averaging | None = None
@@ -65,6 +65,11 @@ class Training(Settings):
     def passes(self, images: int) -> int:
         """Epochs over so many training images."""
         return max(1, round(self.presentations / images)) if self.presentations else self.epochs
+
+    def images_of_step(self, number: int, images: int) -> int:
+        """How many images make the optimiser step that batch ``number`` of an epoch belongs to."""
+        first = number // self.accumulate * self.accumulate
+        return min((first + self.accumulate) * self.batch_size, images) - first * self.batch_size
 
     def prepare(self, images: Images, indices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """The images of these numbers, augmented, and their labels: probabilities if they are mixed or smoothed."""
@@ -236,8 +241,7 @@ def fit(
                 last = (number + 1) % training.accumulate == 0 or number + 1 == steps
                 if first:
                     torch_optimizer.zero_grad()
-                together = min(training.accumulate, steps - number // training.accumulate * training.accumulate)
-                engine.backward(loss / together)
+                engine.backward(loss * len(indices) / training.images_of_step(number, len(images)))
                 if last:
                     lr = optimizer.lr * schedule.factor(step, total)
                     set_rate(torch_optimizer, lr, schedule.momentum(step, total))

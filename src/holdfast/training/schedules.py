@@ -49,13 +49,13 @@ class Constant(Schedule, name="constant"):
 class Step(Schedule, name="step"):
     """Multiplied by ``gamma`` again and again."""
 
-    every: Share = 0.25
+    every: float = Field(default=0.25, gt=0, le=1)
     """Share of the training between two falls."""
     gamma: PositiveFloat = 0.1
     """What the factor is multiplied by."""
 
     def shape(self, step: float, total_steps: float) -> float:
-        return self.gamma ** math.floor(step / (self.every * total_steps))
+        return self.gamma ** math.floor(step / (self.every * total_steps) + 1e-9)
 
 
 class MultiStep(Schedule, name="multi-step"):
@@ -67,7 +67,7 @@ class MultiStep(Schedule, name="multi-step"):
     """What it is multiplied by."""
 
     def shape(self, step: float, total_steps: float) -> float:
-        return self.gamma ** sum(step >= share * total_steps for share in self.milestones)
+        return self.gamma ** sum(_reached(share, step, total_steps) for share in self.milestones)
 
 
 class Piecewise(MultiStep, name="piecewise"):
@@ -86,7 +86,7 @@ class OneDrop(Schedule, name="one-drop"):
     """Factor afterwards."""
 
     def shape(self, step: float, total_steps: float) -> float:
-        return 1.0 if step < self.at * total_steps else self.to
+        return self.to if _reached(self.at, step, total_steps) else 1.0
 
 
 class MultipleDecay(Schedule, name="multiple-decay"):
@@ -96,7 +96,7 @@ class MultipleDecay(Schedule, name="multiple-decay"):
     """How many steps."""
 
     def shape(self, step: float, total_steps: float) -> float:
-        return 1.0 - math.floor(self.steps * step / total_steps) / self.steps
+        return 1.0 - math.floor(self.steps * step / total_steps + 1e-9) / self.steps
 
 
 class Linear(Schedule, name="linear"):
@@ -163,6 +163,11 @@ class OneCycle(Schedule, name="one-cycle"):
         if step <= top:
             return _cosine(start, middle, step / top if top > 0 else 1.0)
         return _cosine(middle, end, (step - top) / max(last - top, 1e-12))
+
+
+def _reached(share: float, step: float, total_steps: float) -> bool:
+    """Whether a step has come to a share of the training; 0.55 · 100 is more than 55 in floating point."""
+    return step >= share * total_steps - 1e-9 * total_steps
 
 
 def _cosine(start: float, end: float, share: float) -> float:
