@@ -101,6 +101,8 @@ def test_evaluating_again_gets_a_folder_of_its_own(tiny: Run) -> None:
     assert evaluate_run(tiny.path.name[:6], "threat=linf:0.05", "evaluation.attacks=[fgsm]", runs=tiny.path.parent)
     with pytest.raises(ValueError, match="would change the training"):
         evaluate_run(tiny.path, "objective=trades")
+    with pytest.raises(ValueError, match="unknown key 'root'"):  # allowed, where the data set has one
+        evaluate_run(tiny.path, "data.root=elsewhere")
     with pytest.raises(ValueError, match="did you mean 'pgd'"):
         evaluate_run(tiny.path, "evaluation.attacks=[pdg]")
 

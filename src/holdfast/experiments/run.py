@@ -116,7 +116,7 @@ def evaluate_run(
 
     Args:
         name: the run's folder, or its name (or the beginning of one) in ``runs``.
-        overrides: ``threat=...``, ``evaluation.*=...`` or ``engine.*=...`` on top of the run's recipe.
+        overrides: ``threat=...``, ``evaluation.*=...``, ``engine.*=...`` or ``data.root=...`` on top of the recipe.
 
     Raises:
         ValueError: an override of something that only a new training could change, or one that does not fit.
@@ -124,8 +124,8 @@ def evaluate_run(
     """
     trained = find_run(name, Path(runs))
     for override in overrides:
-        part = override.split("=")[0].split(".")[0]
-        if part not in ("threat", "evaluation", "engine"):
+        key = override.split("=")[0]
+        if key.split(".")[0] not in ("threat", "evaluation", "engine") and key != "data.root":
             raise ValueError(
                 f"{override!r} would change the training; an evaluation can change threat and evaluation"
             )
