@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -210,3 +213,27 @@ def test_a_full_disk_stops_the_run_and_says_where_the_state_is(tmp_path: Path) -
     assert "Traceback" not in done.stderr
     files = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(files) == ["environment.json", "experiment.yaml"]
+
+
+def test_the_result_goes_to_standard_output_also_while_a_terminal_shows_progress(tmp_path: Path) -> None:
+    # A live progress bar once took standard output over, and with it the table and the path.
+    terminal, errors = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, "train", "digits", *TINY, "--runs", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        env={**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1"},
+    )
+    os.close(errors)
+    threading.Thread(target=_drain, args=(terminal,), daemon=True).start()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "Standard" in output
+    assert Run(Path(output.splitlines()[-1])).finished
+
+
+def _drain(terminal: int) -> None:
+    with contextlib.suppress(OSError):  # the other side closes
+        while os.read(terminal, 4096):
+            pass

@@ -39,7 +39,10 @@ class ProgressLine:
         columns = ("epoch {task.fields[epoch]}", BarColumn(12), TimeRemainingColumn(), "{task.fields[text]}")
         if self.console.is_terminal:
             self._bar = Progress(
-                *[TextColumn(c) if isinstance(c, str) else c for c in columns], console=self.console, transient=True
+                *[TextColumn(c) if isinstance(c, str) else c for c in columns],
+                console=self.console,
+                transient=True,
+                redirect_stdout=False,
             )
             self._bar.start()
             self._task = self._bar.add_task("", total=epochs * steps, completed=finished * steps, epoch="", text="")

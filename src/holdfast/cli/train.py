@@ -31,4 +31,6 @@ def train(
     with answer_for() as progress:
         from holdfast.experiments import train
 
-        print_run(train(recipe, *(overrides or []), runs=runs, again=again, reporter=progress))
+        run = train(recipe, *(overrides or []), runs=runs, again=again, reporter=progress)
+        progress.close()
+        print_run(run)
