@@ -20,7 +20,7 @@ from holdfast.component import Component
 # Runs on real data: they are collected only where the data are.
 collect_ignore = [] if os.environ.get("HOLDFAST_DATA") else ["test_real_data.py"]
 
-OTHERS = ("PYTEST", "PYTORCH", "TORCH", "TRITON")  # variables that these set for themselves
+OTHERS = ("PYTEST", "PYTORCH", "TORCH", "_TORCH", "TRITON")  # variables that these set for themselves
 REFERENCE = Path(__file__).parent / "reference"
 torch.set_num_threads(1)
 

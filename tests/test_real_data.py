@@ -42,3 +42,22 @@ def test_certified_training_on_a_part_of_mnist(tmp_path: Path) -> None:
     assert result["standard"] > 0.9
     assert result["certified"]["bounds"] > 0.6
     assert result["certified"]["bounds"] <= result["attacked"]["pgd"] <= result["standard"]
+
+
+def test_a_wide_resnet_learns_cifar10_with_augmentation(tmp_path: Path) -> None:
+    run = train(
+        "mnist-trades",
+        "data={name: cifar10, train_size: 3000}",
+        "model={name: wide-resnet, depth: 10, width: 1}",
+        "threat=linf:2/255",
+        "objective=cross-entropy",
+        "optimizer={name: sgd, lr: 0.1}",
+        "schedule=one-cycle",
+        "training={epochs: 3, batch_size: 100, augmentations: [flip, {name: crop, mode: reflect}]}",
+        "evaluation={examples: 500, attacks: [fgsm], certifiers: [], curve_points: 0}",
+        runs=tmp_path,
+    )
+    result = run.result
+    assert 0.25 < result["standard"] < 0.7
+    assert result["attacked"]["fgsm"] < result["standard"]
+    assert run.history["loss"].iloc[-1] < run.history["loss"].iloc[0] - 0.1

@@ -14,11 +14,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import TINY
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from holdfast.cli import app
 from holdfast.experiments import Run
+from holdfast.training.checkpoint import Checkpoint
 
 PROGRAM = [sys.executable, "-c", "from holdfast.cli import main; main()"]
 
@@ -179,19 +182,45 @@ def test_ctrl_c_keeps_the_state_and_says_so(tmp_path: Path) -> None:
     assert not (folder / "result.json").exists()
 
 
-def test_kill_9_at_any_moment_resumes_to_the_same_result(tmp_path: Path) -> None:
-    overrides = [o for o in TINY if not o.startswith("training")] + ["training={epochs: 12, batch_size: 40}"]
+KILLED = """
+import os, random, signal, sys, threading
+from holdfast import train
+from holdfast.training import Reporter
+
+class Power(Reporter):
+    def __init__(self, steps, seconds):
+        self.steps, self.seconds = steps, seconds
+    def step(self, loss):
+        self.steps -= 1
+        if self.steps == 0:
+            threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+draw = random.Random(int(sys.argv[1]))
+train("digits", *sys.argv[3:], runs=sys.argv[2], reporter=Power(draw.randint(6, 12), draw.uniform(0, 0.02)))
+"""
+
+
+def test_kill_9_ten_times_at_any_moment_and_the_result_is_the_same(tmp_path: Path) -> None:
+    training = "training={epochs: 100, batch_size: 40, checkpoint_every: 2, averaging: {}}"
+    overrides = [o for o in TINY if not o.startswith("training")] + [training]
     straight = holdfast("train", "digits", *overrides, "--runs", tmp_path / "straight")
     assert straight.exit_code == 0, straight.output
     runs = tmp_path / "killed"
-    for epochs in (2, 5):
-        process = start(runs, "training={epochs: 12, batch_size: 40}")
-        wait_for_checkpoint(runs, epochs)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate(timeout=60)
+    reached = [0]
+    for number in range(10):
+        command = [sys.executable, "-c", KILLED, str(number), str(runs), *overrides]
+        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        (path,) = runs.glob("*/checkpoint/last.pt")
+        reached.append(Checkpoint.load(path, torch.device("cpu")).step)
+    assert reached == sorted(reached)
+    assert any(step % 3 for step in reached), "no epoch was ever cut"
     resumed = holdfast("train", "digits", *overrides, "--runs", runs)
     assert resumed.exit_code == 0, resumed.output
+    assert "goes on after epoch" in resumed.stderr
     one, other = Run(last_line(straight)), Run(last_line(resumed))
+    weights, same = (load_file(run.path / "model.safetensors") for run in (one, other))
+    assert all(torch.equal(same[key], value) for key, value in weights.items())
     assert one.examples.equals(other.examples)
     assert list(one.history["loss"]) == list(other.history["loss"])
     assert not [path for path in other.path.rglob(".*") if not path.name.startswith(".last")]

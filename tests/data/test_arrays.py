@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,37 @@ def test_generated_cifar10_keeps_the_real_test_part(
     assert len(splits.validation) == 30 * len(parts)
     with pytest.raises(FileNotFoundError, match=r"5m\.npz"):
         load_data("edm-cifar10", version="5m", root=tmp_path)
+
+
+MEASURE = """
+import resource, sys
+import torch
+from holdfast.data import Arrays
+from holdfast.data.data import Data
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+torch.ones(1).float().div_(255)
+before = peak()
+path = sys.argv[1]
+images = Arrays(train=[path], test=[path]).load().train
+for x, y in images.stream(images.order(0, seed=0).split(256)[:40]):
+    assert x.shape[1:] == (3, 32, 32)
+print(peak() - before)
+"""
+
+
+def test_a_hundred_thousand_images_are_trained_on_without_holding_them(tmp_path: Path) -> None:
+    path = tmp_path / "1m.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (100_000, 32, 32, 3), np.uint8)
+    np.savez(path, image=pixels, label=np.arange(100_000) % 10)
+    assert path.stat().st_size > 300e6
+    command = [sys.executable, "-c", MEASURE, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    megabytes = float(done.stdout)
+    # 307 MB of pixels would be 1,229 MB as floats. What was touched of the mapped file counts as held.
+    assert megabytes < 450, f"{megabytes} MB"
 
 
 def test_a_run_trains_on_mapped_files(tmp_path: Path) -> None:

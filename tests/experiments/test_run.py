@@ -193,8 +193,9 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     for change in ({"model": {}}, {"history": None}, {"model": 3}):
         checkpoint = torch.load(path, weights_only=True)
         torch.save({**checkpoint, **change}, path)
-        with pytest.raises(ValueError, match="delete it to start anew"):
+        with pytest.raises(ValueError, match=r"delete it to start anew") as caught:
             train("digits", *TINY, runs=tmp_path)
+        assert ("missing layer1.weight" in str(caught.value)) == (change == {"model": {}})
         torch.save(checkpoint, path)
 
 
@@ -214,3 +215,20 @@ def test_the_alarm_keeps_the_example_that_rang_it(tmp_path: Path) -> None:
         assert kept["part"] == "test"
         assert kept["x"].shape == kept["x_adv"].shape == (1, 8, 8)
     assert not list(tmp_path.glob("*/result.json"))
+
+
+def colour_net(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, num_classes))
+
+
+def test_a_model_for_other_images_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    class ColourNet(Model, name="colour-net"):
+        def network(self, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+            return colour_net(input_shape, num_classes)
+
+    try:
+        with pytest.raises(ValueError, match=r"does not take images of \(1, 8, 8\): .*expected input.* 3 channels"):
+            train("digits", "model=colour-net", runs=tmp_path / "runs")
+    finally:
+        del Model.registry["colour-net"]
+    assert not (tmp_path / "runs").exists()

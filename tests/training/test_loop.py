@@ -20,6 +20,7 @@ from holdfast.training import (
     Constant,
     OneCycle,
     Optimizer,
+    Reporter,
     Schedule,
     Training,
     TrainingDiverged,
@@ -146,7 +147,7 @@ def test_a_clipped_gradient_bounds_the_step(images: ImageSet) -> None:
 
 
 def test_smoothed_labels_keep_the_logits_in_bounds(images: ImageSet) -> None:
-    x, y = Training(label_smoothing=0.2).prepare(images, torch.arange(5), seed=0)
+    x, y = Training(label_smoothing=0.2).prepare(*images.batch(slice(5)), 4, seed=0)
     assert torch.allclose(y.amax(1), torch.full((5,), 0.85))
     assert torch.allclose(y.sum(1), torch.ones(5))
     assert torch.equal(y.argmax(1), images.labels[:5])
@@ -191,9 +192,81 @@ def test_what_is_watched_must_be_computed(images: ImageSet) -> None:
 
 
 def test_presentations_are_the_same_work_for_every_size() -> None:
-    training = Training(presentations=1000)
-    assert [training.passes(n) for n in (10, 100, 333, 5000)] == [100, 10, 3, 1]
-    assert Training(epochs=7).passes(10) == 7
+    training = Training(presentations=10_000, batch_size=16)
+    totals = [training.plan(n).total for n in (16, 160, 3330, 50_000)]
+    assert totals == [625, 625, 628, 625]  # 3330 leave a small batch in every epoch
+    assert Training(epochs=7, batch_size=4).plan(10).total == 21
+    with pytest.raises(ValueError, match="steps and presentations are two budgets"):
+        Training(steps=3, presentations=2)
+
+
+def test_a_budget_in_steps_may_end_within_an_epoch(images: ImageSet) -> None:
+    class Count(Reporter):
+        steps = 0
+
+        def step(self, loss: Tensor) -> None:
+            self.steps += 1
+
+    counter, factors = Count(), []
+
+    class Watched(Constant):
+        def factor(self, step: int, total: int) -> float:
+            factors.append((step, total))
+            return super().factor(step, total)
+
+    training = {"steps": 7, "accumulate": 3, "batch_size": 16}
+    history = run(images, small_cnn(), training=training, reporter=counter, schedule=Watched())
+    assert counter.steps == 7
+    assert [record["step"] for record in history] == [5, 7]
+    assert {total for _, total in factors} == {7}
+    assert Training(**training).plan(70).group(6) == (False, True, 32)  # the last two batches make a step
+
+
+def test_time_ends_a_training_and_stays_over(images: ImageSet) -> None:
+    saved: list[Checkpoint] = []
+    model, again = small_cnn(), small_cnn()
+    history = run(images, model, epochs=10_000, training={"minutes": 0.01}, save=saved.append)
+    assert history[-1]["out_of_time"]
+    assert sum(record["train_seconds"] for record in history) >= 0.6
+    assert history[-1]["step"] < 1_000_000
+    assert run(images, again, epochs=10_000, training={"minutes": 0.01}, resume=saved[-1]) == history
+    assert torch.equal(weights(model), weights(again))
+
+
+@pytest.mark.parametrize("training", EXTRAS.values(), ids=EXTRAS.keys())
+def test_a_training_resumed_within_an_epoch_ends_in_the_same_weights(
+    images: ImageSet, tmp_path: Path, training: dict[str, Any]
+) -> None:
+    saved: list[Checkpoint] = []
+
+    def save(checkpoint: Checkpoint) -> None:
+        checkpoint.save(tmp_path / f"{checkpoint.step}.pt")
+        saved.append(checkpoint)
+
+    straight = small_cnn()
+    kept = run(images, straight, training={**training, "checkpoint_every": 1}, save=save)
+    within = [checkpoint.step for checkpoint in saved if checkpoint.partial]
+    assert set(within) >= {2, 4, 7}
+    for step in within:
+        resumed = small_cnn(seed=9)
+        checkpoint = Checkpoint.load(tmp_path / f"{step}.pt", torch.device("cpu"))
+        history = run(images, resumed, training=training, resume=checkpoint)
+        assert torch.equal(weights(resumed), weights(straight))
+        assert [record["loss"] for record in history] == [record["loss"] for record in kept]
+
+
+@pytest.mark.parametrize("objective", [AdversarialTraining(steps=2), IBP()], ids=lambda o: o.name)
+def test_a_compiled_model_trains_to_the_same_weights(images: ImageSet, objective: Objective) -> None:
+    plain, compiled = (small_cnn() for _ in range(2))
+    for model in (plain, compiled):
+        model[5].p = 0.0  # a compiled Dropout draws its own numbers
+    settings = objective, THREAT, SGD(lr=0.01), Constant(), Training(steps=6, batch_size=16)
+    fit(plain, images, *settings, Engine(accelerator="cpu").start())
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    fit(compiled, images, *settings, Engine(accelerator="cpu", compile=True).start())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > before or objective.name == "ibp"
+    assert torch.allclose(weights(plain), weights(compiled), atol=1e-4)
+    assert type(compiled) is type(plain)
 
 
 def test_observers_see_every_batch_with_what_it_was_perturbed_to(images: ImageSet) -> None:

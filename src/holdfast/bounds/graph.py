@@ -47,6 +47,7 @@ def trace(
         UnsupportedOperator: an operator without a bound rule, by module path and name; or a module whose
             normalised form does not reproduce its own output.
     """
+    model = getattr(model, "_orig_mod", model)  # under torch.compile
     _refuse_what_tracing_skips(model)
     sample = (x[:2] if len(x) > 1 else x.repeat(2, *[1] * (x.dim() - 1))).detach().clone()
     with eval_mode(model), torch.no_grad():
@@ -279,8 +280,11 @@ def batch_statistics(model: nn.Module) -> Iterator[Statistics]:
             statistics[module] = (x.mean(dims), x.var(dims, correction=0))
 
     hooks = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, _BATCH_NORMS)]
+    # A compiled model does not notice hooks that come and go.
+    eager = torch.compiler.set_stance("force_eager") if hooks else contextlib.nullcontext()
     try:
-        yield statistics
+        with eager:
+            yield statistics
     finally:
         for hook in hooks:
             hook.remove()

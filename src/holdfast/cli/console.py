@@ -33,9 +33,12 @@ class ProgressLine:
         self.folder = folder
         self.stage(f"run folder {folder}")
 
-    def train(self, epochs: int, steps: int, finished: int) -> None:
+    def train(self, steps: int, per_epoch: int, finished: int) -> None:
+        self._steps, self._per_epoch, self._count, self._accuracies = steps, per_epoch, finished, ""
+        self._epochs = -(-steps // per_epoch)
         if finished:
-            self.stage(f"goes on after epoch {finished} of {epochs}")
+            epoch, step = divmod(finished, per_epoch)
+            self.stage(f"goes on after epoch {epoch}{f' and {step} steps' if step else ''} of {self._epochs}")
         columns = ("epoch {task.fields[epoch]}", BarColumn(12), TimeRemainingColumn(), "{task.fields[text]}")
         if self.console.is_terminal:
             self._bar = Progress(
@@ -45,19 +48,12 @@ class ProgressLine:
                 redirect_stdout=False,
             )
             self._bar.start()
-            self._task = self._bar.add_task("", total=epochs * steps, completed=finished * steps, epoch="", text="")
-        self._epochs, self._steps, self._count, self._loss, self._accuracies = (
-            epochs,
-            steps,
-            finished * steps,
-            "",
-            "",
-        )
+            self._task = self._bar.add_task("", total=steps, completed=finished, epoch="", text="")
 
     def step(self, loss: Any) -> None:
         self._count += 1
-        if self._bar and (self._count % 10 == 0 or self._count == self._epochs * self._steps):
-            epoch = f"{min(self._count // self._steps + 1, self._epochs)}/{self._epochs}"
+        if self._bar and (self._count % 10 == 0 or self._count == self._steps):
+            epoch = f"{min(self._count // self._per_epoch + 1, self._epochs)}/{self._epochs}"
             text = f"loss {loss.item():.3f}  {self._accuracies}"
             self._bar.update(self._task, completed=self._count, epoch=epoch, text=text)
 

@@ -22,6 +22,7 @@ def train(
     overrides: Overrides = None,
     runs: RunsOption = RUNS,
     again: Annotated[bool, typer.Option("--again", help="Throw away a finished run and start anew.")] = False,
+    track: Annotated[str | None, typer.Option(help="Trackers, separated by commas: tensorboard, wandb.")] = None,
 ) -> None:
     """Train a recipe, evaluate it, and print standard, attacked and certified accuracy.
 
@@ -31,6 +32,14 @@ def train(
     with answer_for() as progress:
         from holdfast.experiments import train
 
-        run = train(recipe, *(overrides or []), runs=runs, again=again, reporter=progress)
+        run = train(
+            recipe,
+            *(overrides or []),
+            runs=runs,
+            again=again,
+            reporter=progress,
+            track=track.split(",") if track else (),
+        )
         progress.close()
-        print_run(run)
+        if run.experiment.engine.leads:
+            print_run(run)

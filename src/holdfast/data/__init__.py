@@ -9,9 +9,10 @@ from holdfast.data.arrays import EDMCIFAR10, Arrays
 from holdfast.data.augmentation import Augmentation
 from holdfast.data.data import Data
 from holdfast.data.digits import Digits
-from holdfast.data.folder import ImageFolder, ImageNette, RestrictedImageNet
-from holdfast.data.hub import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST, Hub, TinyImageNet
+from holdfast.data.folder import FileSet, ImageFolder, ImageNette, RestrictedImageNet, TinyImageNet
+from holdfast.data.hub import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST, Hub
 from holdfast.data.image_set import Images, ImageSet, MappedSet, Splits
+from holdfast.data.mixture import MixedSet, Mixture
 from holdfast.data.principal_components import PrincipalComponents, parse_indices
 from holdfast.data.subsets import stratified_order
 
@@ -26,12 +27,15 @@ __all__ = [
     "Data",
     "Digits",
     "FashionMNIST",
+    "FileSet",
     "Hub",
     "ImageFolder",
     "ImageNette",
     "ImageSet",
     "Images",
     "MappedSet",
+    "MixedSet",
+    "Mixture",
     "PrincipalComponents",
     "RestrictedImageNet",
     "Splits",

@@ -41,8 +41,9 @@ class Flip(Augmentation, name="flip"):
     """Share of the images that are flipped."""
 
     def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        flipped = torch.rand(len(x), generator=generator).lt(self.probability).to(x.device)
-        return torch.where(flipped[:, None, None, None], x.flip(3), x), y
+        flipped = torch.rand(len(x), generator=generator).lt(self.probability)
+        rows = flipped.nonzero().squeeze(1).to(x.device)
+        return x.index_copy(0, rows, x.index_select(0, rows).flip(3)), y
 
 
 class Crop(Augmentation, name="crop"):
@@ -55,13 +56,13 @@ class Crop(Augmentation, name="crop"):
 
     def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         number, channels, height, width = x.shape
-        padded = F.pad(x, [self.padding] * 4, mode="constant" if self.mode == "zeros" else "reflect")
-        offsets = torch.randint(0, 2 * self.padding + 1, (2, number, 1), generator=generator).to(x.device)
-        rows = offsets[0] + torch.arange(height, device=x.device)
-        columns = offsets[1] + torch.arange(width, device=x.device)
-        example = torch.arange(number, device=x.device)[:, None, None, None]
-        channel = torch.arange(channels, device=x.device)[None, :, None, None]
-        return padded[example, channel, rows[:, None, :, None], columns[:, None, None, :]], y
+        padded = F.pad(x, [self.padding] * 4, mode="constant" if self.mode == "zeros" else "reflect").contiguous()
+        top, left = torch.randint(0, 2 * self.padding + 1, (2, number), generator=generator)
+        # A view of the windows that begin at every pixel; index_select copies those that are asked for.
+        image, plane, row, _ = padded.stride()
+        starts = padded.numel() - (channels - 1) * plane - (height - 1) * row - (width - 1)
+        windows = padded.as_strided((starts, channels, height, width), (1, plane, row, 1))
+        return windows.index_select(0, (image * torch.arange(number) + row * top + left).to(x.device)), y
 
 
 class Erase(Augmentation, name="erase"):

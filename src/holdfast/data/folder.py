@@ -1,23 +1,58 @@
-"""Image sets as folders of image files, one folder per class."""
+"""Image sets as folders of image files: decoded once and kept, or streamed by worker processes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from holdfast.data.data import Data
-from holdfast.data.hub import channels_first, data_root, plain
-from holdfast.data.image_set import ImageSet
+from holdfast.data.hub import channels_first, data_root, locate, plain, read_hub
+from holdfast.data.image_set import Images, ImageSet
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+KEPT_BYTES = 4 * 2**30
+"""Sets of more pixels than this are streamed."""
 
 
-class ImageFolder(Data, name="folder"):
+class UnreadableImage(OSError, ValueError):
+    """An image file that cannot be decoded."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Image files and what they show."""
+
+    files: tuple[Path, ...]
+    labels: Tensor
+    """(N,) int64 in 0..K−1."""
+    classes: tuple[str, ...]
+
+
+class _FileData(Data):
+    """A data set of image files."""
+
+    stream: bool | None = None
+    """Decode images whenever they are asked for, in place of once; by default where they fill more than 4 GiB."""
+    workers: NonNegativeInt = 4
+    """Processes that decode the training images of a streamed set."""
+
+    def kept(self, listing: Listing, size: int, resize: int | None = None) -> Images:
+        """The images as squares of ``size``, the shorter side brought to ``resize`` before."""
+        streamed = FileSet(listing.files, listing.labels, listing.classes, size, resize or size, self.workers)
+        large = len(streamed) * 3 * size**2 > KEPT_BYTES
+        return streamed if self.stream or (self.stream is None and large) else streamed.decoded()
+
+
+class ImageFolder(_FileData, name="folder"):
     """A folder with a part for training and one for testing, each with a folder of images per class."""
 
     path: Path
@@ -29,23 +64,23 @@ class ImageFolder(Data, name="folder"):
     size: PositiveInt
     """Images are brought to this side: the shorter side resized to it, then the centre cut out."""
 
-    def read(self) -> tuple[ImageSet, ImageSet]:
-        train, test = (read_folder(self.path / part, self.size) for part in (self.train_part, self.test_part))
-        return train, test
+    def read(self) -> tuple[Images, Images]:
+        train, test = (list_folder(self.path / part) for part in (self.train_part, self.test_part))
+        return self.kept(train, self.size), self.kept(test, self.size)
 
 
-class ImageNette(Data, name="imagenette"):
+class ImageNette(_FileData, name="imagenette"):
     """13,394 photographs of ten easy ImageNet classes, 160 × 160 pixels: the 160-pixel release, centre cropped."""
 
     root: Path | None = None
     """Folder that holds ``imagenette2-160``; ``$HOLDFAST_DATA`` by default."""
 
-    def read(self) -> tuple[ImageSet, ImageSet]:
-        folder = data_root(self.root) / "imagenette2-160"
-        return read_folder(folder / "train", 160), read_folder(folder / "val", 160)
+    def read(self) -> tuple[Images, Images]:
+        train, test = (list_folder(data_root(self.root) / "imagenette2-160" / part) for part in ("train", "val"))
+        return self.kept(train, 160), self.kept(test, 160)
 
 
-class RestrictedImageNet(Data, name="restricted-imagenet"):
+class RestrictedImageNet(_FileData, name="restricted-imagenet"):
     """Nine groups of ImageNet classes at 64 × 64 pixels (Tsipras et al., 2019), from ImageNet's folders.
 
     The groups are ranges of the thousand sorted class folders. Images are resized to 72 pixels on the
@@ -66,24 +101,42 @@ class RestrictedImageNet(Data, name="restricted-imagenet"):
         "insect": range(300, 320),
     }
 
-    def read(self) -> tuple[ImageSet, ImageSet]:
+    def read(self) -> tuple[Images, Images]:
         folder = data_root(self.root) / "imagenet"
-        train, test = (read_folder(folder / part, 64, resize=72, groups=self.groups) for part in ("train", "val"))
-        return train, test
+        train, test = (list_folder(folder / part, groups=self.groups) for part in ("train", "val"))
+        return self.kept(train, 64, resize=72), self.kept(test, 64, resize=72)
 
 
-def read_folder(
-    folder: Path, size: int, *, resize: int | None = None, groups: dict[str, range] | None = None
-) -> ImageSet:
-    """All images below the class folders of a folder, as uint8 squares.
+class TinyImageNet(_FileData, name="tiny-imagenet"):
+    """110,000 photographs of 64 × 64 pixels in 200 classes; its validation part is the test part here."""
+
+    root: Path | None = None
+    """Folder that holds ``tiny-imagenet-200`` as it is published, or ``tiny-imagenet`` in the hub's layout;
+    ``$HOLDFAST_DATA`` by default."""
+
+    def read(self) -> tuple[Images, Images]:
+        folder = locate("tiny-imagenet-200", self.root)
+        if folder is None:
+            return read_hub("tiny-imagenet", "zh-plus/tiny-imagenet", self.root, ("train", "valid"))
+        train = list_folder(folder / "train")
+        annotations = folder / "val" / "val_annotations.txt"
+        lines = [line.split("\t")[:2] for line in annotations.read_text("utf-8").splitlines()]
+        if any(len(line) < 2 or line[1] not in train.classes for line in lines):
+            raise ValueError(f"{annotations} does not name a file and a class of the training part in every line")
+        files = tuple(folder / "val" / "images" / name for name, _ in lines)
+        test = Listing(files, torch.tensor([train.classes.index(name) for _, name in lines]), train.classes)
+        return self.kept(train, 64), self.kept(test, 64)
+
+
+def list_folder(folder: Path, groups: dict[str, range] | None = None) -> Listing:
+    """All images below the class folders of a folder.
 
     Args:
-        resize: bring the shorter side to this first; to ``size`` by default.
         groups: new classes as ranges of the sorted class folders; the folders themselves by default.
 
     Raises:
         FileNotFoundError: the folder is not there.
-        ValueError: it holds no class folders, a class is empty, or an image cannot be read.
+        ValueError: it holds no class folders, or a class is empty.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
@@ -97,18 +150,99 @@ def read_folder(
     labels: list[int] = []
     for label, numbers in enumerate(chosen.values()):
         for number in numbers:
-            found = sorted(path for path in classes[number].iterdir() if path.suffix.lower() in SUFFIXES)
+            found = sorted(path for path in classes[number].rglob("*") if path.suffix.lower() in SUFFIXES)
             if not found:
                 raise ValueError(f"the class folder {classes[number]} holds no images")
             files += found
             labels += [label] * len(found)
+    return Listing(tuple(files), torch.tensor(labels), tuple(chosen))
 
-    def read(path: Path) -> np.ndarray:
-        return _square(path, size, resize or size)
 
-    with ThreadPoolExecutor() as workers:
-        arrays = np.stack(list(workers.map(read, files)))
-    return ImageSet(channels_first(arrays), torch.tensor(labels), tuple(chosen))
+@dataclass(frozen=True)
+class FileSet(Images):
+    """Labelled images in files of their own, decoded when they are asked for."""
+
+    files: tuple[Path, ...]
+    labels: Tensor
+    """(N,) int64 in 0..K−1."""
+    classes: tuple[str, ...]
+    """The K names."""
+    size: int
+    """Side of the images, (3, size, size)."""
+    resize: int
+    """What the shorter side is brought to before the centre is cut out."""
+    workers: int
+    """Processes that decode for ``stream``."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return 3, self.size, self.size
+
+    def pixels(self, indices: Sequence[int] | Tensor | slice) -> Tensor:
+        """uint8 images (n, 3, size, size) on the CPU.
+
+        Raises:
+            UnreadableImage: naming the file.
+        """
+        every = torch.arange(len(self))
+        numbers = every[indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.int64)]
+        if not len(numbers):
+            return torch.empty(0, *self.shape, dtype=torch.uint8)
+        with ThreadPoolExecutor() as threads:
+            squares = threads.map(lambda i: _square(self.files[i], self.size, self.resize), numbers)
+            return channels_first(np.stack(list(squares)))
+
+    def decoded(self) -> ImageSet:
+        """The same set whole in memory."""
+        return ImageSet(self.pixels(slice(None)), self.labels, self.classes)
+
+    def batch(self, indices: Sequence[int] | Tensor | slice) -> tuple[Tensor, Tensor]:
+        return self._placed(self.pixels(indices), indices)
+
+    def stream(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """``batch`` of each of these, decoded ahead by worker processes."""
+        loader: DataLoader[Tensor | UnreadableImage] = DataLoader(
+            _Decoder(self),  # type: ignore[arg-type]
+            sampler=batches,
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=self.labels.is_cuda,
+            generator=torch.Generator(),  # or it draws from the global one
+        )
+        for indices, pixels in zip(batches, loader, strict=True):
+            if isinstance(pixels, UnreadableImage):
+                raise pixels
+            yield self._placed(pixels, indices)
+
+    def _placed(self, pixels: Tensor, indices: Sequence[int] | Tensor | slice) -> tuple[Tensor, Tensor]:
+        chosen = (
+            indices
+            if isinstance(indices, slice)
+            else torch.as_tensor(indices, dtype=torch.int64).to(self.labels.device)
+        )
+        return pixels.to(self.labels.device, non_blocking=True).float().div_(255), self.labels[chosen]
+
+    def subset(self, indices: Sequence[int] | Tensor) -> FileSet:
+        """The examples of these numbers, in this order; nothing is read."""
+        numbers = torch.as_tensor(indices)
+        return replace(self, files=tuple(self.files[i] for i in numbers), labels=self.labels[numbers])
+
+    def to(self, device: torch.device | str) -> FileSet:
+        return replace(self, labels=self.labels.to(device))
+
+
+class _Decoder:
+    """What a worker process runs: numbers in, pixels out, or the fault, which would lose its form on the way."""
+
+    def __init__(self, images: FileSet) -> None:
+        self.images = images.to("cpu")
+
+    def __getitem__(self, indices: Tensor) -> Tensor | UnreadableImage:
+        try:
+            return self.images.pixels(indices)
+        except UnreadableImage as fault:
+            return fault
 
 
 def _square(path: Path, size: int, resize: int) -> np.ndarray:
@@ -118,8 +252,8 @@ def _square(path: Path, size: int, resize: int) -> np.ndarray:
     try:
         with Image.open(path) as opened:
             image = plain(opened).convert("RGB")
-    except OSError as fault:
-        raise ValueError(f"{path} cannot be read as an image: {fault}") from fault
+    except (OSError, SyntaxError, Image.DecompressionBombError) as fault:
+        raise UnreadableImage(f"{path} cannot be read as an image: {fault}") from fault
     scale = resize / min(image.size)
     resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
     left, top = (resized.width - size) // 2, (resized.height - size) // 2

@@ -23,13 +23,10 @@ class _HubData(Data):
     folder: ClassVar[str]
     hub_id: ClassVar[str]
     config: ClassVar[str | None] = None
-    splits: ClassVar[tuple[str, str]] = ("train", "test")
     label_column: ClassVar[str | None] = None
 
     def read(self) -> tuple[ImageSet, ImageSet]:
-        return read_hub(
-            self.folder, self.hub_id, self.root, self.splits, label_column=self.label_column, config=self.config
-        )
+        return read_hub(self.folder, self.hub_id, self.root, label_column=self.label_column, config=self.config)
 
 
 class MNIST(_HubData, name="mnist"):
@@ -60,12 +57,6 @@ class SVHN(_HubData, name="svhn"):
     """99,289 cropped house numbers of 32 × 32 pixels, without the extra part (Netzer et al., 2011)."""
 
     folder, hub_id, config = "svhn", "ufldl-stanford/svhn", "cropped_digits"
-
-
-class TinyImageNet(_HubData, name="tiny-imagenet"):
-    """110,000 photographs of 64 × 64 pixels in 200 classes; its validation part is the test part here."""
-
-    folder, hub_id, splits = "tiny-imagenet", "zh-plus/tiny-imagenet", ("train", "valid")
 
 
 class Hub(Data, name="hub"):

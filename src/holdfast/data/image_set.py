@@ -2,44 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.inference import mix_seed
 
-class Images(Protocol):
+
+class Images(ABC):
     """What training and evaluation ask of labelled images, however they are kept."""
 
-    @property
-    def labels(self) -> Tensor:
-        """(N,) int64 in 0..K−1."""
+    labels: Tensor
+    """(N,) int64 in 0..K−1."""
+    classes: tuple[str, ...]
+    """The K names."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """The K names."""
-
-    @property
+    @abstractmethod
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
 
-    def __len__(self) -> int: ...
-
+    @abstractmethod
     def batch(self, indices: Sequence[int] | Tensor | slice) -> tuple[Tensor, Tensor]:
         """The images as float32 in [0, 1], (n, C, H, W), and their labels (n,)."""
 
+    @abstractmethod
     def subset(self, indices: Sequence[int] | Tensor) -> Images:
         """The examples of these numbers, in this order."""
 
+    @abstractmethod
     def to(self, device: torch.device | str) -> Images:
         """The same with batches on a device."""
 
+    @property
+    def epoch_size(self) -> int:
+        """How many images an epoch of training presents."""
+        return len(self)
+
+    def order(self, epoch: int, seed: int) -> Tensor:
+        """The numbers of the images of an epoch in the order in which they are trained on, (epoch_size,)."""
+        return permutation(len(self), seed, epoch, 1)
+
+    def stream(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """``batch`` of each of these, one after another."""
+        return map(self.batch, batches)
+
+
+def permutation(count: int, *seed: int) -> Tensor:
+    """0..count−1 in a random order that the seed determines."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mix_seed(*seed)))
+
 
 @dataclass(frozen=True)
-class ImageSet:
+class ImageSet(Images):
     """Labelled images, whole, on one device."""
 
     images: Tensor
@@ -63,9 +85,6 @@ class ImageSet:
             given = f"{self.labels.min()} to {self.labels.max()}"
             raise ValueError(f"labels run from {given}, but there are {len(self.classes)} classes")
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
@@ -74,10 +93,12 @@ class ImageSet:
 
     def batch(self, indices: Sequence[int] | Tensor | slice) -> tuple[Tensor, Tensor]:
         """The images as float32 in [0, 1], (n, C, H, W), and their labels (n,)."""
-        if not isinstance(indices, slice):
-            indices = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
-        images = self.images[indices]
-        return images.float().div_(255) if images.dtype == torch.uint8 else images.clone(), self.labels[indices]
+        if isinstance(indices, slice):
+            images, labels = self.images[indices], self.labels[indices]
+        else:  # index_select is many times faster than advanced indexing
+            numbers = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
+            images, labels = self.images.index_select(0, numbers), self.labels.index_select(0, numbers)
+        return images.float().div_(255) if images.dtype == torch.uint8 else images.clone(), labels
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """The examples of these numbers, in this order."""
@@ -89,7 +110,7 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class MappedSet:
+class MappedSet(Images):
     """Labelled images in files too large for memory: a batch is gathered from them when it is asked for."""
 
     parts: tuple[np.ndarray, ...]
@@ -105,9 +126,6 @@ class MappedSet:
         if len({part.shape[1:] for part in self.parts}) != 1 or len(self.labels) != len(self.rows):
             shapes = ", ".join(str(part.shape) for part in self.parts)
             raise ValueError(f"parts of {shapes} with {len(self.labels)} labels do not make one set of images")
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -24,6 +24,7 @@ from holdfast.component import explain, nearest
 from holdfast.experiments.experiment import Experiment
 from holdfast.files import whole_file, write_bytes, write_json, write_text
 from holdfast.models.model import Shape
+from holdfast.models.weights import refuse_misfits
 from holdfast.training.checkpoint import Checkpoint
 
 PACKAGES = ("holdfast", "torch", "lightning-fabric", "numpy", "scipy", "pandas", "scikit-learn", "datasets")
@@ -99,9 +100,10 @@ class Run:
         if not self._checkpoint.exists():
             return None
         checkpoint = Checkpoint.load(self._checkpoint, device)
-        own = model.state_dict()
-        if {key: value.shape for key, value in own.items()} != {k: v.shape for k, v in checkpoint.model.items()}:
-            raise ValueError(f"the checkpoint {self._checkpoint} is of another model; delete it to start anew")
+        try:
+            refuse_misfits(checkpoint.model, model.state_dict(), self._checkpoint)
+        except ValueError as fault:
+            raise ValueError(f"{fault}; delete it to start anew") from fault
         return checkpoint
 
     def write_checkpoint(self, checkpoint: Checkpoint) -> None:

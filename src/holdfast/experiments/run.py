@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from holdfast.evaluation import evaluate, sandwich_curve
 from holdfast.experiments.experiment import Experiment
 from holdfast.experiments.folder import Run, find_run
 from holdfast.experiments.recipe import apply_all, resolve
+from holdfast.experiments.tracking import TrackedReporter, Tracker, trackers
 from holdfast.files import whole_file, write_json
 from holdfast.inference import check_inputs, check_logits, eval_mode, frozen_eval, mix_seed, predict
 from holdfast.objectives import Progress
@@ -37,17 +38,20 @@ def train(
     runs: str | Path = "runs",
     again: bool = False,
     reporter: Reporter | None = None,
+    track: Sequence[str | Tracker] = (),
 ) -> Run:
     """Train and evaluate one experiment: ``train("digits", "objective.kappa=0.3")``.
 
     A finished run is returned as it is; one that was cut off goes on from its last checkpoint and ends in
-    the same result.
+    the same result. With ``engine.devices`` above 1 this program is started once more for every further
+    device, from its beginning; all take part in the training, and the first alone evaluates and writes.
 
     Args:
         recipe: the name of a recipe, the path of a YAML file, or an Experiment.
         overrides: ``key=value`` on top of the recipe.
         runs: the folder of runs.
         again: throw away what is there and run anew.
+        track: send the numbers to ``tensorboard``, ``wandb``, or any Tracker, too.
 
     Raises:
         ValueError, OSError: the recipe, the data or a checkpoint is at fault; nothing was written.
@@ -55,7 +59,9 @@ def train(
         SoundnessError: an attack broke a certified example.
     """
     experiment = recipe if isinstance(recipe, Experiment) else resolve(recipe, overrides)
-    reporter = reporter or Reporter()
+    leads = experiment.engine.leads
+    followers = trackers(track) if leads else []
+    reporter = (leads and reporter) or Reporter()
     run = Run(Path(runs) / experiment.identity)
     if run.finished and not again:
         reporter.stage(f"{run.path} is finished already")
@@ -73,10 +79,14 @@ def train(
         raise ValueError("training.watch=certified needs one of evaluation.certifiers")
     _rehearse_evaluation(experiment, model, splits.test)
 
-    if again and run.path.exists():
-        shutil.rmtree(run.path)
-    run.begin(experiment, engine.device)
-    reporter.begin(run.path)
+    if leads:
+        if again and run.path.exists():
+            shutil.rmtree(run.path)
+        run.begin(experiment, engine.device)
+        reporter.begin(run.path)
+        for tracker in followers:
+            tracker.begin(run.path, experiment.model_dump(mode="json"))
+    engine.launch()
     count = min(experiment.training.validation_examples, len(splits.validation))
     images, labels = splits.validation.batch(slice(count))
 
@@ -102,10 +112,14 @@ def train(
             validate=validate,
             resume=checkpoint,
             save=run.write_checkpoint,
-            reporter=reporter,
+            reporter=TrackedReporter(reporter, followers) if followers else reporter,
         )
-    run.write_model(model, shape, num_classes)
-    _evaluate(run, experiment, model, splits.test, reporter, sum(record["seconds"] for record in history))
+    if leads:
+        run.write_model(model, shape, num_classes)
+        _evaluate(run, experiment, model, splits.test, reporter, sum(record["seconds"] for record in history))
+    for tracker in followers:
+        tracker.end(run.result)
+    engine.wait()
     return run
 
 
@@ -135,7 +149,7 @@ def evaluate_run(
     if run.finished:
         reporter.stage(f"{run.path} is finished already")
         return run
-    engine = experiment.engine.start()
+    engine = experiment.engine.start(alone=True)
     model, test = trained.model(), experiment.data.load().test
     _rehearse_evaluation(experiment, model, test)
     run.begin(experiment, engine.device)
@@ -156,14 +170,18 @@ def load(run: str | Path, *, runs: str | Path = "runs") -> nn.Module:
 
 def _rehearse(experiment: Experiment, model: nn.Module, images: Images) -> None:
     """Two examples through the objective, so that what cannot work fails before the work."""
-    x, y = experiment.training.prepare(images, torch.arange(2), seed=0)
+    x, y = experiment.training.prepare(*images.batch(slice(2)), len(images.classes), seed=0)
     with eval_mode(model):
+        try:
+            model(x.clone())
+        except RuntimeError as fault:
+            raise ValueError(f"the model does not take images of {images.shape}: {fault}") from fault
         experiment.objective.loss(model, x, y, experiment.threat, Progress.end())
 
 
 def _rehearse_evaluation(experiment: Experiment, model: nn.Module, test: Images) -> None:
     """The checks that the evaluation will make, and two examples through the certifiers."""
-    x, y = test.batch(slice(None))
+    x, y = test.batch(slice(256))
     check_inputs(x, y, experiment.threat)
     with frozen_eval(model):
         check_logits(predict(model, x[:2]), y[:2])

@@ -59,7 +59,7 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
         state = {f"network.{key}": value for key, value in state.items()}
         state |= {key: value for key, value in target.items() if not key.startswith("network.")}
     state = {key if key in target else _renamed(key): value for key, value in state.items()}
-    _refuse_misfits(state, target, path)
+    refuse_misfits(state, target, path)
     model.load_state_dict(state)
 
 
@@ -67,7 +67,8 @@ def _renamed(key: str) -> str:
     return ".".join(RENAMED.get(part, part) for part in key.split("."))
 
 
-def _refuse_misfits(state: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> None:
+def refuse_misfits(state: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> None:
+    """Raises ValueError where keys or shapes of a file's state are not those of the model; says which."""
     faults = [f"missing {key}" for key in target if key not in state]
     faults += [f"unexpected {key}" for key in state if key not in target]
     faults += [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from holdfast.component import Component
@@ -20,6 +21,8 @@ class Progress:
     total_steps: int
     seed: int = 0
     """With the step it determines everything that an objective draws."""
+    offset: int = 0
+    """Number of the first example within the whole batch, where several processes share it."""
 
     @property
     def fraction(self) -> float:
@@ -31,9 +34,13 @@ class Progress:
         """A finished training: every ramp has arrived."""
         return cls(1, 1)
 
+    def generators(self, count: int) -> list[torch.Generator]:
+        """One generator for each example of the step's batch."""
+        return example_generators(mix_seed(self.seed, self.step), range(self.offset, self.offset + count))
+
     def random_points(self, x: Tensor, threat: Threat) -> Tensor:
         """A random point of the threat set around each input of the step's batch."""
-        return threat.random_point(x, example_generators(mix_seed(self.seed, self.step), range(len(x))))
+        return threat.random_point(x, self.generators(len(x)))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.inference import example_generators, frozen_eval, mix_seed
+from holdfast.inference import frozen_eval
 from holdfast.objectives.objective import Loss, Objective, Progress
 from holdfast.search import Function, climb
 from holdfast.threat import Threat
@@ -42,8 +42,8 @@ class TRADES(Objective, name="trades"):
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         # At x itself the divergence has no slope, so the ascent starts a hair away from it.
-        generators = example_generators(mix_seed(progress.seed, progress.step), range(len(x)))
-        noise = torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators])
+        draws = [torch.randn(x.shape[1:], generator=generator) for generator in progress.generators(len(x))]
+        noise = torch.stack(draws)
         with frozen_eval(model):
             with torch.no_grad():
                 clean_logits = model(x)

@@ -72,9 +72,9 @@ class WeightAverage:
 
 @torch.no_grad()
 def estimate_batch_norm(model: nn.Module, images: Images, batch_size: int) -> None:
-    """BatchNorm's running statistics as the mean over batches of the images, in place of what they were."""
+    """BatchNorm's running statistics as the mean over batches of an epoch, in place of what they were."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms or len(images) < 2:
+    if not norms or images.epoch_size < 2:
         return
     batch_size = max(batch_size, 2)
     momenta = [norm.momentum for norm in norms]
@@ -83,9 +83,8 @@ def estimate_batch_norm(model: nn.Module, images: Images, batch_size: int) -> No
             norm.reset_running_stats()
             norm.momentum, norm.training = None, True  # a plain mean over batches
         # A last batch of one image has no variance and is left out.
-        for start in range(0, len(images), batch_size):
-            stop = min(start + batch_size, len(images))
-            if stop - start > 1:
-                model(images.batch(slice(start, stop))[0])
+        batches = [batch for batch in images.order(0, 0).split(batch_size) if len(batch) > 1]
+        for x, _ in images.stream(batches):
+            model(x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

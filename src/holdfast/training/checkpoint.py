@@ -15,7 +15,7 @@ from holdfast.files import write_bytes
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after a whole number of epochs."""
+    """The state after an optimiser step."""
 
     model: dict[str, Any]
     optimizer: dict[str, Any]
@@ -25,6 +25,10 @@ class Checkpoint:
     """The running average of the weights, where one is kept."""
     best: dict[str, Any] = field(default_factory=dict)
     """The best validation so far and its weights, where they are kept."""
+    step: int = 0
+    """Batches trained on."""
+    partial: dict[str, Any] = field(default_factory=dict)
+    """Sums and seconds of an epoch that is not finished; empty between epochs."""
 
     def save(self, path: Path) -> None:
         """Write the file whole, or leave the previous one."""

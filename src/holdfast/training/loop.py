@@ -1,86 +1,28 @@
-"""The training loop: epochs of batches, a validation after each, a checkpoint to go on from."""
+"""The training loop: batches, optimiser steps, a validation after each epoch, a checkpoint to go on from."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Protocol
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from holdfast.component import Settings
 from holdfast.data import Images
-from holdfast.data.augmentation import Augmentation, probabilities
 from holdfast.inference import mix_seed
 from holdfast.objectives import Objective, Progress
 from holdfast.threat import Threat
-from holdfast.training.averaging import Averaging, WeightAverage
+from holdfast.training.averaging import WeightAverage
 from holdfast.training.checkpoint import Checkpoint
 from holdfast.training.engine import RunningEngine
 from holdfast.training.optimizers import Optimizer, set_rate
+from holdfast.training.plan import Training
 from holdfast.training.schedules import Schedule
-
-
-class Training(Settings):
-    """How long and in what portions."""
-
-    epochs: PositiveInt = 20
-    """Passes over the training images."""
-    presentations: PositiveInt | None = None
-    """Train on about so many images, repetitions counted, in place of a number of epochs: the same work for
-    every ``train_size``."""
-    batch_size: PositiveInt = 128
-    """Images per batch; the last batch of an epoch may be smaller."""
-    augmentations: list[Augmentation] = []
-    """Random changes of the training images, in the order in which they apply."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Probability that is spread evenly over all classes."""
-    accumulate: PositiveInt = 1
-    """Batches that make one optimiser step: its gradient is the mean over all their images."""
-    clip_gradient: PositiveFloat | None = None
-    """Largest l_2 norm of the gradient of a step."""
-    averaging: Averaging | None = None
-    """Average the weights along the training and go on with the average; none by default."""
-    validate_every: PositiveInt = 1
-    """Epochs between validations; the last epoch is always validated."""
-    validation_examples: PositiveInt = 500
-    """Validate on at most so many images."""
-    watch: Literal["standard", "attacked", "certified"] | None = None
-    """Keep the weights of the best validation by this accuracy (the earliest of equals); the last by default."""
-    patience: PositiveInt | None = None
-    """Stop after so many validations in a row without a better one; needs ``watch``."""
-
-    @model_validator(mode="after")
-    def _patience_needs_watch(self) -> Self:
-        if self.patience and not self.watch:
-            raise ValueError("patience needs watch: which accuracy shall grow?")
-        return self
-
-    def passes(self, images: int) -> int:
-        """Epochs over so many training images."""
-        return max(1, round(self.presentations / images)) if self.presentations else self.epochs
-
-    def images_of_step(self, number: int, images: int) -> int:
-        """How many images make the optimiser step that batch ``number`` of an epoch belongs to."""
-        first = number // self.accumulate * self.accumulate
-        return min((first + self.accumulate) * self.batch_size, images) - first * self.batch_size
-
-    def prepare(self, images: Images, indices: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """The images of these numbers, augmented, and their labels: probabilities if they are mixed or smoothed."""
-        x, y = images.batch(indices)
-        generator = torch.Generator().manual_seed(seed)
-        for augmentation in self.augmentations:
-            x, y = augmentation(x, y, generator)
-        if self.label_smoothing:
-            classes = len(images.classes)
-            y = (1 - self.label_smoothing) * probabilities(y, classes) + self.label_smoothing / classes
-        return x, y
 
 
 class TrainingDiverged(ArithmeticError):
@@ -93,8 +35,8 @@ class Reporter:
     def begin(self, folder: Path) -> None:
         """A run starts (or goes on) and keeps its state in this folder."""
 
-    def train(self, epochs: int, steps: int, finished: int) -> None:
-        """Training starts: so many epochs of so many steps, of which some are finished already."""
+    def train(self, steps: int, per_epoch: int, finished: int) -> None:
+        """Training starts: so many steps, so many of them an epoch, of which some are finished already."""
 
     def step(self, loss: Tensor) -> None:
         """A step was made."""
@@ -107,7 +49,7 @@ class Reporter:
 
 
 class Observer(Protocol):
-    """Sees every batch that is trained on, such as a meter of neural collapse."""
+    """Sees every batch that its process trains on, such as a meter of neural collapse."""
 
     def observe(self, x: Tensor, y: Tensor, x_adv: Tensor | None, progress: Progress) -> None:
         """The clean inputs, their labels, what the objective perturbed them to, and when; after the step."""
@@ -120,10 +62,8 @@ class _TrainingStep(nn.Module):
         super().__init__()
         self.model, self.objective, self.threat = model, objective, threat
 
-    def forward(
-        self, x: Tensor, y: Tensor, step: int, total: int, seed: int
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        loss = self.objective.loss(self.model, x, y, self.threat, Progress(step, total, seed))
+    def forward(self, x: Tensor, y: Tensor, *progress: int) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        loss = self.objective.loss(self.model, x, y, self.threat, Progress(*progress))
         return loss.total, loss.parts, loss.x_adv
 
 
@@ -170,6 +110,21 @@ def _deterministic() -> Iterator[None]:
         memory.fill_uninitialized_memory = fill
 
 
+class _Tally:
+    """Sums over an epoch's images of the loss and its parts; a part may be absent from some steps."""
+
+    def __init__(self, sums: dict[str, Tensor]) -> None:
+        self.sums = dict(sums)
+
+    def add(self, values: dict[str, Tensor], count: int) -> None:
+        for name, value in values.items():
+            new = torch.stack([value * count, torch.full_like(value, count)])
+            self.sums[name] = self.sums[name] + new if name in self.sums else new
+
+    def over_processes(self, engine: RunningEngine) -> dict[str, Tensor]:
+        return {name: engine.sum(value) for name, value in self.sums.items()}
+
+
 def fit(
     model: nn.Module,
     images: Images,
@@ -190,89 +145,188 @@ def fit(
     """Train the model in place, and return one record per epoch.
 
     All randomness follows from (seed, epoch, step): a training resumed from its checkpoint ends in the
-    same weights, bit for bit, as one that was never stopped.
+    same weights, bit for bit, as one that was never stopped. Where several processes train, each makes the
+    gradient of its share of every batch; what augmentation and Dropout draw then depends on their number.
 
     Args:
-        validate: accuracies of the model for the history; called in between, never used for the training.
+        validate: accuracies of the model for the history; called in between by the leading process, never
+            used for the training.
         resume: go on from this state.
-        save: given the state after every epoch, to write before the next step changes it.
+        save: given the state after every epoch by the leading process, to write before the next step changes it.
         observers: told of every batch.
 
     Raises:
         TrainingDiverged: the loss is not finite.
     """
-    reporter = reporter or Reporter()
-    images = images.to(engine.device)
-    torch_optimizer = optimizer.build(model)
-    step_module, torch_optimizer = engine.prepare(_TrainingStep(model, objective, threat), torch_optimizer)
-    average = WeightAverage(training.averaging, model) if training.averaging else None
-    history: list[dict[str, Any]] = []
-    if resume is not None:
-        model.load_state_dict(resume.model)
-        torch_optimizer.load_state_dict(resume.optimizer)
-        history = list(resume.history)
-        if average:
-            average.load(resume.average)
-
-    best = _Best(training, resume.best if resume else {})
-    epochs, steps = training.passes(len(images)), math.ceil(len(images) / training.batch_size)
-    total = epochs * steps
-    reporter.train(epochs, steps, len(history))
+    model.train()
     with torch.random.fork_rng(), _deterministic():
-        for epoch in range(len(history), epochs):
-            if best.stops:
-                break
-            started = time.perf_counter()
-            torch.manual_seed(mix_seed(seed, epoch))  # for Dropout and the like
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mix_seed(seed, epoch, 1)))
-            model.train()
-            sums: dict[str, Tensor] = {}
-            counts: dict[str, int] = {}  # a part may be absent from some steps
-            for number, indices in enumerate(order.split(training.batch_size)):
-                step = epoch * steps + number
-                x, y = training.prepare(images, indices, mix_seed(seed, step, 2))
-                loss, parts, x_adv = step_module(x, y, step, total, seed)
-                if not torch.isfinite(loss):
-                    raise TrainingDiverged(
-                        f"the loss is {loss.item()} at epoch {epoch + 1}, step {number + 1} of {steps} "
-                        f"(training images {indices[:8].tolist()} …)"
-                    )
-                first = number % training.accumulate == 0
-                last = (number + 1) % training.accumulate == 0 or number + 1 == steps
-                if first:
-                    torch_optimizer.zero_grad()
-                engine.backward(loss * len(indices) / training.images_of_step(number, len(images)))
-                if last:
-                    lr = optimizer.lr * schedule.factor(step, total)
-                    set_rate(torch_optimizer, lr, schedule.momentum(step, total))
-                    if training.clip_gradient:
-                        nn.utils.clip_grad_norm_(model.parameters(), training.clip_gradient)
-                    torch_optimizer.step()
-                    if average:
-                        average.update(model, step / total)
-                for observer in observers:
-                    observer.observe(x, y, x_adv, Progress(step, total, seed))
-                reporter.step(loss)
-                for name, value in {"loss": loss.detach(), **parts}.items():
-                    sums[name] = sums.get(name, torch.zeros_like(value)) + value * len(indices)
-                    counts[name] = counts.get(name, 0) + len(indices)
-            record: dict[str, Any] = {"epoch": epoch + 1, "step": (epoch + 1) * steps, "lr": lr}
-            record |= {name: value.item() / counts[name] for name, value in sums.items()}
-            record["train_seconds"] = time.perf_counter() - started
-            if validate and ((epoch + 1) % training.validate_every == 0 or epoch + 1 == epochs):
-                averaged = average.in_place(model, images, training.batch_size) if average else nullcontext()
-                with averaged:
-                    record |= validate(model)
-                    best.offer(model, record)
-            record["seconds"] = time.perf_counter() - started
-            history.append(record)
-            if save:
-                states = model.state_dict(), torch_optimizer.state_dict(), history
-                save(Checkpoint(*states, average.state() if average else {}, best.state))
-            reporter.epoch(record)
-        if best.state:
-            model.load_state_dict(best.state["model"])
-        elif average:
-            average.apply(model, images, training.batch_size)
+        fitting = _Fitting(model, images, objective, threat, optimizer, schedule, training, engine, seed)
+        if resume is not None:
+            fitting.load(resume)
+        history = fitting.run(validate, save, observers, reporter or Reporter())
     model.eval()
     return history
+
+
+class _Fitting:
+    """One call of ``fit``: what changes while it runs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Images,
+        objective: Objective,
+        threat: Threat,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        training: Training,
+        engine: RunningEngine,
+        seed: int,
+    ) -> None:
+        self.model, self.images = model, images.to(engine.device)
+        self.settings, self.schedule, self.training = optimizer, schedule, training
+        self.engine, self.seed = engine, seed
+        step_module = _TrainingStep(model, objective, threat)
+        self.step_module, self.optimizer = engine.prepare(step_module, optimizer.build(model))
+        self.average = WeightAverage(training.averaging, model) if training.averaging else None
+        self.best = _Best(training, {})
+        self.plan = training.plan(images.epoch_size)
+        self.history: list[dict[str, Any]] = []
+        self.step = self.saved = 0
+        self.tally, self.seconds = _Tally({}), 0.0  # of the epoch under way
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        self.model.load_state_dict(checkpoint.model)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        if self.average:
+            self.average.load(checkpoint.average)
+        self.best = _Best(self.training, checkpoint.best)
+        self.history, self.step, self.saved = list(checkpoint.history), checkpoint.step, checkpoint.step
+        if checkpoint.partial:
+            self.seconds = checkpoint.partial["seconds"]
+            if self.engine.leads:  # the sums are those of all processes together
+                self.tally = _Tally(checkpoint.partial["sums"])
+
+    def checkpoint(self, **partial: Any) -> Checkpoint:
+        self.saved = self.step
+        states = self.model.state_dict(), self.optimizer.state_dict(), self.history
+        average = self.average.state() if self.average else {}
+        return Checkpoint(*states, average, self.best.state, self.step, partial)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the budget is used up, or no better validation came for too long."""
+        out_of_time = bool(self.history) and "out_of_time" in self.history[-1]
+        return self.step >= self.plan.total or out_of_time or self.best.stops
+
+    def run(
+        self,
+        validate: Callable[[nn.Module], dict[str, float]] | None,
+        save: Callable[[Checkpoint], None] | None,
+        observers: Sequence[Observer],
+        reporter: Reporter,
+    ) -> list[dict[str, Any]]:
+        engine = self.engine
+        reporter.train(self.plan.total, self.plan.per_epoch, self.step)
+        while not engine.of_first(self.ended):
+            epoch = self.step // self.plan.per_epoch + 1
+            record = {"epoch": epoch, **self.train_epoch(save, observers, reporter)}
+            due = epoch % self.training.validate_every == 0 or epoch == self.plan.epochs or "out_of_time" in record
+            if validate and due and engine.leads:
+                started = time.perf_counter()
+                with self.averaged():
+                    record |= validate(self.model)
+                    self.best.offer(self.model, record)
+                record["seconds"] += time.perf_counter() - started
+            self.history.append(engine.of_first(record))
+            self.tally, self.seconds = _Tally({}), 0.0
+            if save and engine.leads:
+                save(self.checkpoint())
+            reporter.epoch(record)
+        if self.best.state:
+            self.model.load_state_dict(self.best.state["model"])
+        elif self.average:
+            self.average.apply(self.model, self.images, self.training.batch_size)
+        if engine.processes > 1:
+            self.model.load_state_dict(engine.of_first(self.model.state_dict()))
+        return self.history
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The model with the weights it would end with now."""
+        if self.average is None:
+            return nullcontext()
+        return self.average.in_place(self.model, self.images, self.training.batch_size)
+
+    def train_epoch(
+        self, save: Callable[[Checkpoint], None] | None, observers: Sequence[Observer], reporter: Reporter
+    ) -> dict[str, Any]:
+        """The rest of the epoch under way, and its record."""
+        plan, training, engine = self.plan, self.training, self.engine
+        epoch, number = divmod(self.step, plan.per_epoch)
+        trained = sum(record["train_seconds"] for record in self.history)
+        started = time.perf_counter() - self.seconds
+        batches = self.images.order(epoch, self.seed).split(training.batch_size)[number : plan.of_epoch(epoch)]
+        own = [_own(indices, engine) for indices in batches]
+        record: dict[str, Any] = {}
+        self.model.train()
+        for batch, indices, (x, y) in zip(batches, own, self.images.stream(own), strict=True):
+            share = engine.share(len(batch))
+            progress = Progress(self.step, plan.total, self.seed, share.start)
+            engine.seed(mix_seed(self.seed, self.step, 3, share.start))  # for Dropout and the like
+            x, y = training.prepare(x, y, len(self.images.classes), mix_seed(self.seed, self.step, 2, share.start))
+            loss, x_adv = self.train_step(x, y, progress, len(share), indices)
+            for observer in observers:
+                observer.observe(x, y, x_adv, progress)
+            reporter.step(loss)
+            self.step += 1
+            self.seconds = time.perf_counter() - started
+            if not plan.group(progress.step).last:
+                continue
+            if training.minutes and engine.of_first(trained + self.seconds >= 60 * training.minutes):
+                record["out_of_time"] = True
+                break
+            due = training.checkpoint_every and self.step - self.saved >= training.checkpoint_every
+            if save and due and self.step % plan.per_epoch:
+                sums = self.tally.over_processes(engine)
+                checkpoint = self.checkpoint(sums=sums, seconds=self.seconds)
+                if engine.leads:
+                    save(checkpoint)
+        record |= {"step": self.step, "lr": self.settings.lr * self.schedule.factor(progress.step, plan.total)}
+        for name, (total, count) in self.tally.over_processes(engine).items():
+            record[name] = (total / count).item()
+        return record | {"train_seconds": self.seconds, "seconds": self.seconds}
+
+    def train_step(
+        self, x: Tensor, y: Tensor, progress: Progress, count: int, indices: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """One batch; its gradient, and with the last batch of its group the optimiser's step."""
+        engine, group = self.engine, self.plan.group(progress.step)
+        with nullcontext() if group.last else engine.accumulating(self.step_module):
+            loss, parts, x_adv = self.step_module(x, y, *astuple(progress))
+            if not engine.all(torch.isfinite(loss)):
+                epoch, number = divmod(progress.step, self.plan.per_epoch)
+                raise TrainingDiverged(
+                    f"the loss is {loss.item()} at epoch {epoch + 1}, step {number + 1} of "
+                    f"{self.plan.of_epoch(epoch)} (training images {indices[:8].tolist()} …)"
+                )
+            if group.first:
+                self.optimizer.zero_grad()
+            # The processes' gradients are averaged; together they are to be the mean over the group's images.
+            engine.backward(loss * (count * engine.processes / group.images))
+        if group.last:
+            factor = self.schedule.factor(progress.step, progress.total_steps)
+            momentum = self.schedule.momentum(progress.step, progress.total_steps)
+            set_rate(self.optimizer, self.settings.lr * factor, momentum)
+            if self.training.clip_gradient:
+                engine.clip(self.step_module, self.optimizer, self.training.clip_gradient)
+            self.optimizer.step()
+            if self.average:
+                self.average.update(self.model, progress.fraction)
+        self.tally.add({"loss": loss.detach(), **parts}, count)
+        return loss, x_adv
+
+
+def _own(indices: Tensor, engine: RunningEngine) -> Tensor:
+    """This process's examples of a batch; one example, of no weight, where the batch is too small for all."""
+    share = engine.share(len(indices))
+    return indices[share.start : max(share.stop, share.start + 1)]

@@ -1,0 +1,119 @@
+"""How long a training lasts and in what portions: the settings, and the plan that follows for a set of images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from holdfast.component import Settings
+from holdfast.data.augmentation import Augmentation, probabilities
+from holdfast.training.averaging import Averaging
+
+
+class Group(NamedTuple):
+    """The batches that make one optimiser step."""
+
+    first: bool
+    """Whether the batch is the first of them."""
+    last: bool
+    """Whether it is the last."""
+    images: int
+    """In all of them together."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The batches of a training: ``total`` of them, so many in every epoch."""
+
+    images: int
+    batch_size: int
+    accumulate: int
+    total: int
+
+    @property
+    def per_epoch(self) -> int:
+        return math.ceil(self.images / self.batch_size)
+
+    @property
+    def epochs(self) -> int:
+        """The last may be cut short."""
+        return math.ceil(self.total / self.per_epoch)
+
+    def of_epoch(self, epoch: int) -> int:
+        """Batches of this epoch."""
+        return min(self.per_epoch, self.total - epoch * self.per_epoch)
+
+    def group(self, step: int) -> Group:
+        """The batches of an optimiser step, as seen from one of them."""
+        epoch, number = divmod(step, self.per_epoch)
+        first = number - number % self.accumulate
+        stop = min(first + self.accumulate, self.of_epoch(epoch))
+        images = min(stop * self.batch_size, self.images) - first * self.batch_size
+        return Group(number == first, number + 1 == stop, images)
+
+
+class Training(Settings):
+    """How long and in what portions."""
+
+    epochs: PositiveInt = 20
+    """Passes over the training images."""
+    steps: PositiveInt | None = None
+    """Train for so many batches in place of a number of epochs."""
+    presentations: PositiveInt | None = None
+    """Train on about so many images, repetitions counted, in place of a number of epochs: the same work for
+    every ``train_size``."""
+    minutes: PositiveFloat | None = None
+    """Stop once the training itself has taken so long. Ramps and schedules are still laid out for the whole;
+    where time runs out decides the weights, so they are no longer the seed's alone."""
+    batch_size: PositiveInt = 128
+    """Images per batch, over all devices; the last batch of an epoch may be smaller."""
+    augmentations: list[Augmentation] = []
+    """Random changes of the training images, in the order in which they apply."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that is spread evenly over all classes."""
+    accumulate: PositiveInt = 1
+    """Batches that make one optimiser step: its gradient is the mean over all their images."""
+    clip_gradient: PositiveFloat | None = None
+    """Largest l_2 norm of the gradient of a step."""
+    averaging: Averaging | None = None
+    """Average the weights along the training and go on with the average; none by default."""
+    validate_every: PositiveInt = 1
+    """Epochs between validations; the last epoch is always validated."""
+    validation_examples: PositiveInt = 500
+    """Validate on at most so many images."""
+    watch: Literal["standard", "attacked", "certified"] | None = None
+    """Keep the weights of the best validation by this accuracy (the earliest of equals); the last by default."""
+    patience: PositiveInt | None = None
+    """Stop after so many validations in a row without a better one; needs ``watch``."""
+    checkpoint_every: PositiveInt | None = None
+    """Batches between checkpoints inside an epoch, for long epochs; there is one after every epoch anyway."""
+
+    @model_validator(mode="after")
+    def _make_sense_together(self) -> Self:
+        if self.patience and not self.watch:
+            raise ValueError("patience needs watch: which accuracy shall grow?")
+        if self.steps and self.presentations:
+            raise ValueError("steps and presentations are two budgets: give one of them")
+        return self
+
+    def plan(self, images: int) -> Plan:
+        """How the work on an epoch of so many images divides into batches."""
+        per_epoch = math.ceil(images / self.batch_size)
+        total = self.steps or self.epochs * per_epoch
+        if self.presentations:
+            total = max(1, round(self.presentations / images * per_epoch))
+        return Plan(images, self.batch_size, self.accumulate, total)
+
+    def prepare(self, x: Tensor, y: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Images augmented, and their labels: probabilities if they are mixed or smoothed."""
+        generator = torch.Generator().manual_seed(seed)
+        for augmentation in self.augmentations:
+            x, y = augmentation(x, y, generator)
+        if self.label_smoothing:
+            y = (1 - self.label_smoothing) * probabilities(y, classes) + self.label_smoothing / classes
+        return x, y

@@ -1,0 +1,108 @@
+"""The engine: several processes make the step that one makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import TINY
+
+from holdfast.training.engine import Engine
+
+SCRIPT = '''
+import sys
+import torch
+from torch import nn
+from holdfast import Threat
+from holdfast.data import ImageSet
+from holdfast.objectives import TRADES, AdversarialTraining
+from holdfast.training import SGD, Constant, Training, fit
+from holdfast.training.engine import Engine
+
+class Double(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4)).double()
+    def forward(self, x):
+        return self.network(x.double())
+
+class Tail:
+    """Sees which examples a process trains on."""
+    seen = 0
+    def observe(self, x, y, x_adv, progress):
+        self.seen += len(x)
+
+torch.manual_seed(0)
+generator = torch.Generator().manual_seed(0)
+images = torch.randint(0, 256, (71, 1, 8, 8), generator=generator).to(torch.uint8)
+data = ImageSet(images, torch.randint(0, 4, (71,), generator=generator), tuple("abcd"))
+objective = {"trades": TRADES(steps=2), "adversarial": AdversarialTraining(steps=2)}[sys.argv[3]]
+model, tail = Double(), Tail()
+engine = Engine(accelerator="cpu", devices=int(sys.argv[1])).start()
+engine.launch()
+# 71 images in batches of 14 leave a last batch of one, too small for two processes
+training = Training(
+    steps=20, batch_size=14, accumulate=int(sys.argv[4]), clip_gradient=0.5, averaging={"kind": "swa"}
+)
+settings = Threat("linf", 0.1), SGD(lr=0.1), Constant(), training, engine
+history = fit(model, data, objective, *settings, seed=3, observers=[tail])
+torch.save({"model": model.state_dict(), "loss": [r["loss"] for r in history], "seen": tail.seen},
+           f"{sys.argv[2]}.{engine.leads}")
+engine.wait()
+'''
+
+
+def environment() -> dict[str, str]:
+    own = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    return own | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(("objective", "accumulate"), [("trades", 1), ("adversarial", 3)])
+def test_two_processes_make_the_steps_of_one(tmp_path: Path, objective: str, accumulate: int) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    for devices in (1, 2):
+        command = [sys.executable, script, str(devices), tmp_path / f"{devices}", objective, str(accumulate)]
+        subprocess.run(command, env=environment(), check=True, timeout=120, capture_output=True)
+    one, first, second = (torch.load(tmp_path / name) for name in ("1.True", "2.True", "2.False"))
+    for key, value in one["model"].items():
+        assert torch.allclose(first["model"][key], value, rtol=0, atol=1e-12)
+        assert torch.equal(first["model"][key], second["model"][key])
+    assert first["loss"] == pytest.approx(one["loss"], abs=1e-5)  # its sums are float32
+    assert one["seen"] < first["seen"] + second["seen"] <= one["seen"] + 4  # the ones of no weight
+    assert abs(first["seen"] - second["seen"]) <= 20
+
+
+def test_two_processes_train_through_the_command_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "holdfast", "train", "digits", *TINY, "engine.devices=2"]
+    command += ["engine.accelerator=cpu", "--runs", str(tmp_path)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1])
+    result = json.loads((folder / "result.json").read_text())
+    assert 0 <= result["certified"]["bounds"] <= result["attacked"]["pgd"] <= result["standard"] <= 1
+    assert done.stdout.count("Standard") == 1
+    assert done.stderr.count("epoch 1/2") == 1
+    again = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    assert again.stdout == done.stdout
+    assert "finished already" in again.stderr
+
+
+def test_what_cannot_be_started_again_is_refused(tmp_path: Path) -> None:
+    code = "from holdfast.training.engine import Engine; Engine(accelerator='cpu', devices=2).start()"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    assert "ValueError: several processes start a program again" in done.stderr
+
+
+def test_what_is_not_there_is_named() -> None:
+    if torch.cuda.is_available():
+        with pytest.raises(ValueError, match="devices=99"):
+            Engine(accelerator="gpu", devices=99).start()
+    else:
+        with pytest.raises(ValueError, match=r"engine\.accelerator=gpu with devices=1"):
+            Engine(accelerator="gpu").start()
