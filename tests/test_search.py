@@ -10,7 +10,7 @@ from torch import Tensor
 
 from holdfast import Threat
 from holdfast.inference import example_generators
-from holdfast.search import ascend, climb
+from holdfast.search import Steepest, ascend, climb
 
 INF = math.inf
 
@@ -29,7 +29,7 @@ def linear(weights: Tensor, threshold: float = INF):
 def test_reaches_the_maximum_of_a_linear_function(norm: str, dual: float) -> None:
     weights, x = torch.randn(9, 2, 4, dtype=torch.float64), torch.rand(9, 2, 4, dtype=torch.float64)
     threat = Threat(norm, 0.5, -INF, INF)
-    found = ascend(linear(weights), x, threat, steps=40, step_size=0.1, start=lambda rows, _: x[rows], batch_size=4)
+    found = ascend(linear(weights), x, Steepest(threat, 0.1), steps=40, start=lambda rows, _: x[rows], batch_size=4)
     best = (weights * x).flatten(1).sum(1) + 0.5 * weights.flatten(1).norm(dual, dim=1)
     assert torch.allclose(found.value, best, atol=1e-6)
     assert torch.allclose((weights * found.x).flatten(1).sum(1), found.value)
@@ -39,7 +39,7 @@ def test_l1_fills_one_coordinate_of_the_box_after_the_other() -> None:
     # With a box the maximum over the l_1 ball is the greedy knapsack: largest slopes first.
     weights = torch.tensor([[3.0, -2.0, 1.0]])
     x = torch.tensor([[0.5, 0.5, 0.5]])
-    found = ascend(linear(weights), x, Threat("l1", 0.8), steps=40, step_size=0.05, start=lambda rows, _: x[rows])
+    found = ascend(linear(weights), x, Steepest(Threat("l1", 0.8), 0.05), steps=40, start=lambda rows, _: x[rows])
     assert torch.allclose(found.x, torch.tensor([[1.0, 0.2, 0.5]]), atol=1e-5)
 
 
@@ -55,7 +55,7 @@ def test_the_batch_size_and_the_neighbours_change_nothing() -> None:
 
         function = linear(weights[own], threshold=0.9)
         return ascend(
-            function, x[own], threat, steps=7, step_size=0.05, start=start, restarts=3, batch_size=batch_size
+            function, x[own], Steepest(threat, 0.05), steps=7, start=start, restarts=3, batch_size=batch_size
         )
 
     whole = run(list(range(23)), None)
@@ -73,7 +73,7 @@ def test_passes_are_counted_and_finished_examples_leave() -> None:
     x = torch.tensor([[0.0], [0.5], [1.0]])
     threat = Threat("linf", 0.6, -INF, INF)
     found = ascend(
-        linear(weights, threshold=1.0), x, threat, steps=5, step_size=0.1, start=lambda r, _: x[r], batch_size=1
+        linear(weights, threshold=1.0), x, Steepest(threat, 0.1), steps=5, start=lambda r, _: x[r], batch_size=1
     )
     assert found.finished.tolist() == [False, True, True]
     assert found.forwards.tolist() == [6, 6, 1]
@@ -93,7 +93,7 @@ def test_a_budget_is_the_same_for_every_batch() -> None:
 
     def run(batch_size: int):
         return ascend(
-            function, x, threat, steps=5, step_size=0.1, start=lambda rows, _: x[rows], batch_size=batch_size
+            function, x, Steepest(threat, 0.1), steps=5, start=lambda rows, _: x[rows], batch_size=batch_size
         )
 
     for batch_size in (1, 7, 60, 100):
@@ -111,7 +111,7 @@ def test_the_best_point_of_all_restarts_is_kept() -> None:
     x = torch.tensor([[0.5]])
     starts = [0.8, 0.2]
     found = ascend(
-        hills, x, Threat("linf", 0.5), steps=3, step_size=0.01, start=lambda r, k: x[r] * 0 + starts[k], restarts=2
+        hills, x, Steepest(Threat("linf", 0.5), 0.01), steps=3, start=lambda r, k: x[r] * 0 + starts[k], restarts=2
     )
     assert found.value.item() == pytest.approx(2.0, abs=0.05)
     assert found.x.item() == pytest.approx(0.8, abs=0.02)
@@ -129,9 +129,8 @@ def test_a_function_that_ignores_its_point_stays_at_the_start() -> None:
     found = ascend(
         lambda points, rows: (torch.ones(len(rows)), None),
         x,
-        Threat("l2", 0.5),
+        Steepest(Threat("l2", 0.5), 0.1),
         steps=3,
-        step_size=0.1,
         start=lambda rows, _: x[rows],
     )
     assert torch.equal(found.x, x)
@@ -144,9 +143,8 @@ def test_nan_is_an_error_not_a_maximum() -> None:
         ascend(
             lambda points, rows: (points.sum(1) * torch.nan, None),
             x,
-            Threat("linf", 0.1),
+            Steepest(Threat("linf", 0.1), 0.1),
             steps=1,
-            step_size=0.1,
             start=lambda rows, _: x[rows],
         )
 
@@ -154,6 +152,6 @@ def test_nan_is_an_error_not_a_maximum() -> None:
 def test_nothing_to_search_is_no_error() -> None:
     x = torch.rand(0, 3)
     found = ascend(
-        linear(torch.zeros(0, 3)), x, Threat("linf", 0.1), steps=2, step_size=0.1, start=lambda rows, _: x[rows]
+        linear(torch.zeros(0, 3)), x, Steepest(Threat("linf", 0.1), 0.1), steps=2, start=lambda rows, _: x[rows]
     )
     assert len(found.x) == 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from holdfast import Threat
 from holdfast.inference import example_generators
 
-NORMS = Threat.norms
+NORMS = ("linf", "l2", "l1")
 INF = math.inf
 
 
@@ -156,3 +156,59 @@ def test_covering_radius_is_the_distance_between_opposite_corners(norm: str) -> 
     corners = torch.zeros(1, 6), torch.full((1, 6), 2.0)
     assert threat.covering_eps(6) == pytest.approx(threat.distance(*corners).item())
     assert Threat(norm, 0.1, 0.0, INF).covering_eps(6) == INF
+
+
+def test_l1_projection_is_the_nearest_point_of_ball_and_box() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(40, 12, dtype=torch.float64, generator=generator)
+    points = x + torch.randn(40, 12, dtype=torch.float64, generator=generator)
+    threat = Threat("l1", 1.5)
+    nearest = threat.project(x, points)
+    assert (threat.distance(x, nearest) <= 1.5 + 1e-9).all()
+    # The condition of optimality: no feasible point lies at an acute angle.
+    for _ in range(300):
+        other = threat.project(x, x + 3 * torch.randn(40, 12, dtype=torch.float64, generator=generator))
+        angle = ((points - nearest) * (other - nearest)).sum(1)
+        assert (angle <= 1e-9).all()
+    assert torch.allclose(threat.project(x, nearest), nearest, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("box", [(0.0, 1.0), (-INF, INF)])
+def test_the_shortest_step_reaches_the_hyperplane_and_none_is_shorter(norm: str, box: tuple[float, float]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(50, 9, dtype=torch.float64, generator=generator)
+    gradient = torch.randn(50, 9, dtype=torch.float64, generator=generator)
+    gradient[:, 3] = 0
+    gain = torch.randn(50, dtype=torch.float64, generator=generator)
+    threat = Threat(norm, 1.0, *box)
+    step = threat.shortest_step(x, gradient, gain)
+    assert ((x + step >= box[0] - 1e-12) & (x + step <= box[1] + 1e-12)).all()
+    room = torch.where(gradient * gain[:, None] > 0, box[1] - x, x - box[0])
+    most = (gradient.abs() * room.nan_to_num(posinf=1e9)).sum(1)
+    reached = gain.sign() * torch.minimum(gain.abs(), most)
+    assert torch.allclose((gradient * step).sum(1), reached, rtol=1e-5, atol=1e-9)
+    assert (step[:, 3] == 0).all()
+    length = threat.distance(torch.zeros_like(step), step)
+    if box[1] == INF:
+        assert torch.allclose(length, gain.abs() / threat.dual_length(gradient), rtol=1e-5)
+    inside = gain.abs() < most
+    assert inside.sum() > 30
+    for _ in range(300):  # no other way there is shorter
+        noise = torch.randn(50, 9, dtype=torch.float64, generator=generator) * 0.3
+        other = (x + step + noise).clamp(*box) - x
+        short = (gradient * other).sum(1) * gain.sign() >= gain.abs()
+        assert (threat.distance(torch.zeros_like(other), other) >= length * (1 - 1e-5))[short & inside].all()
+
+
+def test_l0_counts_entries() -> None:
+    threat, x = Threat("l0", 2), torch.full((1, 4), 0.5)
+    points = torch.tensor([[0.9, 0.4, 0.5, 0.2]])
+    assert threat.distance(x, points).tolist() == [3]
+    assert torch.allclose(threat.project(x, points), torch.tensor([[0.9, 0.5, 0.5, 0.2]]))
+    lower, upper = threat.interval(x)
+    assert lower.tolist() == [[0, 0, 0, 0]]
+    assert upper.tolist() == [[1, 1, 1, 1]]
+    assert torch.equal(Threat("l0", 0.5).interval(x)[0], x)
+    with pytest.raises(ValueError, match="no steepest direction"):
+        threat.steepest(x, x)

@@ -44,10 +44,10 @@ def mix_seed(*parts: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def example_generators(seed: int, indices: Sequence[int] | Tensor) -> list[torch.Generator]:
-    """One CPU generator per example; what example i draws depends on (seed, i) only."""
+def example_generators(seed: int, indices: Sequence[int] | Tensor, *salt: int) -> list[torch.Generator]:
+    """One CPU generator per example; what example i draws depends on (seed, i) and the salt only."""
     numbers = indices.tolist() if isinstance(indices, Tensor) else indices
-    return [torch.Generator().manual_seed(mix_seed(seed, index)) for index in numbers]
+    return [torch.Generator().manual_seed(mix_seed(seed, index, *salt)) for index in numbers]
 
 
 def device_of(model: nn.Module) -> torch.device:

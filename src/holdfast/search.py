@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,12 +25,16 @@ Start = Callable[[Tensor, int], Tensor]
 """(rows (n,), restart) → the points (n, ...) to start from."""
 
 
+State = dict[str, Tensor]
+"""What a step rule remembers of each example, (n, ...) each."""
+
+
 @dataclass(frozen=True)
 class Ascent:
     """What was found for each of N examples."""
 
     x: Tensor
-    """The finished point, or else the best one (or the last one, where that was asked for); (N, ...)."""
+    """The finished point, or else the best one; (N, ...)."""
     value: Tensor
     """The function there, (N,)."""
     finished: Tensor
@@ -38,43 +43,112 @@ class Ascent:
     """Forward passes spent on the example, (N,) int64."""
     backwards: Tensor
     """Backward passes spent on the example, (N,) int64."""
+    restart: Tensor
+    """The attempt in which the point was found, (N,) int64 from 0."""
+    step: Tensor
+    """The step of that attempt, (N,) int64; 0 is its start."""
+
+    @classmethod
+    def before(cls, x: Tensor) -> Ascent:
+        """Nothing tried yet: the points are the examples themselves."""
+        zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        value = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
+        return cls(x.clone(), value, zeros.bool(), *(zeros.clone() for _ in range(4)))
+
+    @property
+    def unfinished(self) -> Tensor:
+        """Their numbers."""
+        return (~self.finished).nonzero().squeeze(1)
+
+    def absorb(self, rows: Tensor, other: Ascent, restart: int, *, keep_better: bool = True) -> None:
+        """Take over what one more attempt found for some unfinished examples, in place.
+
+        Args:
+            keep_better: let a point of higher value replace one that is not finished either.
+        """
+        better = other.finished | (keep_better & (other.value > self.value[rows]))
+        chosen = rows[better]
+        self.x[chosen], self.value[chosen] = other.x[better], other.value[better]
+        self.restart[chosen], self.step[chosen] = restart, other.step[better]
+        self.finished[rows] |= other.finished
+        self.forwards[rows] += other.forwards
+        self.backwards[rows] += other.backwards
+
+
+class StepRule(Protocol):
+    """How an ascent moves."""
+
+    def begin(self, x: Tensor, points: Tensor) -> State:
+        """What is remembered of examples that start at these points."""
+
+    def move(self, state: State, x: Tensor, points: Tensor, value: Tensor, gradient: Tensor, age: Tensor) -> Tensor:
+        """The next points (n, ...); changes the state in place.
+
+        Args:
+            x: the examples themselves.
+            value: the function at the points, (n,).
+            age: steps made so far, (n,).
+        """
+
+
+@dataclass(frozen=True)
+class Steepest:
+    """x_{t+1} = project(x_t + step_size · steepest(m_t)), with m_t = momentum · m_{t−1} + g_t / mean |g_t|.
+
+    Without momentum m_t is the gradient itself; with it, that of MI-FGSM (Dong et al., 2018).
+    """
+
+    threat: Threat
+    step_size: float
+    momentum: float = 0.0
+
+    def begin(self, x: Tensor, points: Tensor) -> State:
+        return {"velocity": torch.zeros_like(points)} if self.momentum else {}
+
+    def move(self, state: State, x: Tensor, points: Tensor, value: Tensor, gradient: Tensor, age: Tensor) -> Tensor:
+        if self.momentum:
+            size = gradient.flatten(1).abs().mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
+            gradient = self.momentum * state["velocity"] + gradient / per_example(size, gradient)
+            state["velocity"] = gradient
+        return self.threat.project(x, points + self.step_size * self.threat.steepest(gradient, points))
+
+
+def per_example(values: Tensor, like: Tensor) -> Tensor:
+    """Values (N,) shaped to act on tensors (N, ...)."""
+    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def ascend(
     function: Function,
     x: Tensor,
-    threat: Threat,
+    rule: StepRule,
     *,
     steps: int,
-    step_size: float,
     start: Start,
     restarts: int = 1,
     batch_size: int | None = None,
 ) -> Ascent:
-    """Steepest ascent with projection, keeping the best point of each example over all restarts.
+    """Ascent by a step rule, keeping the best point of each example over all restarts.
 
-    x_{t+1} = project(x_t + step_size · steepest(∇function(x_t))), t = 0 … steps − 1; the function is
-    evaluated at all steps + 1 points of a restart. An example is done with its first finished point.
+    The function is evaluated at all steps + 1 points of a restart. An example is done with its first
+    finished point.
 
     Args:
         x: the examples, (N, ...), inside the threat's box.
-        step_size: length of a step in the threat's norm, in input units.
+        rule: ``Steepest`` for PGD; it stays within the threat set.
         batch_size: at most so many examples in a forward pass; all of them by default.
 
     Raises:
         FloatingPointError: the function is NaN or inf at some point.
     """
-    best = x.clone()
-    value = x.new_full((len(x),), -torch.inf)
-    finished = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    backwards = torch.zeros_like(forwards)
-
+    result = Ascent.before(x)
+    best, value, finished = result.x, result.value, result.finished
     for restart in range(restarts):
-        queue = (~finished).nonzero().squeeze(1)
+        queue = result.unfinished
         capacity = len(queue) if batch_size is None else batch_size
         rows, queue = queue[:capacity], queue[capacity:]
         points = start(rows, restart) if len(rows) else x[:0]
+        state = rule.begin(x[rows], points)
         age = torch.zeros_like(rows)
         while len(rows):
             points.requires_grad_(bool((age < steps).any()))
@@ -86,34 +160,42 @@ def ascend(
             if not torch.isfinite(scores[live]).all():
                 raise FloatingPointError("the function under ascent is NaN or inf")
             done = live & done if done is not None else torch.zeros_like(live)
-            forwards[rows] += live
+            result.forwards[rows] += live
 
             better = live & (done | (scores > value[rows]))
-            best[rows[better]] = points.detach()[better]
-            value[rows[better]] = scores[better]
+            chosen = rows[better]
+            best[chosen], value[chosen] = points.detach()[better], scores[better]
+            result.restart[chosen], result.step[chosen] = restart, age[better]
             finished[rows] |= done
 
             going = live & ~done & (age < steps)
             if going.any():
-                gradient = _gradient(values, points)
-                backwards[rows] += going
-                points = points.detach()
-                points = threat.project(x[rows], points + step_size * threat.steepest(gradient, points))
+                gradient = gradient_of(values, points)
+                result.backwards[rows] += going
+                points = rule.move(state, x[rows], points.detach(), scores, gradient, age)
             points, age = points.detach(), age + 1
             stale = len(going) - int(going.sum())
             if stale and (len(queue) or 8 * stale >= len(going)):
                 fresh, queue = queue[:stale], queue[stale:]
-                rows = torch.cat([rows[going], fresh])
-                age = torch.cat([age[going], torch.zeros_like(fresh)])
-                points = torch.cat([points[going], start(fresh, restart)]) if len(fresh) else points[going]
-    return Ascent(best, value, finished, forwards, backwards)
+                rows, age = torch.cat([rows[going], fresh]), torch.cat([age[going], torch.zeros_like(fresh)])
+                points, state = points[going], {name: part[going] for name, part in state.items()}
+                if len(fresh):
+                    begun = start(fresh, restart)
+                    new = rule.begin(x[fresh], begun)
+                    points = torch.cat([points, begun])
+                    state = {name: torch.cat([part, new[name]]) for name, part in state.items()}
+    return result
 
 
-def _gradient(values: Tensor, points: Tensor) -> Tensor:
-    """The gradient of each value for its own point; zero where the function does not look at the point."""
+def gradient_of(values: Tensor, points: Tensor, *, keep: bool = False) -> Tensor:
+    """The gradient of each value for its own point; zero where the function does not look at the point.
+
+    Args:
+        keep: the graph is needed again.
+    """
     if not values.requires_grad:
         return torch.zeros_like(points)
-    return torch.autograd.grad(values.sum(), points, materialize_grads=True)[0]
+    return torch.autograd.grad(values.sum(), points, retain_graph=keep, materialize_grads=True)[0]
 
 
 def climb(function: Function, x: Tensor, threat: Threat, *, steps: int, step_size: float, start: Tensor) -> Tensor:
@@ -127,7 +209,7 @@ def climb(function: Function, x: Tensor, threat: Threat, *, steps: int, step_siz
         points.requires_grad_(True)
         with torch.enable_grad():
             values = function(points.clone(), rows)[0]
-        gradient = _gradient(values, points)
+        gradient = gradient_of(values, points)
         points = points.detach()
         points = threat.project(x, points + step_size * threat.steepest(gradient, points))
     return points

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -25,8 +26,24 @@ class _Linf:
         return delta.abs().amax(1)
 
     @staticmethod
-    def project(delta: Tensor, eps: float) -> Tensor:
-        return delta.clamp(-eps, eps)
+    def dual_length(gradient: Tensor) -> Tensor:
+        return gradient.abs().sum(1)
+
+    @staticmethod
+    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.minimum(torch.maximum(delta, -eps), eps)
+
+    @staticmethod
+    def shortest(weight: Tensor, gap: Tensor, room: Tensor) -> Tensor:
+        return _water_level(weight, torch.ones_like(weight), gap, room)
+
+    @staticmethod
+    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
+        row.normal_(generator=generator).sign_()
+
+    @staticmethod
+    def reach(eps: Tensor) -> Tensor:
+        return eps
 
     @staticmethod
     def steepest(gradient: Tensor, movable: Tensor) -> Tensor:
@@ -47,9 +64,26 @@ class _L2:
         return delta.norm(dim=1)
 
     @staticmethod
-    def project(delta: Tensor, eps: float) -> Tensor:
+    def dual_length(gradient: Tensor) -> Tensor:
+        return gradient.norm(dim=1)
+
+    @staticmethod
+    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
         length = delta.norm(dim=1, keepdim=True)
         return torch.where(length > eps, delta * (eps / length), delta)
+
+    @staticmethod
+    def shortest(weight: Tensor, gap: Tensor, room: Tensor) -> Tensor:
+        return _water_level(weight, weight, gap, room)
+
+    @staticmethod
+    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
+        row.normal_(generator=generator)
+        row.div_(row.norm())
+
+    @staticmethod
+    def reach(eps: Tensor) -> Tensor:
+        return eps
 
     @staticmethod
     def steepest(gradient: Tensor, movable: Tensor) -> Tensor:
@@ -76,16 +110,51 @@ class _L1:
         return delta.abs().sum(1)
 
     @staticmethod
-    def project(delta: Tensor, eps: float) -> Tensor:
-        """Soft-thresholding at the level that leaves length eps (Duchi et al., 2008)."""
-        magnitude = delta.abs()
-        ordered = magnitude.sort(dim=1, descending=True).values
-        excess = ordered.cumsum(1) - eps
-        count = torch.arange(1, delta.shape[1] + 1, device=delta.device)
-        last = (ordered * count > excess).sum(1, keepdim=True).clamp(min=1)
-        level = excess.gather(1, last - 1) / last
-        shrunk = delta.sign() * (magnitude - level).clamp(min=0)
-        return torch.where(magnitude.sum(1, keepdim=True) > eps, shrunk, delta)
+    def dual_length(gradient: Tensor) -> Tensor:
+        return gradient.abs().amax(1)
+
+    @staticmethod
+    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+        """The nearest point of ball ∩ box: |d| = min(max(|u| − λ, 0), room), with the λ ≥ 0 that leaves length eps.
+
+        That length falls with λ in straight pieces between |u| − room and |u|, where each entry begins
+        and ceases to shrink.
+        """
+        magnitude = delta.abs().double()
+        space = torch.where(delta != 0, room(delta), 0).double()
+        begins, ends = (magnitude - space).clamp(min=0), magnitude
+        change = torch.cat([-torch.ones_like(begins), torch.ones_like(ends)], 1)
+        level, order = torch.cat([begins, ends], 1).sort(dim=1)
+        slope = change.gather(1, order).cumsum(1)
+        whole = torch.minimum(magnitude, space).sum(1, keepdim=True)
+        fall = (slope[:, :-1] * level.diff(dim=1)).cumsum(1)
+        length = whole + torch.cat([torch.zeros_like(whole), fall], 1)  # at each level; 0 at the last
+        piece = ((length > eps).sum(1, keepdim=True) - 1).clamp(min=0)
+        excess = length.gather(1, piece) - eps
+        at = level.gather(1, piece) - excess / slope.gather(1, piece).clamp(max=-1)
+        at = torch.where(whole > eps, at, 0)
+        nearest = torch.minimum((magnitude - at).clamp(min=0), space)
+        nearest = nearest * (eps / nearest.sum(1, keepdim=True).clamp(min=1e-300)).clamp(max=1)  # rounding
+        return (delta.sign() * nearest).to(delta)
+
+    @staticmethod
+    def shortest(weight: Tensor, gap: Tensor, room: Tensor) -> Tensor:
+        """The entries of largest weight are filled one after the other."""
+        ordered, order = weight.sort(dim=1, descending=True)
+        gain = ordered * room.gather(1, order).clamp(max=torch.finfo(weight.dtype).max / weight.shape[1])
+        before = gain.nan_to_num().cumsum(1) - gain
+        missing = (gap[:, None] - before).clamp(min=0)
+        step = torch.minimum(missing / ordered.clamp(min=1e-30), room.gather(1, order))
+        return torch.zeros_like(step).scatter(1, order, torch.where(ordered > 0, step, 0))
+
+    @staticmethod
+    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
+        row.normal_(generator=generator)
+        row.div_(row.abs().sum())
+
+    @staticmethod
+    def reach(eps: Tensor) -> Tensor:
+        return eps
 
     @staticmethod
     def steepest(gradient: Tensor, movable: Tensor) -> Tensor:
@@ -107,7 +176,71 @@ class _L1:
         return float(dimensions)
 
 
-_NORMS: dict[str, type[_Linf] | type[_L2] | type[_L1]] = {"linf": _Linf, "l2": _L2, "l1": _L1}
+class _L0:
+    @staticmethod
+    def length(delta: Tensor) -> Tensor:
+        return (delta != 0).sum(1).to(delta)
+
+    @staticmethod
+    def dual_length(gradient: Tensor) -> Tensor:
+        return gradient.abs().amax(1)
+
+    @staticmethod
+    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+        """The entries of largest size stay."""
+        rank = delta.abs().argsort(dim=1, descending=True).argsort(dim=1)
+        return delta * (rank < eps)
+
+    @staticmethod
+    def steepest(gradient: Tensor, movable: Tensor) -> Tensor:
+        raise ValueError("l0 balls have no steepest direction; attack them with fmn")
+
+    @staticmethod
+    def shortest(weight: Tensor, gap: Tensor, room: Tensor) -> Tensor:
+        """The entries that gain most are filled one after the other."""
+        room = room.clamp(max=torch.finfo(weight.dtype).max / weight.shape[1] / weight.amax().clamp(min=1).item())
+        gain, order = (weight * room).sort(dim=1, descending=True)
+        missing = (gap[:, None] - (gain.cumsum(1) - gain)).clamp(min=0)
+        weight, room = weight.gather(1, order), room.gather(1, order)
+        step = torch.minimum(missing / weight.clamp(min=1e-30), room)
+        return torch.zeros_like(step).scatter(1, order, torch.where(weight > 0, step, 0))
+
+    @staticmethod
+    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
+        raise ValueError("l0 balls have no uniform distribution; attack them with fmn")
+
+    fill_largest = fill_uniform
+
+    @staticmethod
+    def box_radius(dimensions: int) -> float:
+        return float(dimensions)
+
+    @staticmethod
+    def reach(eps: Tensor) -> Tensor:
+        return torch.where(eps >= 1, torch.inf, 0.0)  # one entry may go anywhere
+
+
+def _water_level(weight: Tensor, speed: Tensor, gap: Tensor, room: Tensor) -> Tensor:
+    """min(λ · speed, room) with the λ ≥ 0 at which Σ weight · min(λ · speed, room) is the gap, or all the room.
+
+    The sum is concave and in straight pieces, so Newton's steps from 0 climb to λ without passing it.
+    """
+    level = torch.zeros_like(gap)[:, None]
+    for _ in range(50):
+        step = level * speed
+        free = step < room
+        missing = gap[:, None] - (weight * torch.where(free, step, room.nan_to_num(posinf=0))).sum(1, keepdim=True)
+        slope = (weight * speed * free).sum(1, keepdim=True)
+        rise = torch.where((missing > 1e-6 * gap[:, None]) & (slope > 0), missing / slope, 0)
+        if not rise.any():
+            break
+        level = level + rise
+    step = level * speed
+    exhausted = (slope <= 0) & (missing > 0)
+    return torch.minimum(torch.where(exhausted & (weight > 0), torch.inf, step), room)
+
+
+_NORMS: dict[str, Any] = {"linf": _Linf, "l2": _L2, "l1": _L1, "l0": _L0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,21 +315,58 @@ class Threat:
         return dataclasses.replace(self, eps=eps)
 
     @property
-    def _norm(self) -> type[_Linf] | type[_L2] | type[_L1]:
+    def _norm(self) -> Any:
         return _NORMS[self.norm]
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the norm favours few entries: the shortest way changes one, not all."""
+        return self.norm in ("l1", "l0")
 
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """‖x_adv − x‖ of each example, (N,)."""
         return self._norm.length((x_adv - x).flatten(1))
 
-    def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
+    def dual_length(self, gradient: Tensor) -> Tensor:
+        """The most that a function with this gradient gains per unit of length, (N,)."""
+        return self._norm.dual_length(gradient.flatten(1))
+
+    def project(self, x: Tensor, x_adv: Tensor, eps: Tensor | None = None) -> Tensor:
         """x_adv moved to the ball around x, then to the box; (N, ...).
 
-        For l_inf this is the nearest feasible point. For l_2 and l_1 it is feasible (a clip towards a
-        box that holds x shortens every coordinate of the difference), but not always the nearest.
+        For l_inf and l_1 this is the nearest feasible point. For l_2 it is feasible (a clip towards a box
+        that holds x shortens every coordinate of the difference), but not always the nearest.
+
+        Args:
+            eps: another radius for each example, (N,); the threat's own by default.
         """
-        delta = self._norm.project((x_adv - x).flatten(1), self.eps).view_as(x)
+        delta = (x_adv - x).flatten(1)
+        radius = delta.new_full((len(x), 1), self.eps) if eps is None else eps[:, None]
+        delta = self._norm.project(delta, radius, partial(self._room, x.flatten(1))).view_as(x)
         return (x + delta).clamp(self.low, self.high)
+
+    def _room(self, x: Tensor, direction: Tensor) -> Tensor:
+        """How far each coordinate can go up, or down where the direction is negative, within the box."""
+        return torch.where(direction > 0, self.high - x, x - self.low).clamp(min=0)
+
+    def shortest_step(self, x: Tensor, gradient: Tensor, gain: Tensor) -> Tensor:
+        """The shortest d within the box with ⟨gradient, d⟩ = gain, (N, ...): the way to a hyperplane.
+
+        Where the box does not reach that far, all that it allows. Exact for l_1, l_2 and l_inf.
+
+        Args:
+            gain: (N,), of either sign.
+        """
+        direction = (gradient * gain.view(-1, *[1] * (x.dim() - 1))).flatten(1).sign()
+        room = self._room(x.flatten(1), direction)
+        return (direction * self._norm.shortest(gradient.flatten(1).abs(), gain.abs(), room)).view_as(x)
+
+    def largest_noise(self, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Random points as far from each x as the ball allows, moved into the box; (N, ...).
+
+        l_inf: every entry changes by eps up or down; otherwise a Gaussian direction of length eps.
+        """
+        return self._random(x, generators, self._norm.fill_largest)
 
     def steepest(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
         """The direction of unit length with the largest inner product with the gradient; (N, ...).
@@ -213,11 +383,14 @@ class Threat:
         Args:
             generators: one CPU generator per example, so that what example i draws depends on nothing else.
         """
+        return self._random(x, generators, self._norm.fill_uniform)
+
+    def _random(self, x: Tensor, generators: Sequence[torch.Generator], fill: Callable[..., None]) -> Tensor:
         if len(generators) != len(x):
             raise ValueError(f"{len(x)} examples need as many generators, given {len(generators)}")
-        noise = torch.empty(len(x), x[0].numel())
+        noise = torch.empty(len(x), x[0].numel() if len(x) else 0)
         for row, generator in zip(noise, generators, strict=True):
-            self._norm.fill_uniform(row, generator)
+            fill(row, generator)
         return (x + self.eps * noise.to(x).view_as(x)).clamp(self.low, self.high)
 
     def interval(self, x: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -226,7 +399,8 @@ class Threat:
         Args:
             eps: another radius for each example, (N,); the threat's own by default.
         """
-        reach = self.eps if eps is None else eps.view(-1, *[1] * (x.dim() - 1))
+        radius = x.new_full((len(x),), self.eps) if eps is None else eps
+        reach = self._norm.reach(radius).view(-1, *[1] * (x.dim() - 1))
         return (x - reach).clamp(min=self.low), (x + reach).clamp(max=self.high)
 
     def covering_eps(self, dimensions: int) -> float:

@@ -6,16 +6,71 @@ import math
 
 import pytest
 import torch
-from helpers import Trace, images, linear_model, linear_radius, small_cnn
+from helpers import Trace, images, linear_model, small_cnn
 from torch import nn
 
 from holdfast import Threat
-from holdfast.attacks import Attack
+from holdfast.attacks import APGD, FMN, PGD, Attack, AttackResult, AutoAttack, CarliniWagner
+from holdfast.attacks.fold import folded
 
 ATTACKS = sorted(Attack.registry)
-NORMS = Threat.norms
+NORMS = ("linf", "l2", "l1")
+SHORTER = {"square": {"queries": 300}, "carlini-wagner": {"steps": 40, "searches": 5}, "pgd": {"steps": 40}}
+"""Settings for attacks that take long by default."""
 
-every_attack = pytest.mark.parametrize("attack", [Attack.registry[name]() for name in ATTACKS], ids=ATTACKS)
+
+BLIND = ("square", "noise")
+"""Attacks without gradients."""
+KINDS = {
+    ("noise", ""): "sound",
+    ("square", ""): "weak",
+    ("ddn", "linf"): "weak",
+    ("ddn", "l1"): "weak",
+    ("carlini-wagner", ""): "weak",
+    ("fgsm", ""): "weak",
+    ("fgsm", "linf"): "exact",
+}
+"""What is not expected to find the nearest point of every linear model: random search, l_2 attacks in other
+norms, and one step where the box is in its way."""
+
+
+def box_radius(
+    model: nn.Module, x: torch.Tensor, y: torch.Tensor, norm: str, low: float, high: float
+) -> torch.Tensor:
+    """The exact radius of a linear model of two classes, box and all; inf where the box holds no wrong point."""
+    weight, bias = model[-1].weight, model[-1].bias
+    radii = []
+    for image, label in zip(x.flatten(1), y, strict=True):
+        w = (weight[1 - label] - weight[label]).detach()
+        gap = (w @ image + bias[1 - label] - bias[label]).item()
+        room = torch.where(w > 0, high - image, image - low)
+        gain = w.abs()
+        if (gain * room.clamp(max=1e6)).sum() < -gap:
+            radii.append(math.inf)
+        elif norm == "l1":
+            order = gain.argsort(descending=True)
+            left, length = -gap, 0.0
+            for i in order:
+                step = min(left / gain[i].item(), room[i].item())
+                left, length = left - step * gain[i].item(), length + step
+            radii.append(length)
+        else:
+            speed = gain if norm == "l2" else torch.ones_like(gain)
+            least, most = 0.0, 1e9
+            for _ in range(200):
+                level = (least + most) / 2
+                enough = (gain * torch.minimum(level * speed, room)).sum() >= -gap
+                least, most = (least, level) if enough else (level, most)
+            delta = torch.minimum(most * speed, room)
+            radii.append((delta.norm() if norm == "l2" else delta.max()).item())
+    return torch.tensor(radii, dtype=torch.float64)
+
+
+def short(name: str) -> Attack:
+    return Attack.parse({"name": name, **SHORTER.get(name, {})})
+
+
+every_attack = pytest.mark.parametrize("attack", [short(name) for name in ATTACKS], ids=ATTACKS)
 every_norm = pytest.mark.parametrize("norm", NORMS)
 RADII = {"linf": 0.2, "l2": 1.0, "l1": 5.0}
 
@@ -26,18 +81,29 @@ def test_stays_in_the_threat_set_and_reports_what_it_did(attack: Attack, norm: s
     model, (x, y), threat = small_cnn().eval(), images(20), Threat(norm, RADII[norm])
     result = attack(model, x, y, threat)
     assert result.x_adv.shape == x.shape
-    assert (threat.distance(x, result.x_adv) <= threat.eps + 1e-5).all()
+    within = threat.distance(x, result.x_adv) <= threat.eps + 1e-5
+    found = model(result.x_adv).argmax(1) != y
     assert (result.x_adv >= 0).all()
     assert (result.x_adv <= 1).all()
-    assert torch.equal(result.success, model(result.x_adv).argmax(1) != y)
-    assert torch.allclose(result.distance, threat.distance(x, result.x_adv))
+    assert torch.equal(result.success, found & within)
+    assert torch.equal(result.success, found & (result.distance <= threat.eps + 1e-5))
+    if attack.minimum_norm:
+        assert torch.equal(found, torch.isfinite(result.distance))
+    else:
+        assert within.all()
+        found[:] = True
+    assert torch.allclose(result.distance[found], threat.distance(x, result.x_adv)[found])
     wrong = model(x).argmax(1) != y
     assert 0 < wrong.sum() < len(y)
     assert result.success[wrong].all()
     assert (result.distance[wrong] == 0).all()
     assert (result.forwards[wrong] == 1).all()
     assert (result.backwards[wrong] == 0).all()
-    assert (result.backwards[~wrong] > 0).all()
+    assert ((result.backwards > 0) | result.success)[~wrong].all() or attack.name in BLIND
+    assert (result.forwards[~wrong] > 1).all()
+    told = torch.tensor([bool(text) for text in result.origin])
+    assert torch.equal(told, torch.isfinite(result.distance) & (model(result.x_adv).argmax(1) != y) & ~wrong)
+    assert all(text.startswith(attack.name) or attack.name == "autoattack" for text in result.origin if text)
 
 
 @every_attack
@@ -71,14 +137,32 @@ def test_the_seed_decides_and_the_split_does_not(attack: Attack, norm: str) -> N
 
 @every_attack
 @every_norm
-def test_breaks_a_linear_model_exactly_when_eps_exceeds_the_radius(attack: Attack, norm: str) -> None:
-    model = linear_model(classes=2).double()  # with more, the steepest loss need not lead to the nearest boundary
-    x = torch.rand(30, 1, 2, 3, dtype=torch.float64)
+@pytest.mark.parametrize("box", [math.inf, 1.0], ids=["no-box", "box"])
+def test_breaks_a_linear_model_exactly_when_eps_exceeds_the_radius(attack: Attack, norm: str, box: float) -> None:
+    model = linear_model(
+        classes=2, shape=(1, 4, 5)
+    ).double()  # with more, the steepest loss need not be the nearest
+    x = torch.rand(24, 1, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    low, high = (-math.inf, math.inf) if box == math.inf else (0.0, 1.0)
+    if attack.name == "carlini-wagner" and box == math.inf:
+        low, high = -1e3, 1e3
     y = model(x).argmax(1)
-    for i, radius in enumerate(linear_radius(model, x, y, norm).tolist()):
-        for factor, broken in ((0.99, False), (1.03, True)):
-            result = attack(model, x[[i]], y[[i]], Threat(norm, factor * radius, -math.inf, math.inf))
-            assert result.success.item() == broken
+    radius = box_radius(model, x, y, norm, low, high)
+    kind = KINDS.get((attack.name, norm), KINDS.get((attack.name, ""), "exact"))
+    for eps in radius[radius < math.inf].quantile(torch.tensor([0.2, 0.6], dtype=torch.float64)).tolist():
+        result = attack(model, x, y, Threat(norm, eps, low, high))
+        assert not result.success[radius > eps * (1 + 1e-9)].any()
+        if kind == "exact":
+            assert result.success[radius < 0.95 * eps].all()
+        if attack.minimum_norm and kind == "exact":
+            near = torch.isfinite(radius)
+            if not getattr(attack, "within_eps", False):
+                assert (result.distance[near] <= 1.05 * radius[near]).all()
+        assert (result.distance[torch.isfinite(result.distance) & result.success] <= eps * (1 + 1e-6)).all()
+    if kind != "sound":
+        assert attack(
+            model, x, y, Threat(norm, 3 * radius[radius < math.inf].max().item(), low, high)
+        ).success.any()
 
 
 @every_attack
@@ -118,3 +202,144 @@ def test_a_constant_model_is_never_broken(attack: Attack) -> None:
     x, _ = images(3)
     result = attack(Constant(), x, torch.tensor([0, 0, 1]), Threat("linf", 0.5))
     assert result.success.tolist() == [False, False, True]
+
+
+def test_carlini_and_wagner_find_the_nearest_point_of_a_linear_model() -> None:
+    model = linear_model(classes=2, shape=(1, 4, 5)).double()
+    x = torch.rand(24, 1, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = model(x).argmax(1)
+    radius = box_radius(model, x, y, "l2", 0.0, 1.0)
+    result = CarliniWagner()(model, x, y, Threat("l2", 1.0))
+    assert (result.distance >= radius * (1 - 1e-9)).all()
+    assert (result.distance <= 1.05 * radius).all()
+    with pytest.raises(ValueError, match="needs a finite box"):
+        CarliniWagner()(model, x, y, Threat("l2", 1.0, -math.inf, math.inf))
+
+
+def test_fmn_counts_the_pixels_it_changes() -> None:
+    model = linear_model(classes=2, shape=(1, 4, 5)).double()
+    x = torch.rand(24, 1, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = model(x).argmax(1)
+    weight = (model[-1].weight[1] - model[-1].weight[0]).detach() * (1 - 2 * y[:, None])
+    room = torch.where(weight > 0, 1 - x.flatten(1), x.flatten(1))
+    gains = (weight.abs() * room).sort(dim=1, descending=True).values.cumsum(1)
+    needed = (gains < (model(x)[:, 0] - model(x)[:, 1]).abs()[:, None]).sum(1) + 1
+    result = FMN(steps=300, step_size=3.0)(model, x, y, Threat("l0", 3))
+    assert (result.distance >= needed).all()
+    assert (result.distance <= needed + 1).double().mean() > 0.9
+    assert torch.equal(result.success, result.distance <= 3)
+
+
+@pytest.mark.parametrize("name", ["pgd", "square", "noise"])
+def test_norms_without_a_form_are_refused(name: str) -> None:
+    x, _ = images(4)
+    y = small_cnn().eval()(x).argmax(1)
+    with pytest.raises(ValueError, match=r"attack (it|them) with fmn"):
+        short(name)(small_cnn(), x, y, Threat("l0", 3))
+
+
+@every_attack
+def test_three_classes_float64_and_images_that_are_not_square(attack: Attack) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(12, 2, 5, 9, dtype=torch.float64, generator=generator)
+    model = linear_model(classes=3, shape=(2, 5, 9)).double()
+    y = model(x).argmax(1)
+    result = attack(model, x, y, Threat("l2", 0.3))
+    assert result.x_adv.dtype == torch.float64
+    assert torch.equal(result.success, (model(result.x_adv).argmax(1) != y) & (result.distance <= 0.3 + 1e-6))
+    with pytest.raises(ValueError, match="float32 or float64"):
+        attack(model, x.half(), y, Threat("l2", 0.3))
+
+
+@pytest.mark.parametrize(
+    "attack", [PGD(steps=20, precision="bf16"), APGD(steps=20, precision="bf16")], ids=lambda a: a.name
+)
+def test_bf16_finds_about_the_same_and_every_success_is_one(attack: Attack) -> None:
+    model, (x, y) = small_cnn().eval(), images(200)
+    threat = Threat("linf", 0.06)
+    result = attack(model, x, y, threat)
+    plain = attack.model_copy(update={"precision": "float32"})(model, x, y, threat)
+    assert torch.equal(result.success, model(result.x_adv).argmax(1) != y)
+    assert 0.1 < plain.success.double().mean() < 0.95
+    assert abs(result.success.double().mean() - plain.success.double().mean()) < 0.05
+
+
+def test_batch_norm_is_folded_only_where_the_copy_answers_alike() -> None:
+    model, (x, _) = small_cnn().eval().requires_grad_(False), images(6)
+    copy = folded(model, x, model(x))
+    assert copy is not model
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in copy.modules())
+    assert torch.allclose(copy(x), model(x), atol=1e-5)
+    assert isinstance(model[1], nn.BatchNorm2d)
+
+    class Moody(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = small_cnn()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.network(x + 0.5 * torch.rand(1, 1, 8, 8))
+
+    moody = Moody().eval().requires_grad_(False)
+    assert folded(moody, x, moody(x)) is moody
+
+
+def test_autoattack_is_the_published_ensemble() -> None:
+    standard = AutoAttack().parts(Threat("linf", 0.1), 10)
+    assert [part.name for part in standard] == ["apgd", "apgd-t", "fab", "square"]
+    apgd, targeted, fab, square = standard
+    assert (apgd.steps, apgd.restarts, apgd.loss) == (100, 1, "cross-entropy")
+    assert (targeted.steps, targeted.targets) == (100, 9)
+    assert (fab.steps, fab.targets, fab.restarts) == (100, 9, 1)
+    assert (square.queries, square.share, square.restarts) == (5000, 0.8, 1)
+    plus = AutoAttack(version="plus").parts(Threat("linf", 0.1), 10)
+    assert [(part.name, getattr(part, "restarts", 1)) for part in plus] == [
+        ("apgd", 5),
+        ("apgd", 5),
+        ("fab", 5),
+        ("square", 1),
+        ("apgd-t", 1),
+        ("fab", 1),
+    ]
+    assert [part.samples for part in AutoAttack(version="rand").parts(Threat("linf", 0.1), 10)] == [20, 20]
+
+
+def test_autoattack_stands_on_the_shoulders_of_its_parts_and_says_which(caplog: pytest.LogCaptureFixture) -> None:
+    model, (x, y) = small_cnn().eval(), images(60)
+    threat = Threat("linf", 0.05)
+    whole = AutoAttack()(model, x, y, threat)
+    right = model(x).argmax(1) == y
+    assert (whole.success | ~APGD()(model, x, y, threat).success).all()
+    assert {text.split()[0] for text in whole.origin if text} <= {"apgd", "apgd-t", "fab", "square"}
+    survivors = right & ~whole.success
+    assert survivors.any()
+    # APGD 101, targeted 3 × 101, FAB 3 × 101 and a pass for every success, Square 5000, the clean one
+    assert (whole.forwards[survivors] <= 1 + 101 + 303 + 303 + 303 + 5000).all()
+    assert (whole.forwards[survivors] >= 1 + 101 + 303 + 303 + 5000).all()
+    assert (whole.backwards[survivors] == 100 + 300 + 300).all()
+    two = linear_model(classes=2, shape=(1, 8, 8))
+    AutoAttack(version="quick")(two, x[:4], y[:4] % 2, threat)
+    assert "the margin stands for the DLR loss" in caplog.text
+
+
+def test_the_strongest_restart_is_kept() -> None:
+    model, (x, y) = small_cnn().eval(), images(30)
+    threat = Threat("linf", 0.01)
+    one, five = (PGD(steps=3, restarts=k)(model, x, y, threat) for k in (1, 5))
+
+    def loss(result: AttackResult) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(result.x_adv), y, reduction="none")
+
+    standing = ~five.success
+    assert (loss(five) >= loss(one) - 1e-6)[standing].all()
+    assert (loss(five) > loss(one) + 1e-6)[standing].any()
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "dlr", "margin", "kl"])
+@pytest.mark.parametrize("target", [None, "next", "least-likely", "random"])
+def test_every_loss_and_target_raises_what_it_names(loss: str, target: str | None) -> None:
+    model, (x, y) = small_cnn().eval(), images(40)
+    right = model(x).argmax(1) == y
+    attack = PGD(steps=20, loss=loss, target=target, random_start=loss == "kl", momentum=0.5)
+    result = attack(model, x, y, Threat("linf", 0.3))
+    assert result.success[right].double().mean() > 0.4

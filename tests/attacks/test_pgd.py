@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from holdfast import Threat
 from holdfast.attacks import FGSM, PGD
-from holdfast.attacks.attack import cross_entropy_until_wrong
+from holdfast.attacks.losses import until_wrong
 from holdfast.layers import Normalize
 from holdfast.search import climb
 
@@ -67,7 +67,7 @@ def test_steps_equal_the_local_lipschitz_line(
 ) -> None:
     arrays = reference("lolip_pgd")
     x, y = arrays["x"], arrays["y"]
-    function = cross_entropy_until_wrong(lolip_net, y)
+    function = until_wrong(lolip_net, y)
     for steps in (1, 2, 3, 5, 10):
         x_adv = climb(function, x, BoxFirst(norm, eps), steps=steps, step_size=eps / 5, start=x)
         assert torch.allclose(x_adv, arrays[f"{key}_untargeted_it{steps}"], atol=1e-5)
@@ -89,7 +89,7 @@ def test_steps_equal_the_neural_collapse_line(
     arrays = reference("nc_attacks")
     x, y = arrays["in_X"].double(), arrays["in_y"]
     assert torch.allclose(nc_net(x), arrays["f64_logits"], atol=1e-9)
-    function = cross_entropy_until_wrong(nc_net, y)
+    function = until_wrong(nc_net, y)
     for steps in (1, 2, 10):
         x_adv = climb(function, x, Threat(norm, eps), steps=steps, step_size=step, start=x)
         assert torch.allclose(x_adv - x, arrays[f"f64_pgd_{norm}_zero_it{steps}"], atol=1e-8)

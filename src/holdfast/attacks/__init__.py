@@ -1,7 +1,31 @@
 """Attacks: one file each. An attack is called as ``PGD(steps=50)(model, x, y, threat, seed=0)``."""
 
+from holdfast.attacks.apgd import APGD, APGDTargeted
 from holdfast.attacks.attack import Attack, AttackResult
+from holdfast.attacks.auto import AutoAttack
+from holdfast.attacks.carlini_wagner import CarliniWagner
+from holdfast.attacks.ddn import DDN
+from holdfast.attacks.deepfool import DeepFool
+from holdfast.attacks.fab import FAB
 from holdfast.attacks.fgsm import FGSM
-from holdfast.attacks.pgd import PGD
+from holdfast.attacks.fmn import FMN
+from holdfast.attacks.pgd import PGD, MultiTargeted, Noise
+from holdfast.attacks.square import Square
 
-__all__ = ["FGSM", "PGD", "Attack", "AttackResult"]
+__all__ = [
+    "APGD",
+    "DDN",
+    "FAB",
+    "FGSM",
+    "FMN",
+    "PGD",
+    "APGDTargeted",
+    "Attack",
+    "AttackResult",
+    "AutoAttack",
+    "CarliniWagner",
+    "DeepFool",
+    "MultiTargeted",
+    "Noise",
+    "Square",
+]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from holdfast.attacks.fold import InBfloat16, folded
 from holdfast.component import Component
-from holdfast.inference import check_inputs, check_logits, frozen_eval, predict
-from holdfast.search import Ascent, Function
+from holdfast.inference import check_inputs, check_logits, example_generators, frozen_eval, predict
+from holdfast.search import Ascent
 from holdfast.threat import Threat
 
 
@@ -22,9 +24,10 @@ class AttackResult:
 
     x_adv: Tensor
     """The adversarial example, or the strongest point where none was found; the input itself where the
-    model was wrong already. (N, ...), inside the threat set."""
+    model was wrong already. (N, ...), inside the threat set, but for a minimum-norm attack, whose adversarial
+    example may lie beyond eps."""
     success: Tensor
-    """Whether the model is wrong at x_adv, (N,) bool; an already wrong example counts."""
+    """Whether the model is wrong at x_adv, inside the threat set, (N,) bool; an already wrong example counts."""
     distance: Tensor
     """‖x_adv − x‖ in the threat's norm, (N,); 0 for an already wrong example. A minimum-norm attack that
     finds nothing reports inf."""
@@ -32,10 +35,45 @@ class AttackResult:
     """Forward passes spent on the example, (N,) int64, the clean one among them."""
     backwards: Tensor
     """Backward passes spent on the example, (N,) int64."""
+    origin: np.ndarray
+    """How x_adv was found, (N,) text such as ``apgd-t restart 3 step 17``; empty where nothing was."""
+
+
+class Targets(NamedTuple):
+    """The examples under attack, which the model gets right."""
+
+    x: Tensor
+    """(N, ...), in the threat's box."""
+    y: Tensor
+    """(N,) int64."""
+    logits: Tensor
+    """What the model answers on them, (N, K)."""
+    indices: Tensor
+    """Their numbers in the data set, (N,), on the CPU: with the seed they determine every draw."""
+    seed: int
+    batch_size: int
+    """At most so many in a forward pass."""
+
+    def generators(self, rows: Tensor, *salt: int) -> list[torch.Generator]:
+        """One for each of these examples."""
+        return example_generators(self.seed, self.indices[rows.cpu()], *salt)
+
+    def take(self, rows: Tensor) -> Targets:
+        """Some of them."""
+        return self._replace(
+            x=self.x[rows], y=self.y[rows], logits=self.logits[rows], indices=self.indices[rows.cpu()]
+        )
 
 
 class Attack(Component, family="attacks"):
     """Searches the threat set around each input for one that the model gets wrong."""
+
+    precision: Literal["float32", "bf16"] = "float32"
+    """Of the attack's own passes; with ``bf16`` every success is confirmed in the model's own precision."""
+    minimum_norm: ClassVar[bool] = False
+    """Whether it looks for the nearest adversarial example, beyond eps if need be."""
+    folds: ClassVar[bool] = True
+    """Whether it attacks a copy with BatchNorm folded away."""
 
     def __call__(
         self,
@@ -64,44 +102,106 @@ class Attack(Component, family="attacks"):
         """
         y = check_inputs(x, y, threat)
         numbers = torch.arange(len(x)) if indices is None else torch.as_tensor(indices)
+        x = x.detach()
         with frozen_eval(model):
-            x = x.detach()
             right = torch.zeros_like(y, dtype=torch.bool)
+            logits = torch.empty(0, 0)
             if len(x):
                 logits = predict(model, x, batch_size)
                 check_logits(logits, y)
                 right = logits.argmax(1) == y
             standing = right.nonzero().squeeze(1)
-            ascent = self.perturb(
-                model, x[standing], y[standing], threat, seed, numbers[standing.cpu()], batch_size
-            )
+            targets = Targets(x, y, logits, numbers, seed, batch_size).take(standing) if len(x) else None
+            found = self._confirmed(model, targets, threat) if targets and len(standing) else Ascent.before(x[:0])
         x_adv, success = x.clone(), torch.ones_like(y, dtype=torch.bool)
         forwards = torch.ones_like(y, dtype=torch.int64)
         backwards = torch.zeros_like(forwards)
-        x_adv[standing], success[standing] = ascent.x, ascent.finished
-        forwards[standing] += ascent.forwards
-        backwards[standing] += ascent.backwards
-        return AttackResult(x_adv, success, threat.distance(x, x_adv), forwards, backwards)
+        x_adv[standing], success[standing] = found.x, found.finished
+        forwards[standing] += found.forwards
+        backwards[standing] += found.backwards
+        distance = threat.distance(x, x_adv)
+        origin = np.full(len(x), "", dtype=object)
+        places = zip(
+            standing.tolist(), found.finished.tolist(), found.restart.tolist(), found.step.tolist(), strict=True
+        )
+        for row, finished, restart, step in places:
+            origin[row] = self.describe(restart, step) if finished else ""
+        if self.minimum_norm:
+            distance = torch.where(success, distance, torch.inf)
+            success = success & (distance <= threat.eps)
+        return AttackResult(x_adv, success, distance, forwards, backwards, origin)
+
+    def _confirmed(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
+        """The attack on a cheaper copy, each success confirmed on the model; what is not, attacked on the model."""
+        few = slice(16)
+        copy = folded(model, targets.x[few], targets.logits[few]) if self.folds else model
+        if self.precision == "bf16":
+            copy = InBfloat16(copy)
+        found = self.perturb(copy, targets, threat)
+        if copy is model or not found.finished.any():
+            return found
+        rows = found.finished.nonzero().squeeze(1)
+        right = predict(model, found.x[rows], targets.batch_size).argmax(1) == targets.y[rows]
+        found.forwards[rows] += 1
+        again = rows[right]
+        if len(again):
+            found.finished[again] = False
+            found.absorb(again, self.perturb(model, targets.take(again), threat), 0)
+        return found
 
     @abstractmethod
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        seed: int,
-        indices: Tensor,
-        batch_size: int,
-    ) -> Ascent:
+    def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         """Attack examples that a frozen model in eval mode gets right; finished means wrong."""
 
+    def describe(self, restart: int, step: int) -> str:
+        """An attempt and a step in words."""
+        return f"{self.name} restart {restart} step {step}"
 
-def cross_entropy_until_wrong(model: nn.Module, y: Tensor) -> Function:
-    """−log softmax(model(x'))_y of each example, finished where the model is wrong."""
 
-    def function(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        logits, labels = model(points), y[rows]
-        return F.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) != labels
+class MinimumNormAttack(Attack):
+    """Looks for the nearest adversarial example in the threat's norm and box; what is within eps is a success."""
 
-    return function
+    minimum_norm: ClassVar[bool] = True
+
+    def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
+        result = Ascent.before(targets.x)
+        for rows in torch.arange(len(targets.x), device=targets.x.device).split(targets.batch_size):
+            nearest = Nearest(targets.x[rows], threat)
+            self.minimise(model, targets.take(rows), threat, nearest)
+            found = nearest.ascent
+            result.absorb(rows, found, 0)
+        return result
+
+    def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
+        """Offer ``nearest`` every point that is evaluated."""
+        raise NotImplementedError
+
+
+class Nearest:
+    """The nearest adversarial example of each of a batch so far, and the passes it took."""
+
+    def __init__(self, x: Tensor, threat: Threat) -> None:
+        self.x, self.threat = x, threat
+        self.best = Ascent.before(x)
+        self.distance = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+
+    def offer(self, points: Tensor, wrong: Tensor, step: int, restart: int = 0) -> Tensor:
+        """Keep points (n, ...) where they are adversarial (n,) and nearer; their distances."""
+        points = points.detach()
+        distance = self.threat.distance(self.x, points)
+        better = wrong & (distance < self.distance)
+        self.best.x[better], self.distance[better] = points[better], distance[better]
+        self.best.step[better], self.best.restart[better] = step, restart
+        return distance
+
+    def count(self, forwards: int, backwards: int) -> None:
+        """Passes spent on every example."""
+        self.best.forwards.add_(forwards)
+        self.best.backwards.add_(backwards)
+
+    @property
+    def ascent(self) -> Ascent:
+        found = torch.isfinite(self.distance)
+        self.best.finished.copy_(found)
+        self.best.value.copy_(torch.where(found, -self.distance, -torch.inf))
+        return self.best

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from holdfast.attacks.attack import Attack, cross_entropy_until_wrong
-from holdfast.search import Ascent, ascend
+from holdfast.attacks.attack import Attack, Targets
+from holdfast.attacks.losses import until_wrong
+from holdfast.search import Ascent, Steepest, ascend
 from holdfast.threat import Threat
 
 
@@ -19,22 +20,12 @@ class FGSM(Attack, name="fgsm"):
     def title(self) -> str:
         return "FGSM"
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        seed: int,
-        indices: Tensor,
-        batch_size: int,
-    ) -> Ascent:
+    def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         return ascend(
-            cross_entropy_until_wrong(model, y),
-            x,
-            threat,
+            until_wrong(model, targets.y),
+            targets.x,
+            Steepest(threat, threat.eps),
             steps=1,
-            step_size=threat.eps,
-            start=lambda rows, restart: x[rows],
-            batch_size=batch_size,
+            start=lambda rows, restart: targets.x[rows],
+            batch_size=targets.batch_size,
         )

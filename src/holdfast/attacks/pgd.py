@@ -1,55 +1,171 @@
-"""Projected gradient descent."""
+"""Projected gradient descent, untargeted, targeted, and towards several classes in turn."""
 
 from __future__ import annotations
 
-from pydantic import PositiveFloat, PositiveInt
+from functools import partial
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.attack import Attack, cross_entropy_until_wrong
-from holdfast.inference import example_generators, mix_seed
-from holdfast.search import Ascent, ascend
+from holdfast.attacks.attack import Attack, Targets
+from holdfast.attacks.losses import (
+    LogitLoss,
+    LossName,
+    cross_entropy,
+    divergence,
+    dlr,
+    margin,
+    targeted_margin,
+    until_wrong,
+    until_wrong_towards,
+)
+from holdfast.inference import mix_seed
+from holdfast.search import Ascent, Function, Start, Steepest, ascend
 from holdfast.threat import Threat
 
+TargetName = Literal["next", "least-likely", "random"]
 
-class PGD(Attack, name="pgd"):
-    """Projected steepest ascent of the cross-entropy, best point kept (Madry et al., 2018)."""
+
+class _Projected(Attack):
+    """What the attacks by projected steepest ascent share."""
 
     steps: PositiveInt = 100
-    """Gradient steps of each restart; the point after the last one is tested as well."""
+    """Gradient steps of each attempt; the point after the last one is tested as well."""
     restarts: PositiveInt = 1
     """Independent starts; an example stops at its first success."""
     step_size: PositiveFloat | None = None
     """Length of a step in units of eps; 2.5 / steps by default, but at most 1."""
     random_start: bool = True
     """Start at a uniform point of the threat set; from the input itself otherwise."""
+    momentum: float = Field(default=0.0, ge=0)
+    """Weight of past gradients, each over its mean absolute value (Dong et al., 2018); 0 for none."""
+
+    def ascend(self, function: Function, targets: Targets, threat: Threat, salt: int | None = None) -> Ascent:
+        return ascend(
+            function,
+            targets.x,
+            Steepest(threat, threat.eps * (self.step_size or min(1.0, 2.5 / self.steps)), self.momentum),
+            steps=self.steps,
+            start=random_start(targets, threat, salt) if self.random_start else lambda rows, _: targets.x[rows],
+            restarts=self.restarts,
+            batch_size=targets.batch_size,
+        )
+
+
+def random_start(targets: Targets, threat: Threat, salt: int | None = None) -> Start:
+    """A uniform point of the threat set, another one for every restart and salt."""
+
+    def start(rows: Tensor, restart: int) -> Tensor:
+        seed = mix_seed(targets.seed, restart) if salt is None else mix_seed(targets.seed, restart, salt)
+        return threat.random_point(targets.x[rows], targets._replace(seed=seed).generators(rows))
+
+    return start
+
+
+class PGD(_Projected, name="pgd"):
+    """Projected steepest ascent of a loss, best point kept (Madry et al., 2018)."""
+
+    loss: LossName = "cross-entropy"
+    """``dlr`` does not hang on the scale of the logits, ``margin`` is z_j − z_y, ``kl`` the divergence from the
+    answer to the clean input."""
+    target: TargetName | None = None
+    """Descend the cross-entropy of another class instead: the next one (label + 1), the least likely, or one
+    drawn at random. A success is any wrong answer all the same."""
 
     @property
     def title(self) -> str:
         return f"PGD-{self.steps}" + (f" × {self.restarts}" if self.restarts > 1 else "")
 
-    def perturb(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        seed: int,
-        indices: Tensor,
-        batch_size: int,
-    ) -> Ascent:
-        def start(rows: Tensor, restart: int) -> Tensor:
-            if not self.random_start:
-                return x[rows]
-            generators = example_generators(mix_seed(seed, restart), indices[rows.cpu()])
-            return threat.random_point(x[rows], generators)
+    def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
+        if self.target is not None:
+            target = choose_target(self.target, targets)
+            function = until_wrong_towards(model, targets.y, target, lambda z, y, t: -cross_entropy(z, t))
+        elif self.loss == "kl":
+            function = _until_wrong_from(model, targets)
+        else:
+            losses: dict[str, LogitLoss] = {"cross-entropy": cross_entropy, "dlr": dlr, "margin": margin}
+            loss = self.loss if self.loss != "dlr" or targets.logits.shape[1] > 2 else "margin"
+            function = until_wrong(model, targets.y, losses[loss])
+        return self.ascend(function, targets, threat)
 
+
+def choose_target(name: TargetName, targets: Targets) -> Tensor:
+    """A class other than the label for each example, (N,)."""
+    classes = targets.logits.shape[1]
+    if name == "next":
+        return (targets.y + 1) % classes
+    if name == "least-likely":
+        return targets.logits.scatter(1, targets.y[:, None], torch.inf).argmin(1)
+    generators = targets.generators(torch.arange(len(targets.y)), 1)
+    draws = [int(torch.randint(1, classes, (), generator=generator)) for generator in generators]
+    return (targets.y + torch.tensor(draws, device=targets.y.device)) % classes
+
+
+def _until_wrong_from(model: nn.Module, targets: Targets) -> Function:
+    def function(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(points)
+        return divergence(targets.logits[rows], logits), logits.detach().argmax(1) != targets.y[rows]
+
+    return function
+
+
+class MultiTargeted(_Projected, name="multi-targeted"):
+    """PGD on the margin z_t − z_y for one target class after the other (Gowal et al., 2019).
+
+    The targets come in the order of the clean logits; an example stops at its first success.
+    """
+
+    targets: PositiveInt | None = None
+    """Try the so many likeliest other classes; all by default."""
+
+    @property
+    def title(self) -> str:
+        return f"MultiTargeted-{self.steps}"
+
+    def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
+        result = Ascent.before(targets.x)
+        for number, target in enumerate(likeliest(targets, self.targets)):
+            rows = result.unfinished
+            part = targets.take(rows)
+            function = until_wrong_towards(model, part.y, target[rows], targeted_margin)
+            result.absorb(rows, self.ascend(function, part, threat, salt=number), number)
+        return result
+
+    def describe(self, restart: int, step: int) -> str:
+        return f"{self.name} target {restart} step {step}"
+
+
+def likeliest(targets: Targets, count: int | None = None) -> list[Tensor]:
+    """The most likely wrong class of each example (N,), the second most likely, and so on."""
+    others = targets.logits.scatter(1, targets.y[:, None], -torch.inf)
+    order = others.argsort(dim=1, descending=True)[:, : targets.logits.shape[1] - 1]
+    return list(order[:, :count].unbind(1))
+
+
+class Noise(Attack, name="noise"):
+    """Random perturbations as large as the threat allows: the baseline that an attack must beat.
+
+    l_inf: x + eps · sign of a standard normal; otherwise a Gaussian direction of length eps in the norm;
+    moved into the box.
+    """
+
+    samples: PositiveInt = 1
+    """Draws per example; it stops at its first success."""
+
+    def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         return ascend(
-            cross_entropy_until_wrong(model, y),
-            x,
-            threat,
-            steps=self.steps,
-            step_size=threat.eps * (self.step_size or min(1.0, 2.5 / self.steps)),
-            start=start,
-            restarts=self.restarts,
-            batch_size=batch_size,
+            until_wrong(model, targets.y, margin),
+            targets.x,
+            Steepest(threat, 0.0),
+            steps=0,
+            start=partial(self._start, targets, threat),
+            restarts=self.samples,
+            batch_size=targets.batch_size,
         )
+
+    @staticmethod
+    def _start(targets: Targets, threat: Threat, rows: Tensor, restart: int) -> Tensor:
+        x, generators = targets.x[rows], targets.generators(rows, restart, 2)
+        return threat.largest_noise(x, generators)

@@ -7,16 +7,11 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from holdfast.attacks.losses import divergence
 from holdfast.inference import frozen_eval
 from holdfast.objectives.objective import Loss, Objective, Progress
 from holdfast.search import Function, climb
 from holdfast.threat import Threat
-
-
-def divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(softmax(clean_logits) ‖ softmax(logits)) of each example, (N,), differentiable in both."""
-    target, log_probabilities = F.log_softmax(clean_logits, 1), F.log_softmax(logits, 1)
-    return F.kl_div(log_probabilities, target, reduction="none", log_target=True).sum(1)
 
 
 def divergence_from(model: nn.Module, clean_logits: Tensor) -> Function:

@@ -1,0 +1,82 @@
+"""AutoAttack: a fixed ensemble without settings to tune."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from torch import nn
+
+from holdfast.attacks.apgd import APGD, APGDTargeted
+from holdfast.attacks.attack import Attack, Targets
+from holdfast.attacks.fab import FAB
+from holdfast.attacks.square import Square
+from holdfast.search import Ascent
+from holdfast.threat import Threat
+
+STRIDE = 1_000_000
+"""Attempts of the parts are numbered in blocks of so many."""
+
+
+class AutoAttack(Attack, name="autoattack"):
+    """The ensemble of Croce & Hein (2020), each part on what the ones before left standing.
+
+    ``standard``: APGD-CE, targeted APGD on 9 classes, targeted FAB on 9 classes, Square of 5,000 queries; 100
+    steps each. ``plus``: five restarts of APGD-CE, APGD-DLR and FAB, Square, targeted APGD and FAB.
+    ``rand``: APGD-CE and APGD-DLR with gradients averaged over 20 passes, for models that answer at random.
+    For l_1 five restarts and five classes, as published with it. ``quick``: APGD-CE and three classes of
+    targeted APGD, 30 steps each, which is no published protocol. With fewer than four classes the margin
+    stands for the DLR loss.
+    """
+
+    version: Literal["standard", "plus", "rand", "quick"] = "standard"
+    """Which ensemble."""
+
+    @property
+    def title(self) -> str:
+        return "AutoAttack" + ("" if self.version == "standard" else f" ({self.version})")
+
+    def parts(self, threat: Threat, classes: int) -> list[Attack]:
+        """The ensemble's attacks in order."""
+        precision = self.precision
+        if self.version == "rand":
+            losses: tuple[Literal["cross-entropy", "dlr"], ...] = ("cross-entropy", "dlr")
+            return [APGD(loss=loss, samples=20, precision=precision) for loss in losses]
+        if self.version == "quick":
+            return [APGD(steps=30, precision=precision), APGDTargeted(steps=30, targets=3, precision=precision)]
+        sparse, others = threat.sparse, classes - 1
+        targets = min(5 if sparse else 9, others)
+        restarts = 5 if sparse or self.version == "plus" else 1
+        targeted = APGDTargeted(targets=targets, precision=precision)
+        fab = FAB(targets=targets, within_eps=True, precision=precision)
+        square = Square(precision=precision)
+        ce = APGD(restarts=restarts, precision=precision)
+        if self.version == "standard":
+            return [ce, targeted, fab, square]
+        dlr = APGD(loss="dlr", restarts=5, precision=precision)
+        return [ce, dlr, fab.model_copy(update={"restarts": 5}), square, targeted, fab]
+
+    def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
+        classes = targets.logits.shape[1]
+        if classes < 4:
+            logging.getLogger("holdfast").warning(
+                "AutoAttack on %d classes: the margin stands for the DLR loss, which needs four", classes
+            )
+        result = Ascent.before(targets.x)
+        for number, part in enumerate(self.parts(threat, classes)):
+            rows = result.unfinished
+            if not len(rows):
+                break
+            found = part.perturb(model, targets.take(rows), threat)
+            if part.minimum_norm:
+                found.finished.logical_and_(threat.distance(targets.x[rows], found.x) <= threat.eps)
+                found.value.fill_(-float("inf"))
+            found.restart.add_(number * STRIDE)
+            attempts = found.restart.clone()
+            result.absorb(rows, found, 0, keep_better=number == 0)
+            result.restart[rows[found.finished]] = attempts[found.finished]
+        return result
+
+    def describe(self, restart: int, step: int) -> str:
+        part = self.parts(Threat("linf", 1), 10)[restart // STRIDE]
+        return part.describe(restart % STRIDE, step)

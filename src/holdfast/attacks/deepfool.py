@@ -1,0 +1,68 @@
+"""DeepFool: to the nearest linearised boundary, again and again."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import nn
+
+from holdfast.attacks.attack import MinimumNormAttack, Nearest, Targets
+from holdfast.attacks.pgd import likeliest
+from holdfast.search import gradient_of, per_example
+from holdfast.threat import Threat
+
+
+class DeepFool(MinimumNormAttack, name="deepfool"):
+    """The shortest step within the box to the nearest of the linearised boundaries z_j = z_y, repeated
+    (Moosavi-Dezfooli et al., 2016).
+
+    An example is done with its first wrong point, and moves no further.
+    """
+
+    steps: PositiveInt = 50
+    """Steps at most; each takes a backward pass for every class that is looked at."""
+    targets: PositiveInt = 9
+    """Look at the boundaries to the so many likeliest other classes."""
+    overshoot: NonNegativeFloat = 0.02
+    """How far beyond the boundary to go, as a share of the way from the input."""
+    folds: ClassVar[bool] = True
+
+    @property
+    def title(self) -> str:
+        return f"DeepFool-{self.steps}"
+
+    def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
+        classes = torch.stack(likeliest(targets, self.targets), 1)
+        rows = torch.arange(len(targets.x), device=targets.x.device)
+        bare = targets.x  # without the overshoot
+        for step in range(self.steps + 1):
+            x, y = targets.x[rows], targets.y[rows]
+            points = x + (1 + self.overshoot) * (bare - x)
+            points = points.clamp(threat.low, threat.high).requires_grad_(step < self.steps)
+            with torch.enable_grad():
+                logits = model(points.clone())
+                gaps = logits.gather(1, classes[rows]) - logits.gather(1, y[:, None])
+            nearest.best.forwards[rows] += 1
+            wrong = logits.detach().argmax(1) != y
+            everyone = torch.zeros_like(nearest.best.finished)
+            everyone[rows] = wrong
+            whole = targets.x.index_copy(0, rows, points.detach())
+            nearest.offer(whole, everyone, step)
+            if step == self.steps or wrong.all():
+                break
+            way = torch.full_like(gaps.detach()[:, 0], torch.inf)
+            chosen, gain = torch.zeros_like(x), torch.zeros_like(way)
+            for number in range(gaps.shape[1]):
+                gradient = gradient_of(gaps[:, number], points, keep=number + 1 < gaps.shape[1])
+                missing = -gaps.detach()[:, number]
+                length = missing.abs() / threat.dual_length(gradient).clamp(min=1e-12)
+                nearer = length < way
+                way = torch.where(nearer, length, way)
+                gain = torch.where(nearer, missing, gain)
+                chosen = torch.where(per_example(nearer, x), gradient, chosen)
+            nearest.best.backwards[rows] += gaps.shape[1]
+            position = points.detach()
+            bare = (position + threat.shortest_step(position, chosen, gain + 1e-4 * gain.abs() + 1e-6))[~wrong]
+            rows = rows[~wrong]

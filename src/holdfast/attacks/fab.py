@@ -1,0 +1,140 @@
+"""FAB: the nearest adversarial example by walking along the linearised decision boundary."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+from holdfast.attacks.attack import MinimumNormAttack, Nearest, Targets
+from holdfast.attacks.pgd import likeliest
+from holdfast.search import Ascent, gradient_of, per_example
+from holdfast.threat import Threat
+
+
+class FAB(MinimumNormAttack, name="fab"):
+    """Fast adaptive boundary attack, towards one likely class after the other (Croce & Hein, 2020).
+
+    From a point, the boundary z_t = z_y is linearised; the point and the original are both projected onto it
+    within the box, and the next point lies between the two projections, a little beyond the boundary. A
+    wrong point counts with its distance, and the walk goes on from a tenth nearer the original.
+    """
+
+    folds: ClassVar[bool] = True
+    steps: PositiveInt = 100
+    """Gradient steps towards each class."""
+    targets: PositiveInt = 9
+    """The so many likeliest other classes."""
+    restarts: PositiveInt = 1
+    """Walks towards each class; the first begins at the input, the others near it at random."""
+    overshoot: float = Field(default=1.05, ge=1)
+    """How far to go, as a multiple of the way to the boundary."""
+    pull: float = Field(default=0.1, gt=0, le=1)
+    """Largest weight of the original's own projection."""
+    back: PositiveFloat = 0.9
+    """What is kept of the perturbation after a success."""
+    within_eps: bool = False
+    """Stop at the first success within eps: for an accuracy at eps, not for the distances."""
+
+    @property
+    def title(self) -> str:
+        return f"FAB-T-{self.steps} × {self.targets}"
+
+    def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
+        classes = torch.stack(likeliest(targets, self.targets), 1)
+        result = Ascent.before(targets.x)
+        best = torch.full((len(targets.x),), torch.inf, dtype=targets.x.dtype, device=targets.x.device)
+        for restart in range(self.restarts):
+            for number in range(classes.shape[1]):
+                everyone = torch.arange(len(best), device=best.device)
+                standing = everyone[best > threat.eps] if self.within_eps else everyone
+                for rows in standing.split(targets.batch_size):
+                    self._walk(
+                        model,
+                        targets.take(rows),
+                        classes[rows, number],
+                        threat,
+                        restart,
+                        number,
+                        result,
+                        best,
+                        rows,
+                    )
+        result.value.copy_(torch.where(best < torch.inf, -best, -torch.inf))
+        result.finished.copy_(best < torch.inf)
+        return result
+
+    def _walk(
+        self,
+        model: nn.Module,
+        targets: Targets,
+        target: Tensor,
+        threat: Threat,
+        restart: int,
+        number: int,
+        result: Ascent,
+        best: Tensor,
+        rows: Tensor,
+    ) -> None:
+        x, y = targets.x, targets.y
+        points = x
+        if restart:
+            reach = torch.minimum(best[rows], torch.full_like(best[rows], threat.eps))
+            seeded = targets._replace(seed=targets.seed + restart)
+            drawn = threat.random_point(x, seeded.generators(torch.arange(len(x)), number, 4)) - x
+            scale = reach / threat.distance(x, x + drawn).clamp(min=1e-12) / 2
+            points = (x + per_example(scale, x) * drawn).clamp(threat.low, threat.high)
+        made = torch.zeros_like(y)  # steps of each walk
+        pulled = torch.ones_like(y, dtype=torch.bool)  # whether the point is known already, or new
+        while len(rows):
+            points = points.detach().requires_grad_(True)
+            with torch.enable_grad():
+                logits = model(points.clone())
+                gap = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+            result.forwards[rows] += 1
+            logits = logits.detach()
+            if not torch.isfinite(logits).all():
+                raise FloatingPointError("the model's logits are NaN or inf at a point of the box")
+            distance = threat.distance(x, points.detach())
+            wrong = logits.argmax(1) != y
+            nearer = wrong & (distance < best[rows])
+            hit = rows[nearer]
+            result.x[hit], best[hit] = points.detach()[nearer], distance[nearer]
+            result.restart[hit], result.step[hit] = restart * 100 + number, made[nearer]
+            done = made >= self.steps
+            if self.within_eps:
+                done |= best[rows] <= threat.eps
+            backs = wrong & ~pulled & ~done
+            moves = ~backs & ~done
+            new = x + self.back * (points.detach() - x)
+            if moves.any():
+                gradient = gradient_of(gap, points)
+                result.backwards[rows] += moves
+                stepped = self._step(x, points.detach(), gradient, gap.detach(), threat)
+                new = torch.where(per_example(moves, new), stepped, new)
+            points, pulled, made = new, backs, made + moves
+            if done.any():
+                keep = ~done
+                rows, x, y, target, points = rows[keep], x[keep], y[keep], target[keep], points[keep]
+                made, pulled = made[keep], pulled[keep]
+
+    def _step(self, x: Tensor, points: Tensor, gradient: Tensor, gap: Tensor, threat: Threat) -> Tensor:
+        """Between the projections of the point and of the original onto gap + ⟨gradient, · − points⟩ = 0."""
+        there = (gradient * (x - points)).flatten(1).sum(1) + gap  # the linear function at the original
+        both = threat.shortest_step(
+            torch.cat([points, x]), gradient.repeat(2, *[1] * (x.dim() - 1)), -torch.cat([gap, there])
+        )
+        own, original = both.chunk(2)
+        zeros = torch.zeros_like(both)
+        length, length_original = threat.distance(zeros, both).clamp(min=1e-8).chunk(2)
+        alpha = per_example((length / (length + length_original)).clamp(max=self.pull), x)
+        mixed = (1 - alpha) * (points + self.overshoot * own) + alpha * (x + self.overshoot * original)
+        return mixed.clamp(threat.low, threat.high)
+
+    def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
+        raise NotImplementedError("FAB walks example by example in perturb")
+
+    def describe(self, restart: int, step: int) -> str:
+        return f"{self.name} restart {restart // 100} target {restart % 100} step {step}"

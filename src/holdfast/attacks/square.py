@@ -1,0 +1,229 @@
+"""Square attack: random search with square patches, by forward passes only."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from holdfast.attacks.attack import Attack, Targets
+from holdfast.attacks.losses import margin
+from holdfast.search import Ascent, per_example
+from holdfast.threat import Threat
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""Of 10,000 queries, those after which the share of changed pixels halves."""
+
+
+class Square(Attack, name="square"):
+    """Random search for the largest margin, one square of the image at a time (Andriushchenko et al., 2020).
+
+    l_inf: stripes of ±eps to begin with, then squares in which every channel is ±eps. l_2 and l_1 (Croce &
+    Hein, 2021): bumps on a grid to begin with; then the mass of one window goes, with what the ball still
+    has to give, to a bump in another. A change stays where it raises the margin. Every query is one forward pass.
+    """
+
+    queries: PositiveInt = 5000
+    """Forward passes per example; it stops at its first success."""
+    restarts: PositiveInt = 1
+    """Independent searches."""
+    share: float = Field(default=0.8, gt=0, le=1)
+    """Share of the pixels that the first square covers."""
+
+    @property
+    def title(self) -> str:
+        return f"Square-{self.queries}"
+
+    def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
+        if targets.x.dim() != 4:
+            raise ValueError(f"square patches need images (N, C, H, W), given {tuple(targets.x.shape)}")
+        if threat.norm == "l0":
+            raise ValueError("square has no form for l0; attack it with fmn")
+        search = _Patches if threat.norm == "linf" else _Bumps
+        result = Ascent.before(targets.x)
+        for restart in range(self.restarts):
+            rows = result.unfinished
+            # No gradient is kept, so that many more examples fit.
+            for part in rows.split(4 * targets.batch_size):
+                found = self._search(model, targets.take(part), threat, search(targets.take(part), threat, restart))
+                result.absorb(part, found, restart)
+        return result
+
+    @torch.no_grad()
+    def _search(self, model: nn.Module, targets: Targets, threat: Threat, moves: _Moves) -> Ascent:
+        result = Ascent.before(targets.x)
+        rows = torch.arange(len(targets.x), device=targets.x.device)
+        best = moves.start()
+        value = targets.x.new_full((len(rows),), -torch.inf)
+        for query in range(self.queries):
+            points = best if query == 0 else moves.propose(rows, best, self._side(query, targets.x))
+            logits = torch.cat([model(part.clone()) for part in points.split(targets.batch_size)])
+            new = margin(logits, targets.y[rows])
+            if not torch.isfinite(new).all():
+                raise FloatingPointError("the model's logits are NaN or inf at a point of the threat set")
+            wrong = logits.argmax(1) != targets.y[rows]
+            better = (new > value) | wrong
+            best = torch.where(per_example(better, best), points, best)
+            value = torch.where(better, new, value)
+            result.forwards[rows] += 1
+            if query == self.queries - 1 or wrong.any():
+                done = wrong if query < self.queries - 1 else torch.ones_like(wrong)
+                result.x[rows[done]], result.value[rows[done]] = best[done], value[done]
+                result.step[rows[done]], result.finished[rows[done]] = query, wrong[done]
+                rows, best, value = rows[~done], best[~done], value[~done]
+                if not len(rows):
+                    break
+        return result
+
+    def _side(self, query: int, x: Tensor) -> int:
+        """Side of the square of a query."""
+        halvings = sum(query * 10_000 // self.queries > limit for limit in HALVINGS)
+        pixels = self.share / 2**halvings * x.shape[2] * x.shape[3]
+        return max(round(pixels**0.5), 1)
+
+    def describe(self, restart: int, step: int) -> str:
+        return f"{self.name} restart {restart} query {step}"
+
+
+class _Moves:
+    """Starting points and proposals, drawn per example: what one draws depends on no other."""
+
+    draws: int
+    """Uniform numbers that one proposal takes."""
+
+    def __init__(self, targets: Targets, threat: Threat, restart: int) -> None:
+        self.x, self.threat = targets.x, threat
+        self.channels, self.height, self.width = targets.x.shape[1:]
+        everyone = torch.arange(len(targets.x))
+        self.generators = targets.generators(everyone, restart, 3)
+        self.buffer, self.used = torch.empty(len(everyone), 0, self.draws), 0
+
+    def uniform(self, rows: Tensor) -> Tensor:
+        """(n, draws) in [0, 1), drawn for a hundred proposals at a time."""
+        if self.used == self.buffer.shape[1]:
+            alive = set(rows.tolist())
+            self.buffer, self.used = torch.empty(len(self.x), 100, self.draws), 0
+            for row, generator in enumerate(self.generators):
+                if row in alive:
+                    self.buffer[row].uniform_(generator=generator)
+            self.buffer = self.buffer.to(self.x)
+        self.used += 1
+        return self.buffer[rows, self.used - 1]
+
+    def window(self, top: Tensor, left: Tensor, side: int) -> tuple[Tensor, ...]:
+        """Index of a square of each image at its own place, giving (n, C, side, side)."""
+        span = torch.arange(side, device=top.device)
+        example = torch.arange(len(top), device=top.device)[:, None, None, None]
+        channel = torch.arange(self.channels, device=top.device)[None, :, None, None]
+        return example, channel, (top[:, None] + span)[:, None, :, None], (left[:, None] + span)[:, None, None, :]
+
+    def place(self, u: Tensor, side: int) -> tuple[Tensor, Tensor]:
+        """Top and left from two uniform numbers each."""
+        top = (u[:, 0] * (self.height - side + 1)).long().clamp(max=self.height - side)
+        return top, (u[:, 1] * (self.width - side + 1)).long().clamp(max=self.width - side)
+
+    def start(self) -> Tensor:
+        raise NotImplementedError
+
+    def propose(self, rows: Tensor, best: Tensor, side: int) -> Tensor:
+        raise NotImplementedError
+
+
+class _Patches(_Moves):
+    """l_inf: everything at a corner of the cube."""
+
+    def __init__(self, targets: Targets, threat: Threat, restart: int) -> None:
+        self.draws = 2 + targets.x.shape[1]
+        super().__init__(targets, threat, restart)
+
+    def start(self) -> Tensor:
+        stripes = [
+            torch.randint(0, 2, (self.channels, 1, self.width), generator=generator)
+            for generator in self.generators
+        ]
+        signs = 2 * torch.stack(stripes).to(self.x) - 1
+        return self.threat.project(self.x, self.x + self.threat.eps * signs)
+
+    def propose(self, rows: Tensor, best: Tensor, side: int) -> Tensor:
+        u = self.uniform(rows)
+        side = min(side, self.height, self.width)
+        where = self.window(*self.place(u, side), side)
+        signs = torch.where(u[:, 2:] < 0.5, -1.0, 1.0).to(best)[:, :, None, None]
+        x = self.x[rows]
+        points = best.clone()
+        points[where] = (x[where] + self.threat.eps * signs).clamp(self.threat.low, self.threat.high)
+        return points
+
+
+class _Bumps(_Moves):
+    """l_2 and l_1: mass moves between windows, the length stays eps."""
+
+    def __init__(self, targets: Targets, threat: Threat, restart: int) -> None:
+        self.draws = 5 + targets.x.shape[1]
+        super().__init__(targets, threat, restart)
+        self.power = 2 if threat.norm == "l2" else 1
+
+    def bump(self, height: int, width: int) -> Tensor:
+        """Rings that fall off from the middle of a height × width window, of length 1; (height, width)."""
+        bump = torch.zeros(height, width, dtype=torch.float64)
+        top, left = height // 2, width // 2
+        for ring in range(1, max(height, width) // 2 + 1):
+            rows = slice(max(top - ring, 0), min(top + ring + 1, height))
+            columns = slice(max(left - ring, 0), min(left + ring + 1, width))
+            bump[rows, columns] += 1 / ring**2
+        if not bump.any():
+            bump[:] = 1
+        return (bump / bump.norm(self.power)).to(self.x)
+
+    def signed_bump(self, side: int, upright: Tensor) -> Tensor:
+        """Half positive, half negative; lying on its side where not upright, (n, 1, side, side)."""
+        half = side // 2
+        bump = torch.zeros(side, side, dtype=self.x.dtype, device=self.x.device)
+        bump[:half] = self.bump(half, side) if half else 0
+        bump[half:] = -self.bump(side - half, side)
+        bump = bump / bump.norm(self.power)
+        return torch.where(upright[:, None, None], bump, bump.T)[:, None]
+
+    def start(self) -> Tensor:
+        side = max(min(self.height, self.width) // 5, 1)
+        delta = torch.zeros_like(self.x)
+        everyone = torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
+        for top in range((self.height % side) // 2, self.height - side + 1, side):
+            for left in range((self.width % side) // 2, self.width - side + 1, side):
+                signs = torch.stack(
+                    [torch.randint(0, 2, (self.channels,), generator=generator) for generator in self.generators]
+                )
+                signs = (2 * signs - 1).to(self.x)[:, :, None, None]
+                upright = everyone
+                delta[:, :, top : top + side, left : left + side] = signs * self.signed_bump(side, upright)
+        return self.stretch(self.x, delta)
+
+    def stretch(self, x: Tensor, delta: Tensor) -> Tensor:
+        """The perturbation at length eps, projected."""
+        length = self.threat.distance(torch.zeros_like(delta), delta).clamp(min=1e-12)
+        return self.threat.project(x, x + delta * per_example(self.threat.eps / length, delta))
+
+    def propose(self, rows: Tensor, best: Tensor, side: int) -> Tensor:
+        u, x = self.uniform(rows), self.x[rows]
+        side = min(max(side, 3) | 1, self.height, self.width)
+        to, source = (self.window(*self.place(u[:, i : i + 2], side), side) for i in (0, 2))
+        signs = torch.where(u[:, 5:] < 0.5, -1.0, 1.0).to(best)[:, :, None, None]
+        delta, power = best - x, self.power
+
+        def mass(window: Tensor) -> Tensor:
+            """Σ |entries|^p over space, per channel."""
+            return window.abs().pow(power).sum((2, 3), keepdim=True)
+
+        here = torch.zeros_like(delta, dtype=torch.bool)
+        here[to] = True
+        here[source] = True
+        union = mass(delta * here)
+        spare = (self.threat.eps**power - delta.abs().pow(power).sum((1, 2, 3), keepdim=True)).clamp(min=0)
+        old = delta[to]
+        old = old / mass(old).pow(1 / power).clamp(min=1e-12)
+        new = old + signs * self.signed_bump(side, u[:, 4] < 0.5)
+        budget = (spare / self.channels + union).pow(1 / power)
+        new = new * budget / mass(new).pow(1 / power).clamp(min=1e-12)
+        delta[source] = 0
+        delta[to] = new
+        return self.stretch(x, delta)
