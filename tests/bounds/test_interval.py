@@ -70,7 +70,7 @@ LAYERS: dict[str, nn.Module] = {
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
-@pytest.mark.parametrize("norm", Threat.norms)
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_every_layer_is_sound_and_no_looser_than_its_box(layer: nn.Module, norm: str) -> None:
     first = nn.Conv2d(1, 4, 3, padding=1)
     model = nn.Sequential(first, layer, nn.Flatten(), nn.LazyLinear(4)).eval()
@@ -95,7 +95,7 @@ def test_every_layer_is_sound_and_no_looser_than_its_box(layer: nn.Module, norm:
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2**31), st.sampled_from(Threat.norms), st.floats(0, 0.5), st.integers(1, 3))
+@given(st.integers(0, 2**31), st.sampled_from(("linf", "l2", "l1")), st.floats(0, 0.5), st.integers(1, 3))
 def test_random_networks_are_never_beaten_by_an_attack(seed: int, norm: str, eps: float, depth: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []

@@ -18,7 +18,7 @@ every_certifier = pytest.mark.parametrize("certifier", [Certifier.registry[n]() 
 
 
 @every_certifier
-@pytest.mark.parametrize("norm", Threat.norms)
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_no_attack_breaks_what_is_certified(certifier: Certifier, norm: str) -> None:
     model, (x, y) = small_cnn(), images(60)
     threat = Threat(norm, 0.005)
@@ -79,7 +79,7 @@ def test_what_nothing_in_the_box_changes_has_infinite_radius(certifier: Certifie
         model[1].weight.mul_(1e-3)
         model[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
     x, y = torch.rand(4, 1, 2, 3), torch.zeros(4, dtype=torch.int64)
-    for norm in Threat.norms:
+    for norm in ("linf", "l2", "l1"):
         assert certifier(model, x, y, Threat(norm, 0.1)).radius.isinf().all()
     assert certifier(model, x, y, Threat("linf", 0.0)).verified.all()
 

@@ -38,6 +38,10 @@ def test_the_folder_holds_everything(tiny: Run) -> None:
         "figures/sandwich.png",
         "figures/sandwich.pdf",
         "figures/sandwich.csv",
+        "figures/adversarial-pgd.png",
+        "figures/adversarial-pgd.pdf",
+        "figures/adversarial-pgd.csv",
+        "adversarial/pgd.npz",
     }
     assert tiny.path.name == tiny.experiment.identity == resolve("digits", TINY).identity
     assert tiny.finished
@@ -195,7 +199,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         torch.save({**checkpoint, **change}, path)
         with pytest.raises(ValueError, match=r"delete it to start anew") as caught:
             train("digits", *TINY, runs=tmp_path)
-        assert ("missing layer1.weight" in str(caught.value)) == (change == {"model": {}})
+        assert ("missing 1.weight" in str(caught.value)) == (change == {"model": {}})
         torch.save(checkpoint, path)
 
 

@@ -60,7 +60,7 @@ def test_batch_norm_sees_one_training_forward(objective: Objective) -> None:
 
 
 @every_objective
-@pytest.mark.parametrize("norm", Threat.norms)
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_what_it_trains_on_lies_in_the_threat_set(objective: Objective, norm: str) -> None:
     x, y = images(8)
     threat = Threat(norm, {"linf": 0.1, "l2": 0.5, "l1": 3.0}[norm])

@@ -36,7 +36,13 @@ class AttackResult:
     backwards: Tensor
     """Backward passes spent on the example, (N,) int64."""
     origin: np.ndarray
-    """How x_adv was found, (N,) text such as ``apgd-t restart 3 step 17``; empty where nothing was."""
+    """How x_adv was found, (N,) text such as ``apgd-t target 3 step 17``; empty where nothing was."""
+
+    @property
+    def adversarial_distance(self) -> Tensor:
+        """‖x_adv − x‖ where the model is wrong at x_adv, even beyond eps; inf elsewhere. (N,)"""
+        found = torch.tensor([bool(text) for text in self.origin], dtype=torch.bool, device=self.success.device)
+        return torch.where(self.success | found, self.distance, torch.inf)
 
 
 class Targets(NamedTuple):
@@ -133,8 +139,7 @@ class Attack(Component, family="attacks"):
 
     def _confirmed(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         """The attack on a cheaper copy, each success confirmed on the model; what is not, attacked on the model."""
-        few = slice(16)
-        copy = folded(model, targets.x[few], targets.logits[few]) if self.folds else model
+        copy = folded(model, targets.x[:16]) if self.folds else model
         if self.precision == "bf16":
             copy = InBfloat16(copy)
         found = self.perturb(copy, targets, threat)

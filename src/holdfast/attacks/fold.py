@@ -23,7 +23,7 @@ class InBfloat16(nn.Module):
 
 
 @torch.no_grad()
-def folded(model: nn.Module, x: Tensor, logits: Tensor) -> nn.Module:
+def folded(model: nn.Module, x: Tensor) -> nn.Module:
     """A copy with every BatchNorm folded into the convolution before it, or the model itself.
 
     It is the model itself where there is no BatchNorm, where torch.fx cannot trace it, or where the copy
@@ -31,7 +31,7 @@ def folded(model: nn.Module, x: Tensor, logits: Tensor) -> nn.Module:
 
     Args:
         model: frozen, in eval mode.
-        x: some inputs, (n, ...), and what the model answers, (n, K).
+        x: some inputs, (n, ...).
     """
     if not any(isinstance(module, NORMS) for module in model.modules()) or not len(x):
         return model
@@ -40,5 +40,6 @@ def folded(model: nn.Module, x: Tensor, logits: Tensor) -> nn.Module:
         answer = copy(x.clone())
     except Exception:  # whatever a foreign forward does to symbolic values; the model itself is always right
         return model
+    logits = model(x.clone())
     same = answer.shape == logits.shape and torch.allclose(answer, logits, rtol=1e-3, atol=1e-4)
     return copy.requires_grad_(False) if same else model

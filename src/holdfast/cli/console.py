@@ -110,7 +110,7 @@ def _leave(progress: ProgressLine, message: str, code: int) -> None:
     progress.close()
     progress.stage(f"holdfast: {message}")
     if code == FAILED and progress.folder is not None:
-        progress.stage(f"the state is kept in {progress.folder}; the same command goes on from its last checkpoint")
+        progress.stage(f"the state is kept in {progress.folder}; the same command goes on from there")
     sys.exit(code)
 
 
@@ -138,8 +138,12 @@ def print_run(run: Run) -> None:
     for label, certifier in zip(distinct_labels(settings.certifiers), settings.certifiers, strict=True):
         title = f"Certified ({certifier.title}, {result['guarantees'][label]})"
         rows.append(_row(title, result, "certified", label))
-    title = f"{run.experiment.objective.name} on {run.experiment.data.name}, {result['threat']}"
+    objective = run.experiment.objective
+    how = objective.name if objective else run.experiment.model.name
+    title = f"{how} on {run.experiment.data.name}, {result['threat']}"
     print_table(title, ["", "accuracy", "95 % interval", "count"], rows)
+    for warning in result.get("warnings", []):
+        Console(stderr=True).print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
     print(run.path)
 
 

@@ -28,7 +28,8 @@ def runs(runs: RunsOption = RUNS) -> None:
 
 def _row(run: Run) -> tuple[str, ...]:
     recipe = run.experiment
-    parts = (recipe.data.name, recipe.model.name, recipe.objective.name, str(recipe.threat))
+    loss = recipe.objective.name if recipe.objective else "–"
+    parts = (recipe.data.name, recipe.model.name, loss, str(recipe.threat))
     if not run.finished:
         return (run.path.name, *parts, "–", "–", "–")
     result = run.result

@@ -38,7 +38,7 @@ def train(
             runs=runs,
             again=again,
             reporter=progress,
-            track=track.split(",") if track else (),
+            track=[name.strip() for name in track.split(",")] if track else (),
         )
         progress.close()
         if run.experiment.engine.leads:

@@ -56,6 +56,8 @@ class Crop(Augmentation, name="crop"):
 
     def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         number, channels, height, width = x.shape
+        if self.mode == "reflect" and self.padding >= min(height, width):
+            raise ValueError(f"{height} × {width} images cannot be mirrored {self.padding} pixels deep")
         padded = F.pad(x, [self.padding] * 4, mode="constant" if self.mode == "zeros" else "reflect").contiguous()
         top, left = torch.randint(0, 2 * self.padding + 1, (2, number), generator=generator)
         # A view of the windows that begin at every pixel; index_select copies those that are asked for.

@@ -195,9 +195,13 @@ def channels_first(images: np.ndarray) -> torch.Tensor:
 
 
 def plain(image: Any) -> Any:
-    """An image as grey levels or RGB: palettes are looked up, transparency is dropped."""
+    """An image as grey levels or RGB: palettes are looked up, transparency is dropped, 16 bits become 8."""
+    from PIL import Image
+
     if image.mode in ("L", "RGB"):
         return image
+    if image.mode.startswith("I"):  # 16 bits, which PIL itself would cut off at 255
+        return Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
     return image.convert("L" if image.mode in ("1", "LA") else "RGB")
 
 

@@ -55,6 +55,14 @@ class Images(ABC):
         return map(self.batch, batches)
 
 
+def _numbers(indices: Sequence[int] | Tensor, count: int) -> Tensor:
+    """Indices as numbers 0..count−1: a mask names its true entries, negative numbers count from the end."""
+    chosen = torch.as_tensor(indices)
+    if chosen.dtype == torch.bool:
+        return chosen.nonzero().squeeze(1)
+    return torch.where(chosen < 0, chosen + count, chosen).long()
+
+
 def permutation(count: int, *seed: int) -> Tensor:
     """0..count−1 in a random order that the seed determines."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(mix_seed(*seed)))
@@ -96,13 +104,13 @@ class ImageSet(Images):
         if isinstance(indices, slice):
             images, labels = self.images[indices], self.labels[indices]
         else:  # index_select is many times faster than advanced indexing
-            numbers = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
+            numbers = _numbers(indices, len(self)).to(self.labels.device)
             images, labels = self.images.index_select(0, numbers), self.labels.index_select(0, numbers)
         return images.float().div_(255) if images.dtype == torch.uint8 else images.clone(), labels
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
         """The examples of these numbers, in this order."""
-        chosen = torch.as_tensor(indices, device=self.labels.device)
+        chosen = _numbers(indices, len(self)).to(self.labels.device)
         return ImageSet(self.images[chosen], self.labels[chosen], self.classes)
 
     def to(self, device: torch.device | str) -> ImageSet:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -34,9 +34,10 @@ class Mixture(Data, name="mixture"):
     @model_validator(mode="after")
     def _settings_where_they_act(self) -> Self:
         idle = [("real", self.real, key) for key in Data.model_fields]
-        idle += [("generated", self.generated, key) for key in Data.model_fields if key != "train_size"]
+        sized = ("train_size", "split_seed") if self.generated.train_size else ("train_size",)
+        idle += [("generated", self.generated, key) for key in Data.model_fields if key not in sized]
         for part, data, key in idle:
-            if getattr(data, key) != Data.model_fields[key].default and key != "split_seed":
+            if getattr(data, key) != Data.model_fields[key].default:
                 raise ValueError(f"{part}.{key} would do nothing; it is a setting of the mixture")
         if self.components:
             raise ValueError("a mixture has no principal components of its own")
@@ -107,18 +108,39 @@ class MixedSet(Images):
             indices = torch.arange(len(self))[indices]
         indices = torch.as_tensor(indices, dtype=torch.int64)
         is_real = indices < len(self.real)
-        x_real, y_real = self.real.batch(indices[is_real])
-        x_generated, y_generated = self.generated.batch(indices[~is_real] - len(self.real))
+        generated = self.generated.batch(indices[~is_real] - len(self.real))
+        return self._in_order(is_real, self.real.batch(indices[is_real]), generated)
+
+    @staticmethod
+    def _in_order(
+        is_real: Tensor, real: tuple[Tensor, Tensor], generated: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         back = torch.cat([is_real.nonzero(), (~is_real).nonzero()]).squeeze(1).argsort()
-        x, y = torch.cat([x_real, x_generated]), torch.cat([y_real, y_generated])
+        x, y = (torch.cat(parts) for parts in zip(real, generated, strict=True))
         return x[back.to(x.device)], y[back.to(y.device)]
 
-    def subset(self, indices: Sequence[int] | Tensor) -> MixedSet:
-        """The examples of these numbers; real ones stay before generated ones."""
+    def stream(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """``batch`` of each of these; both parts stream in their own way."""
+        real = self.real.stream([batch[batch < len(self.real)] for batch in batches])
+        made = self.generated.stream([batch[batch >= len(self.real)] - len(self.real) for batch in batches])
+        for batch, first, second in zip(batches, real, made, strict=True):
+            yield self._in_order(batch < len(self.real), first, second)
+
+    def subset(self, indices: Sequence[int] | Tensor) -> Images:
+        """The examples of these numbers, real before generated ones; of one kind only, where they are."""
         indices = torch.as_tensor(indices, dtype=torch.int64)
         is_real = indices < len(self.real)
-        generated = self.generated.subset(indices[~is_real] - len(self.real))
-        return MixedSet(self.real.subset(indices[is_real]), generated, self.share)
+        real, generated = (
+            self.real.subset(indices[is_real]),
+            self.generated.subset(indices[~is_real] - len(self.real)),
+        )
+        return (
+            MixedSet(real, generated, self.share)
+            if len(real) and len(generated)
+            else real
+            if len(real)
+            else generated
+        )
 
     def to(self, device: torch.device | str) -> MixedSet:
         return MixedSet(self.real.to(device), self.generated.to(device), self.share)

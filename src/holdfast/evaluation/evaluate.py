@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from holdfast.attacks import Attack, AttackResult
 from holdfast.certify import Certificate, Certifier, SoundnessError
 from holdfast.component import distinct_labels
+from holdfast.evaluation.sanity import blind_successes, suspicions
 from holdfast.evaluation.summary import summarise
 from holdfast.inference import check_inputs, check_logits, device_of, frozen_eval, mix_seed, predict
 from holdfast.threat import Threat
@@ -29,11 +30,28 @@ class Evaluation:
     """One row per example: ``index``, ``label``, ``prediction``, ``correct``; for each certifier
     ``NAME.verified``, ``NAME.radius``, ``NAME.status``; for each attack ``NAME.attacked`` (false where the
     clean prediction is wrong or a certificate made it needless), ``NAME.success`` (wrong inside the threat set),
-    ``NAME.distance`` (of the adversarial example, inf without one), ``NAME.forwards``, ``NAME.backwards``."""
+    ``NAME.distance`` (of the adversarial example, inf without one; a minimum-norm attack's may exceed eps),
+    ``NAME.origin`` (restart and step that found it), ``NAME.forwards``, ``NAME.backwards``."""
     summary: dict[str, Any]
     """``examples``, ``threat``, ``standard``; ``attacked`` and ``certified`` per name; ``bracket``, the
     accuracy under all attacks and under any certificate; ``counts``, ``intervals`` (95 %), ``passes``,
-    ``guarantees``, ``seconds`` and their ``timings`` per stage."""
+    ``guarantees``, ``warnings`` (reasons to doubt the attacks), ``seconds`` and their ``timings`` per stage."""
+    adversarial: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """For each attack the numbers (M,) of the right examples it found an adversarial for, and those, (M, ...)."""
+
+
+class Store(Protocol):
+    """Keeps finished pieces of an evaluation, so that one that was cut off need not make them again."""
+
+    def get(self, attack: str, first: int, last: int) -> AttackResult | None:
+        """The result of an attack on the examples with numbers first to last, if it is kept."""
+
+    def put(self, attack: str, first: int, last: int, result: AttackResult) -> None:
+        """Keep it."""
+
+
+PIECE = 1024
+"""Examples attacked in one piece: between two pieces an evaluation can be cut off without loss."""
 
 
 def evaluate(
@@ -47,7 +65,8 @@ def evaluate(
     audit: float = 0.1,
     seed: int = 0,
     batch_size: int = 256,
-    on_progress: Callable[[str, int], None] | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+    store: Store | None = None,
 ) -> Evaluation:
     """Squeeze the robust accuracy of a model between its certificates and the attacks on it.
 
@@ -63,7 +82,8 @@ def evaluate(
         certifiers: certifiers, likewise.
         audit: share of the certified examples that are attacked too, 0 to 1.
         seed: with the example's number it determines everything drawn for an example.
-        on_progress: told of each finished stage: its name and how many examples it left standing.
+        on_progress: told of each finished piece: its stage, how many examples stand, how many are left to do.
+        store: keeps finished pieces and gives them back.
 
     Raises:
         ValueError: inputs, labels or names that make no sense, or a model a certifier cannot handle.
@@ -80,7 +100,7 @@ def evaluate(
     labels = check_inputs(images, labels, threat)
     device = device_of(model)
     x, y = images.to(device), labels.to(device)
-    report = on_progress or (lambda stage, standing: None)
+    report = on_progress or (lambda stage, standing, left: None)
     seconds: dict[str, float] = {}
 
     with _timed(seconds, "standard"), frozen_eval(model):
@@ -88,7 +108,7 @@ def evaluate(
     check_logits(logits, y)
     prediction = logits.argmax(1)
     correct = prediction == y
-    report("standard", int(correct.sum()))
+    report("standard", int(correct.sum()), 0)
     columns: dict[str, Any] = {
         "index": np.arange(len(y)),
         "label": _numpy(y),
@@ -107,26 +127,66 @@ def evaluate(
         columns[f"{name}.status"] = certificate.status
         if certificate.guarantee == "deterministic":
             proofs[name] = certificate
-        report(name, int(certificate.verified.sum()))
+        report(name, int(certificate.verified.sum()), 0)
 
     proven = torch.stack([torch.zeros_like(correct), *(proof.verified for proof in proofs.values())]).any(0)
     rows = (correct & (~proven | _share(len(y), audit, seed).to(device))).nonzero().squeeze(1)
+    adversarial: dict[str, tuple[Tensor, Tensor]] = {}
     for name, attack in zip(distinct_labels(attackers), attackers, strict=True):
+        pieces = []
+        standing = int(correct.sum())
         with _timed(seconds, name):
-            result = attack(model, x[rows], y[rows], threat, seed=seed, indices=rows.cpu(), batch_size=batch_size)
-        for proved_by, proof in proofs.items():
-            claims = proof.verified[rows], proof.radius[rows]
-            ring_if_unsound(proved_by, *claims, name, result, x[rows], rows, threat)
-        found = torch.where(result.success, result.distance, torch.inf)
+            for piece in rows.split(PIECE) if len(rows) else ():
+                place = name, int(piece[0]), int(piece[-1])
+                result = store.get(*place) if store else None
+                if result is None:
+                    result = attack(
+                        model, x[piece], y[piece], threat, seed=seed, indices=piece.cpu(), batch_size=batch_size
+                    )
+                    if store:
+                        store.put(*place, result)
+                for proved_by, proof in proofs.items():
+                    claims = proof.verified[piece], proof.radius[piece]
+                    ring_if_unsound(proved_by, *claims, name, result, x[piece], piece, threat)
+                pieces.append(result)
+                standing -= int(result.success.sum())
+                report(name, standing, len(rows) - sum(len(part.success) for part in pieces))
+        result = _joined(pieces, x, device)
         columns[f"{name}.attacked"] = _scatter(rows, torch.ones_like(rows).bool(), torch.zeros_like(correct))
         columns[f"{name}.success"] = _scatter(rows, result.success, ~correct)
-        columns[f"{name}.distance"] = _scatter(rows, found, torch.where(correct, torch.inf, 0.0).to(found))
+        away = torch.where(correct, torch.inf, 0.0).to(result.distance)
+        columns[f"{name}.distance"] = _scatter(rows, result.adversarial_distance, away)
         columns[f"{name}.forwards"] = _scatter(rows, result.forwards, torch.zeros_like(y))
         columns[f"{name}.backwards"] = _scatter(rows, result.backwards, torch.zeros_like(y))
-        report(name, int(correct.sum() - result.success.sum()))
+        origin = np.full(len(y), "", dtype=object)
+        origin[_numpy(rows)] = result.origin
+        columns[f"{name}.origin"] = origin
+        hits = torch.isfinite(result.adversarial_distance)
+        adversarial[name] = rows[hits].cpu(), result.x_adv[hits].cpu()
 
     table = pd.DataFrame(columns)
-    return Evaluation(table, summarise(table, threat, guarantees, seconds))
+    summary = summarise(table, threat, guarantees, seconds)
+    doubts = [*suspicions(model, x, y, threat), *blind_successes(table)] if attackers else []
+    return Evaluation(table, summary | {"warnings": doubts}, adversarial)
+
+
+def _joined(pieces: list[AttackResult], x: Tensor, device: torch.device) -> AttackResult:
+    """One result of several, in order."""
+    if not pieces:
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        return AttackResult(x[:0], none.bool(), x.new_zeros(0), none, none, np.empty(0, dtype=object))
+
+    def join(name: str) -> Tensor:
+        return torch.cat([getattr(piece, name).to(device) for piece in pieces])
+
+    return AttackResult(
+        join("x_adv"),
+        join("success"),
+        join("distance"),
+        join("forwards"),
+        join("backwards"),
+        np.concatenate([piece.origin for piece in pieces]),
+    )
 
 
 @contextlib.contextmanager
@@ -169,8 +229,8 @@ def ring_if_unsound(
     Raises:
         SoundnessError: naming the first such example.
     """
-    nearer = result.distance.double() < radius * (1 - 1e-5)  # the distance is rounded, too
-    hits = (result.success & (verified | nearer)).nonzero().squeeze(1)
+    nearer = result.adversarial_distance.double() < radius * (1 - 1e-5)  # the distance is rounded, too
+    hits = ((result.success & verified) | nearer).nonzero().squeeze(1)
     if len(hits):
         hit, example = int(hits[0]), int(numbers[hits[0]])
         claimed, found = f"{radius[hit].item():.6g}", f"{result.distance[hit].item():.6g}"

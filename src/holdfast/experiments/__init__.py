@@ -3,12 +3,13 @@
 from holdfast.experiments.experiment import EvaluationSettings, Experiment
 from holdfast.experiments.folder import Run, find_run
 from holdfast.experiments.recipe import recipe_names, resolve
-from holdfast.experiments.run import evaluate_run, load, train
+from holdfast.experiments.run import evaluate_model, evaluate_run, load, train
 
 __all__ = [
     "EvaluationSettings",
     "Experiment",
     "Run",
+    "evaluate_model",
     "evaluate_run",
     "find_run",
     "load",

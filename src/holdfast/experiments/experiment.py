@@ -31,6 +31,8 @@ class EvaluationSettings(Settings):
     """Share of the certified examples that are attacked all the same, to test the certificates."""
     batch_size: PositiveInt = 256
     """Images per forward pass."""
+    keep_adversarial: NonNegativeInt = 1000
+    """Keep so many adversarial examples of each attack in the run folder."""
     curve_points: NonNegativeInt = 8
     """Radii of the sandwich curve, evenly spaced up to twice eps; 0 for no curve."""
     curve_examples: PositiveInt = 500
@@ -46,8 +48,8 @@ class Experiment(Settings):
     """Architecture."""
     threat: Threat
     """Threat model of training and evaluation, such as ``linf:8/255``."""
-    objective: Objective
-    """Training loss."""
+    objective: Objective | None = None
+    """Training loss; none where a model is evaluated only."""
     optimizer: Optimizer = Adam()
     """Optimiser."""
     schedule: Schedule = Constant()

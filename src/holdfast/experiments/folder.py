@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
+from holdfast.attacks import AttackResult
 from holdfast.component import explain, nearest
 from holdfast.experiments.experiment import Experiment
 from holdfast.files import whole_file, write_bytes, write_json, write_text
@@ -116,6 +119,25 @@ class Run:
         with whole_file(self.path / "examples.parquet") as temporary:
             table.to_parquet(temporary)
 
+    def write_adversarial(self, name: str, rows: Tensor, x_adv: Tensor, table: pd.DataFrame, most: int) -> None:
+        """``adversarial/NAME.npz``: examples, labels, distances, what found them, and the images themselves."""
+        rows, x_adv = rows[:most], x_adv[:most]
+        known = table.iloc[rows.numpy()]
+        with whole_file(self.path / "adversarial" / f"{name}.npz") as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                index=rows.numpy(),
+                label=known["label"].to_numpy(),
+                distance=known[f"{name}.distance"].to_numpy(),
+                origin=known[f"{name}.origin"].to_numpy().astype(str),
+                x_adv=x_adv.numpy(),
+            )
+
+    @property
+    def pieces(self) -> Pieces:
+        """What is finished of an evaluation."""
+        return Pieces(self.path / "pieces")
+
     def write_model(self, model: nn.Module, input_shape: Shape, num_classes: int) -> None:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         shape = {"input_shape": json.dumps(input_shape), "num_classes": json.dumps(num_classes)}
@@ -135,11 +157,39 @@ class Run:
             with safe_open(path, "pt") as file:
                 shape = {key: json.loads(value) for key, value in file.metadata().items()}
             with torch.random.fork_rng():
-                model = self.experiment.model.build(tuple(shape["input_shape"]), shape["num_classes"])
+                bare = self.experiment.model.model_copy(update={"weights": None})
+                model = bare.build(tuple(shape["input_shape"]), shape["num_classes"])
             model.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
         return model.eval()
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A ``Store`` of an evaluation's finished pieces, one file each."""
+
+    folder: Path
+
+    def _path(self, attack: str, first: int, last: int) -> Path:
+        return self.folder / f"{attack}-{first}-{last}.npz"
+
+    def get(self, attack: str, first: int, last: int) -> AttackResult | None:
+        path = self._path(attack, first, last)
+        if not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as file:
+            tensors = {key: torch.from_numpy(file[key]) for key in file.files if key != "origin"}
+            return AttackResult(**tensors, origin=file["origin"].astype(object))
+
+    def put(self, attack: str, first: int, last: int, result: AttackResult) -> None:
+        parts = asdict(result)
+        origin = parts.pop("origin").astype(str)
+        with whole_file(self._path(attack, first, last)) as temporary, temporary.open("wb") as file:
+            np.savez(file, origin=origin, **{key: value.cpu().numpy() for key, value in parts.items()})
+
+    def clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def find_run(name: str | Path, runs: Path) -> Run:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from holdfast.attacks import PGD
 from holdfast.certify import SoundnessError
 from holdfast.data import Images
-from holdfast.evaluation import evaluate, sandwich_curve
+from holdfast.evaluation import Evaluation, evaluate, sandwich_curve
 from holdfast.experiments.experiment import Experiment
 from holdfast.experiments.folder import Run, find_run
 from holdfast.experiments.recipe import apply_all, resolve
@@ -25,7 +26,8 @@ from holdfast.experiments.tracking import TrackedReporter, Tracker, trackers
 from holdfast.files import whole_file, write_json
 from holdfast.inference import check_inputs, check_logits, eval_mode, frozen_eval, mix_seed, predict
 from holdfast.objectives import Progress
-from holdfast.plots import sandwich_figure, save_figure
+from holdfast.plots import contact_sheet, sandwich_figure, save_figure
+from holdfast.threat import Threat
 from holdfast.training import Reporter, fit
 
 VALIDATION_ATTACK = PGD(steps=10)
@@ -66,6 +68,8 @@ def train(
     if run.finished and not again:
         reporter.stage(f"{run.path} is finished already")
         return run
+    if experiment.objective is None:
+        raise ValueError("the recipe has no objective: there is nothing to train")
     engine = experiment.engine.start()
     splits = experiment.data.load()
     shape, num_classes = splits.train.shape, len(splits.train.classes)
@@ -73,7 +77,8 @@ def train(
         torch.manual_seed(mix_seed(experiment.seed))
         model = experiment.model.build(shape, num_classes)
     checkpoint = None if again else run.read_checkpoint(model, engine.device)
-    _rehearse(experiment, model, splits.validation)
+    least = experiment.training.plan(splits.train.epoch_size).smallest_batch // engine.processes
+    _rehearse(experiment, model, splits.validation, least)
     watched = experiment.training.watch
     if watched == "certified" and not experiment.evaluation.certifiers:
         raise ValueError("training.watch=certified needs one of evaluation.certifiers")
@@ -158,6 +163,43 @@ def evaluate_run(
     return run
 
 
+def evaluate_model(
+    recipe: Mapping[str, Any],
+    *overrides: str,
+    runs: str | Path = "runs",
+    again: bool = False,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Evaluate a model that no run trained, into a folder of its own in ``runs``.
+
+    Args:
+        recipe: ``data``, ``model`` with ``weights`` or ``package.module:factory``, ``threat``, ``evaluation``.
+        overrides: ``key=value`` on top.
+        again: throw away what is there and evaluate anew, for weights that changed under the same name.
+
+    Raises:
+        ValueError, OSError: the recipe, the data or the weights are at fault; nothing was written.
+    """
+    experiment = apply_all(copy.deepcopy(dict(recipe)), overrides)
+    reporter = reporter or Reporter()
+    run = Run(Path(runs) / experiment.identity)
+    if run.finished and not again:
+        reporter.stage(f"{run.path} is finished already")
+        return run
+    engine = experiment.engine.start(alone=True)
+    test = experiment.data.load().test
+    with torch.random.fork_rng():
+        torch.manual_seed(mix_seed(experiment.seed))
+        model = experiment.model.build(test.shape, len(test.classes)).eval().to(engine.device)
+    _rehearse_evaluation(experiment, model, test)
+    if again and run.path.exists():
+        shutil.rmtree(run.path)
+    run.begin(experiment, engine.device)
+    reporter.begin(run.path)
+    _evaluate(run, experiment, model, test, reporter)
+    return run
+
+
 def load(run: str | Path, *, runs: str | Path = "runs") -> nn.Module:
     """The trained model of a run, by its folder or its name in ``runs``, in eval mode on the CPU.
 
@@ -168,8 +210,9 @@ def load(run: str | Path, *, runs: str | Path = "runs") -> nn.Module:
     return find_run(run, Path(runs)).model()
 
 
-def _rehearse(experiment: Experiment, model: nn.Module, images: Images) -> None:
+def _rehearse(experiment: Experiment, model: nn.Module, images: Images, least: int) -> None:
     """Two examples through the objective, so that what cannot work fails before the work."""
+    assert experiment.objective is not None
     x, y = experiment.training.prepare(*images.batch(slice(2)), len(images.classes), seed=0)
     with eval_mode(model):
         try:
@@ -177,6 +220,14 @@ def _rehearse(experiment: Experiment, model: nn.Module, images: Images) -> None:
         except RuntimeError as fault:
             raise ValueError(f"the model does not take images of {images.shape}: {fault}") from fault
         experiment.objective.loss(model, x, y, experiment.threat, Progress.end())
+    if least < 2:
+        try:
+            copy.deepcopy(model).train()(x[:1])
+        except ValueError as fault:  # a BatchNorm without variance
+            batch_size = experiment.training.batch_size
+            raise ValueError(
+                f"training.batch_size={batch_size} leaves a last batch of one image: {fault}"
+            ) from fault
 
 
 def _rehearse_evaluation(experiment: Experiment, model: nn.Module, test: Images) -> None:
@@ -219,17 +270,25 @@ def _evaluate(
             audit=settings.audit,
             seed=experiment.seed,
             batch_size=settings.batch_size,
-            on_progress=lambda name, standing: reporter.stage(f"{name}: {standing} of {len(labels)} stand"),
+            on_progress=lambda name, standing, left: reporter.stage(
+                f"{name}: {standing} of {len(labels)} stand" + (f", {left} to attack" if left else "")
+            ),
+            store=run.pieces,
         )
     run.write_examples(evaluation.table)
+    for name, (rows, x_adv) in evaluation.adversarial.items():
+        run.write_adversarial(name, rows, x_adv, evaluation.table, settings.keep_adversarial)
+    for warning in evaluation.summary["warnings"]:
+        reporter.stage(f"warning: {warning}")
+    _draw_adversarial(run, images, evaluation, threat)
     if settings.curve_points and threat.eps > 0:
         radii = np.linspace(0, 2 * threat.eps, settings.curve_points + 1).tolist()
-        rows = slice(settings.curve_examples)
+        first = slice(settings.curve_examples)
         with _alarm_kept(run, "test"):
             curve = sandwich_curve(
                 model,
-                images[rows],
-                labels[rows],
+                images[first],
+                labels[first],
                 threat,
                 evaluation,
                 settings.attacks,
@@ -246,6 +305,18 @@ def _evaluate(
         "peak_memory_bytes": peak_memory(),
     }
     write_json(run.path / "result.json", result)
+    run.pieces.clear()
+
+
+def _draw_adversarial(run: Run, images: Tensor, evaluation: Evaluation, threat: Threat) -> None:
+    """A contact sheet for each attack that found something."""
+    table = evaluation.table
+    for name, (rows, x_adv) in evaluation.adversarial.items():
+        if images.dim() == 4 and images.shape[1] in (1, 3) and len(rows):
+            first = rows[:8]
+            figure = contact_sheet(images[first], x_adv[:8], table["label"].to_numpy()[first], name, threat)
+            frame = table.iloc[first.numpy()][["index", "label", f"{name}.distance", f"{name}.origin"]]
+            save_figure(figure, run.path / "figures" / f"adversarial-{name}", frame)
 
 
 def peak_memory() -> int | None:

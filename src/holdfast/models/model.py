@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from torch import nn
 
 from holdfast.component import Component, Settings
 from holdfast.layers import Normalize
+from holdfast.models.weights import load_weights
 
 Shape = tuple[int, int, int]
 
@@ -30,6 +32,8 @@ class Model(Component, family="models"):
 
     normalize: Normalization | None = Field(default=None)
     """Normalisation as the first layer; none by default."""
+    weights: Path | None = None
+    """Begin with the weights of this file: safetensors, or a torch checkpoint; at random by default."""
 
     @classmethod
     def parse(cls, value: object) -> Self:
@@ -55,15 +59,21 @@ class Model(Component, family="models"):
         With a normalisation it is a Sequential of ``normalize`` and ``network``, the bare network otherwise.
 
         Raises:
-            ValueError: the images are too small for the network, or the normalisation has other channels.
+            ValueError: the images are too small for the network, the normalisation has other channels, or the
+                weights do not fit.
+            FileNotFoundError: the weights are not there.
         """
-        if self.normalize is None:
-            return self.network(input_shape, num_classes)
-        if len(self.normalize.mean) != input_shape[0]:
+        if self.weights is not None and not self.weights.is_file():
+            raise FileNotFoundError(f"there is no file {self.weights}")
+        if self.normalize is not None and len(self.normalize.mean) != input_shape[0]:
             raise ValueError(f"normalize has {len(self.normalize.mean)} channels, the images {input_shape[0]}")
-        first = Normalize(self.normalize.mean, self.normalize.std)
-        network = self.network(input_shape, num_classes)
-        return nn.Sequential(OrderedDict(normalize=first, network=network))
+        model = self.network(input_shape, num_classes)
+        if self.normalize is not None:
+            first = Normalize(self.normalize.mean, self.normalize.std)
+            model = nn.Sequential(OrderedDict(normalize=first, network=model))
+        if self.weights is not None:
+            load_weights(model, self.weights)
+        return model
 
 
 def build(name: str, *, input_shape: Shape, num_classes: int, **settings: Any) -> nn.Module:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from holdfast.attacks.fold import folded
 from holdfast.inference import frozen_eval
 from holdfast.objectives.objective import Loss, Objective, Progress
 from holdfast.search import climb
@@ -27,8 +28,9 @@ class AdversarialTraining(Objective, name="adversarial"):
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         with frozen_eval(model):
+            copy = folded(model, x[:2])
             x_adv = climb(
-                lambda points, rows: (F.cross_entropy(model(points), y[rows], reduction="none"), None),
+                lambda points, rows: (F.cross_entropy(copy(points), y[rows], reduction="none"), None),
                 x,
                 threat,
                 steps=self.steps,

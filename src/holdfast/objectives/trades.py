@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from holdfast.attacks.fold import folded
 from holdfast.attacks.losses import divergence
 from holdfast.inference import frozen_eval
 from holdfast.objectives.objective import Loss, Objective, Progress
@@ -43,7 +44,7 @@ class TRADES(Objective, name="trades"):
             with torch.no_grad():
                 clean_logits = model(x)
             x_adv = climb(
-                divergence_from(model, clean_logits),
+                divergence_from(folded(model, x[:2]), clean_logits),
                 x,
                 threat,
                 steps=self.steps,

@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 from holdfast.plots.style import BLACK, BLUE, GREY, VERMILION
 from holdfast.threat import Threat
 
-NORMS = {"linf": "$\\ell_\\infty$", "l2": "$\\ell_2$", "l1": "$\\ell_1$"}
+NORMS = {"linf": "$\\ell_\\infty$", "l2": "$\\ell_2$", "l1": "$\\ell_1$", "l0": "$\\ell_0$"}
 
 
 def sandwich_figure(curve: pd.DataFrame, threat: Threat, *, examples: int) -> Figure:

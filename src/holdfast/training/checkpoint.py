@@ -29,6 +29,8 @@ class Checkpoint:
     """Batches trained on."""
     partial: dict[str, Any] = field(default_factory=dict)
     """Sums and seconds of an epoch that is not finished; empty between epochs."""
+    precision: dict[str, Any] = field(default_factory=dict)
+    """What mixed precision remembers between steps."""
 
     def save(self, path: Path) -> None:
         """Write the file whole, or leave the previous one."""

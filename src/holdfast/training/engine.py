@@ -7,7 +7,7 @@ import datetime
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from pydantic import PositiveInt
@@ -32,7 +32,7 @@ class Engine(Settings):
     devices: PositiveInt = 1
     """Train on so many devices of each node, one process each; a batch is divided among all of them."""
     nodes: PositiveInt = 1
-    """Machines; each runs the same command, or torchrun or Slurm starts it there."""
+    """Machines; torchrun or Slurm starts the command there, or you do, with MASTER_ADDR and NODE_RANK set."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Of the training steps; validation and evaluation are always in float32."""
     compile: bool = False
@@ -41,7 +41,7 @@ class Engine(Settings):
     @property
     def leads(self) -> bool:
         """Whether this process is the one that validates, writes and speaks for all."""
-        return self.devices * self.nodes == 1 or process_number() == 0
+        return process_number(self.devices) == 0
 
     def start(self, *, alone: bool = False) -> RunningEngine:
         """The engine, ready to place modules and tensors.
@@ -55,6 +55,14 @@ class Engine(Settings):
         from lightning_fabric import Fabric  # takes two seconds to import
         from lightning_fabric.strategies import DDPStrategy
 
+        together = int(os.environ.get("WORLD_SIZE", 0))
+        if not alone and together and together != self.devices * self.nodes:
+            raise ValueError(
+                f"{together} processes were started together, but engine.devices={self.devices} and "
+                f"engine.nodes={self.nodes} make {self.devices * self.nodes}: they would all do the same"
+            )
+        if self.precision == "16-mixed" and not torch.cuda.is_available():
+            raise ValueError("engine.precision=16-mixed needs a GPU; bf16-mixed runs on CPUs, too")
         devices, nodes = (1, 1) if alone else (self.devices, self.nodes)
         several = devices * nodes > 1
         if several and not hasattr(sys.modules["__main__"], "__file__"):
@@ -72,23 +80,27 @@ class Engine(Settings):
         except (RuntimeError, ValueError) as fault:
             asked = f"engine.accelerator={self.accelerator} with devices={devices}, nodes={nodes}"
             raise ValueError(f"{asked}: {fault}") from fault
-        return RunningEngine(fabric, compiles=self.compile)
+        return RunningEngine(fabric, leads=alone or self.leads, compiles=self.compile)
 
 
-def process_number() -> int:
+def process_number(devices: int) -> int:
     """Which of the processes of a training this is, as torchrun, Slurm or our own launch numbered it; else 0."""
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+    for name in ("RANK", "SLURM_PROCID"):
         if name in os.environ:
             return int(os.environ[name])
-    return 0
+    return int(os.environ.get("NODE_RANK", 0)) * devices + int(os.environ.get("LOCAL_RANK", 0))
 
 
 class RunningEngine:
     """Places modules and steps optimisers on the devices it was started for."""
 
-    def __init__(self, fabric: Fabric, *, compiles: bool = False) -> None:
+    def __init__(self, fabric: Fabric, *, leads: bool = True, compiles: bool = False) -> None:
         self._fabric, self._compiles = fabric, compiles
+        self.leads = leads
+        """Whether this process validates, writes and speaks for all."""
         self._several = fabric.world_size > 1
+        if fabric.device.type == "cuda":  # or cuBLAS adds in an order of its own
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
     def launch(self) -> None:
         """Start the other processes: each runs this program from its beginning and meets us here."""
@@ -104,11 +116,6 @@ class RunningEngine:
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-
-    @property
-    def leads(self) -> bool:
-        """Whether this process validates, writes and speaks for all."""
-        return not self._several or process_number() == 0
 
     @property
     def processes(self) -> int:
@@ -137,6 +144,14 @@ class RunningEngine:
         """Backward passes that leave the gradients where they are until one outside of this adds them up."""
         with self._fabric.no_backward_sync(cast("_FabricModule", step), enabled=self._several):
             yield
+
+    def state(self) -> dict[str, Any]:
+        """What mixed precision remembers between steps."""
+        return self._fabric.strategy.precision.state_dict()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a ``state``."""
+        self._fabric.strategy.precision.load_state_dict(state)
 
     def clip(self, step: nn.Module, optimizer: torch.optim.Optimizer, norm: float) -> None:
         """Scale the gradient down to this l_2 norm where it is longer."""

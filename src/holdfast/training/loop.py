@@ -198,6 +198,7 @@ class _Fitting:
     def load(self, checkpoint: Checkpoint) -> None:
         self.model.load_state_dict(checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.engine.load(checkpoint.precision)
         if self.average:
             self.average.load(checkpoint.average)
         self.best = _Best(self.training, checkpoint.best)
@@ -208,10 +209,9 @@ class _Fitting:
                 self.tally = _Tally(checkpoint.partial["sums"])
 
     def checkpoint(self, **partial: Any) -> Checkpoint:
-        self.saved = self.step
         states = self.model.state_dict(), self.optimizer.state_dict(), self.history
         average = self.average.state() if self.average else {}
-        return Checkpoint(*states, average, self.best.state, self.step, partial)
+        return Checkpoint(*states, average, self.best.state, self.step, partial, self.engine.state())
 
     @property
     def ended(self) -> bool:
@@ -239,7 +239,7 @@ class _Fitting:
                     self.best.offer(self.model, record)
                 record["seconds"] += time.perf_counter() - started
             self.history.append(engine.of_first(record))
-            self.tally, self.seconds = _Tally({}), 0.0
+            self.tally, self.seconds, self.saved = _Tally({}), 0.0, self.step
             if save and engine.leads:
                 save(self.checkpoint())
             reporter.epoch(record)
@@ -269,12 +269,12 @@ class _Fitting:
         own = [_own(indices, engine) for indices in batches]
         record: dict[str, Any] = {}
         self.model.train()
-        for batch, indices, (x, y) in zip(batches, own, self.images.stream(own), strict=True):
+        for done, (batch, (x, y)) in enumerate(zip(batches, self.images.stream(own), strict=True), start=1):
             share = engine.share(len(batch))
             progress = Progress(self.step, plan.total, self.seed, share.start)
             engine.seed(mix_seed(self.seed, self.step, 3, share.start))  # for Dropout and the like
             x, y = training.prepare(x, y, len(self.images.classes), mix_seed(self.seed, self.step, 2, share.start))
-            loss, x_adv = self.train_step(x, y, progress, len(share), indices)
+            loss, x_adv = self.train_step(x, y, progress, len(share), batch)
             for observer in observers:
                 observer.observe(x, y, x_adv, progress)
             reporter.step(loss)
@@ -285,19 +285,20 @@ class _Fitting:
             if training.minutes and engine.of_first(trained + self.seconds >= 60 * training.minutes):
                 record["out_of_time"] = True
                 break
+            # The same for all processes; the end of an epoch has its own checkpoint, with the validation.
             due = training.checkpoint_every and self.step - self.saved >= training.checkpoint_every
-            if save and due and self.step % plan.per_epoch:
+            if save and due and number + done < plan.of_epoch(epoch):
+                self.saved = self.step
                 sums = self.tally.over_processes(engine)
-                checkpoint = self.checkpoint(sums=sums, seconds=self.seconds)
                 if engine.leads:
-                    save(checkpoint)
+                    save(self.checkpoint(sums=sums, seconds=self.seconds))
         record |= {"step": self.step, "lr": self.settings.lr * self.schedule.factor(progress.step, plan.total)}
         for name, (total, count) in self.tally.over_processes(engine).items():
             record[name] = (total / count).item()
         return record | {"train_seconds": self.seconds, "seconds": self.seconds}
 
     def train_step(
-        self, x: Tensor, y: Tensor, progress: Progress, count: int, indices: Tensor
+        self, x: Tensor, y: Tensor, progress: Progress, count: int, batch: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """One batch; its gradient, and with the last batch of its group the optimiser's step."""
         engine, group = self.engine, self.plan.group(progress.step)
@@ -306,8 +307,8 @@ class _Fitting:
             if not engine.all(torch.isfinite(loss)):
                 epoch, number = divmod(progress.step, self.plan.per_epoch)
                 raise TrainingDiverged(
-                    f"the loss is {loss.item()} at epoch {epoch + 1}, step {number + 1} of "
-                    f"{self.plan.of_epoch(epoch)} (training images {indices[:8].tolist()} …)"
+                    f"the loss is {engine.sum(loss.detach()).item()} at epoch {epoch + 1}, step {number + 1} of "
+                    f"{self.plan.of_epoch(epoch)}; the batch was training images {batch.tolist()}"
                 )
             if group.first:
                 self.optimizer.zero_grad()

@@ -48,6 +48,15 @@ class Plan:
         """Batches of this epoch."""
         return min(self.per_epoch, self.total - epoch * self.per_epoch)
 
+    @property
+    def smallest_batch(self) -> int:
+        """Images of the smallest batch."""
+        return (
+            self.images - (self.per_epoch - 1) * self.batch_size
+            if self.total >= self.per_epoch
+            else self.batch_size
+        )
+
     def group(self, step: int) -> Group:
         """The batches of an optimiser step, as seen from one of them."""
         epoch, number = divmod(step, self.per_epoch)
@@ -114,6 +123,8 @@ class Training(Settings):
         generator = torch.Generator().manual_seed(seed)
         for augmentation in self.augmentations:
             x, y = augmentation(x, y, generator)
+        if y.is_floating_point() and y.shape[1] != classes:
+            raise ValueError(f"mixup.num_classes={y.shape[1]}, but the data have {classes} classes")
         if self.label_smoothing:
             y = (1 - self.label_smoothing) * probabilities(y, classes) + self.label_smoothing / classes
         return x, y
