@@ -169,6 +169,7 @@ def autoattack(count: int) -> None:
     sides: dict[str, Side] = {
         "torchattacks": lambda: ensemble(model, 0.25)(x, y),
         "holdfast": lambda: AutoAttack()(model, x, y, Threat("linf", 0.25)).x_adv,
+        "holdfast, bf16": lambda: AutoAttack(precision="bf16")(model, x, y, Threat("linf", 0.25)).x_adv,
     }
     compare(f"AutoAttack, {count} images", model, y, sides, rounds=1)
 

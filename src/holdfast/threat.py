@@ -46,7 +46,7 @@ class _Linf:
         return eps
 
     @staticmethod
-    def steepest(gradient: Tensor, movable: Tensor) -> Tensor:
+    def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
         return gradient.sign()
 
     @staticmethod
@@ -86,7 +86,7 @@ class _L2:
         return eps
 
     @staticmethod
-    def steepest(gradient: Tensor, movable: Tensor) -> Tensor:
+    def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
         # Scaled by its largest entry first, so that the squares of tiny gradients do not underflow.
         largest = gradient.abs().amax(1, keepdim=True)
         scaled = gradient / largest.where(largest > 0, torch.ones_like(largest))
@@ -157,8 +157,8 @@ class _L1:
         return eps
 
     @staticmethod
-    def steepest(gradient: Tensor, movable: Tensor) -> Tensor:
-        magnitude = gradient.abs() * movable
+    def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
+        magnitude = gradient.abs() * movable()
         largest = magnitude.argmax(1, keepdim=True)
         step = gradient.gather(1, largest).sign() * (magnitude.gather(1, largest) > 0)
         return torch.zeros_like(gradient).scatter(1, largest, step)
@@ -192,7 +192,7 @@ class _L0:
         return delta * (rank < eps)
 
     @staticmethod
-    def steepest(gradient: Tensor, movable: Tensor) -> Tensor:
+    def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
         raise ValueError("l0 balls have no steepest direction; attack them with fmn")
 
     @staticmethod
@@ -225,19 +225,25 @@ def _water_level(weight: Tensor, speed: Tensor, gap: Tensor, room: Tensor) -> Te
 
     The sum is concave and in straight pieces, so Newton's steps from 0 climb to λ without passing it.
     """
-    level = torch.zeros_like(gap)[:, None]
+    level, pull = torch.zeros_like(gap)[:, None], weight * speed
+    space = room.nan_to_num(posinf=torch.finfo(room.dtype).max)
     for _ in range(50):
         step = level * speed
-        free = step < room
-        missing = gap[:, None] - (weight * torch.where(free, step, room.nan_to_num(posinf=0))).sum(1, keepdim=True)
-        slope = (weight * speed * free).sum(1, keepdim=True)
-        rise = torch.where((missing > 1e-6 * gap[:, None]) & (slope > 0), missing / slope, 0)
-        if not rise.any():
+        slope = _dot(pull, (step < space).to(pull))
+        missing = gap[:, None] - _dot(weight, torch.minimum(step, space))
+        climbing = (missing > 1e-6 * gap[:, None]) & (slope > 0)
+        if not climbing.any():
             break
-        level = level + rise
-    step = level * speed
+        level = level + torch.where(climbing, missing / slope, 0)
     exhausted = (slope <= 0) & (missing > 0)
-    return torch.minimum(torch.where(exhausted & (weight > 0), torch.inf, step), room)
+    if exhausted.any():
+        step = torch.where(exhausted & (weight > 0), torch.inf, step)
+    return torch.minimum(step, room)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Σ a b of each row, (n, 1), without a product in between."""
+    return torch.bmm(a[:, None], b[:, :, None])[:, :, 0]
 
 
 _NORMS: dict[str, Any] = {"linf": _Linf, "l2": _L2, "l1": _L1, "l0": _L0}
@@ -374,8 +380,11 @@ class Threat:
         For l_1 that is a single coordinate: the one of largest slope that the box lets move from x_adv.
         A zero gradient gives a zero direction.
         """
-        movable = torch.where(gradient > 0, x_adv < self.high, x_adv > self.low)
-        return self._norm.steepest(gradient.flatten(1), movable.flatten(1)).view_as(gradient)
+
+        def movable() -> Tensor:
+            return torch.where(gradient > 0, x_adv < self.high, x_adv > self.low).flatten(1)
+
+        return self._norm.steepest(gradient.flatten(1), movable).view_as(gradient)
 
     def random_point(self, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """A uniform point of the ball around each x, moved into the box; (N, ...).

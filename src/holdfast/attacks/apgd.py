@@ -73,8 +73,7 @@ class Adaptive:
         """Take in a step, and return where to go on from: the point itself, or the best where η is halved."""
         state["rises"] += (age > 0) & (value > state["value"])
         better = value > state["best_value"]
-        state["best"] = torch.where(per_example(better, points), points, state["best"])
-        state["best_gradient"] = torch.where(per_example(better, points), gradient, state["best_gradient"])
+        state["best"][better], state["best_gradient"][better] = points[better], gradient[better]
         state["best_value"] = torch.where(better, value, state["best_value"])
         state["value"] = value
         state["value_at_check"] = torch.where(age > 0, state["value_at_check"], value)
@@ -93,6 +92,8 @@ class Adaptive:
         state["window"] = torch.where(check, window, state["window"])
         state["since"] = state["since"].masked_fill(check, 0)
         state["rises"] = state["rises"].masked_fill(check, 0)
+        if not halve.any():
+            return points, gradient
         back = per_example(halve, points)
         return torch.where(back, state["best"], points), torch.where(back, state["best_gradient"], gradient)
 
@@ -124,9 +125,8 @@ class AdaptiveSparse:
         }
 
     def move(self, state: State, x: Tensor, points: Tensor, value: Tensor, gradient: Tensor, age: Tensor) -> Tensor:
-        better = per_example(value > state["best_value"], points)
-        state["best"] = torch.where(better, points, state["best"])
-        state["best_gradient"] = torch.where(better, gradient, state["best_gradient"])
+        better = value > state["best_value"]
+        state["best"][better], state["best_gradient"][better] = points[better], gradient[better]
         state["best_value"] = torch.maximum(state["best_value"], value)
         state["since"] += age > 0
         check = (age > 0) & (state["since"] >= max(int(0.04 * self.steps), 1))

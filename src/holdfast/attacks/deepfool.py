@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -15,8 +17,7 @@ from holdfast.threat import Threat
 
 
 class DeepFool(MinimumNormAttack, name="deepfool"):
-    """The shortest step within the box to the nearest of the linearised boundaries z_j = z_y, repeated
-    (Moosavi-Dezfooli et al., 2016).
+    """The shortest step to the nearest linearised boundary z_j = z_y, repeated (Moosavi-Dezfooli et al., 2016).
 
     An example is done with its first wrong point, and moves no further.
     """
@@ -35,6 +36,8 @@ class DeepFool(MinimumNormAttack, name="deepfool"):
 
     def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
         classes = torch.stack(likeliest(targets, self.targets), 1)
+        # As published the step ignores the box, which cuts it; one along a single entry would get stuck so.
+        way = threat if threat.sparse else replace(threat, low=-math.inf, high=math.inf)
         rows = torch.arange(len(targets.x), device=targets.x.device)
         bare = targets.x  # without the overshoot
         for step in range(self.steps + 1):
@@ -52,17 +55,16 @@ class DeepFool(MinimumNormAttack, name="deepfool"):
             nearest.offer(whole, everyone, step)
             if step == self.steps or wrong.all():
                 break
-            way = torch.full_like(gaps.detach()[:, 0], torch.inf)
-            chosen, gain = torch.zeros_like(x), torch.zeros_like(way)
+            shortest = torch.full_like(gaps.detach()[:, 0], torch.inf)
+            chosen, gain = torch.zeros_like(x), torch.zeros_like(shortest)
             for number in range(gaps.shape[1]):
                 gradient = gradient_of(gaps[:, number], points, keep=number + 1 < gaps.shape[1])
                 missing = -gaps.detach()[:, number]
                 length = missing.abs() / threat.dual_length(gradient).clamp(min=1e-12)
-                nearer = length < way
-                way = torch.where(nearer, length, way)
+                nearer = length < shortest
+                shortest = torch.where(nearer, length, shortest)
                 gain = torch.where(nearer, missing, gain)
                 chosen = torch.where(per_example(nearer, x), gradient, chosen)
             nearest.best.backwards[rows] += gaps.shape[1]
-            position = points.detach()
-            bare = (position + threat.shortest_step(position, chosen, gain + 1e-4 * gain.abs() + 1e-6))[~wrong]
-            rows = rows[~wrong]
+            step_to = way.shortest_step(points.detach(), chosen, gain + 1e-4 * gain.abs() + 1e-6)
+            bare, rows = (bare + step_to).clamp(threat.low, threat.high)[~wrong], rows[~wrong]

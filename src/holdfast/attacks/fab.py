@@ -86,39 +86,31 @@ class FAB(MinimumNormAttack, name="fab"):
             drawn = threat.random_point(x, seeded.generators(torch.arange(len(x)), number, 4)) - x
             scale = reach / threat.distance(x, x + drawn).clamp(min=1e-12) / 2
             points = (x + per_example(scale, x) * drawn).clamp(threat.low, threat.high)
-        made = torch.zeros_like(y)  # steps of each walk
-        pulled = torch.ones_like(y, dtype=torch.bool)  # whether the point is known already, or new
-        while len(rows):
+        for step in range(self.steps):
             points = points.detach().requires_grad_(True)
             with torch.enable_grad():
                 logits = model(points.clone())
                 gap = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-            result.forwards[rows] += 1
-            logits = logits.detach()
-            if not torch.isfinite(logits).all():
+            gradient = gradient_of(gap, points)
+            points = self._step(x, points.detach(), gradient, gap.detach(), threat)
+            with torch.no_grad():
+                answer = model(points.clone())
+            if not torch.isfinite(answer).all():
                 raise FloatingPointError("the model's logits are NaN or inf at a point of the box")
-            distance = threat.distance(x, points.detach())
-            wrong = logits.argmax(1) != y
+            result.forwards[rows] += 2
+            result.backwards[rows] += 1
+            wrong = answer.argmax(1) != y
+            distance = threat.distance(x, points)
             nearer = wrong & (distance < best[rows])
             hit = rows[nearer]
-            result.x[hit], best[hit] = points.detach()[nearer], distance[nearer]
-            result.restart[hit], result.step[hit] = restart * 100 + number, made[nearer]
-            done = made >= self.steps
-            if self.within_eps:
-                done |= best[rows] <= threat.eps
-            backs = wrong & ~pulled & ~done
-            moves = ~backs & ~done
-            new = x + self.back * (points.detach() - x)
-            if moves.any():
-                gradient = gradient_of(gap, points)
-                result.backwards[rows] += moves
-                stepped = self._step(x, points.detach(), gradient, gap.detach(), threat)
-                new = torch.where(per_example(moves, new), stepped, new)
-            points, pulled, made = new, backs, made + moves
-            if done.any():
-                keep = ~done
+            result.x[hit], best[hit] = points[nearer], distance[nearer]
+            result.restart[hit], result.step[hit] = restart * 100 + number, step + 1
+            points = torch.where(per_example(wrong, x), x + self.back * (points - x), points)
+            if self.within_eps and (best[rows] <= threat.eps).any():
+                keep = best[rows] > threat.eps
                 rows, x, y, target, points = rows[keep], x[keep], y[keep], target[keep], points[keep]
-                made, pulled = made[keep], pulled[keep]
+                if not len(rows):
+                    break
 
     def _step(self, x: Tensor, points: Tensor, gradient: Tensor, gap: Tensor, threat: Threat) -> Tensor:
         """Between the projections of the point and of the original onto gap + ⟨gradient, · − points⟩ = 0."""
