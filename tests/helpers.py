@@ -53,6 +53,11 @@ def small_cnn(classes: int = 4, channels: int = 1, seed: int = 0, batch_norm: bo
         )
 
 
+def digits_model(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
+    """A factory of the kind that users name on the command line."""
+    return linear_model(num_classes, input_shape)
+
+
 def images(count: int = 12, channels: int = 1, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Random images in [0, 1] of 8 × 8 and labels."""
     generator = torch.Generator().manual_seed(seed)

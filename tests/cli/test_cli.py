@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import TINY
@@ -266,3 +267,47 @@ def _drain(terminal: int) -> None:
     with contextlib.suppress(OSError):  # the other side closes
         while os.read(terminal, 4096):
             pass
+
+
+def test_evaluates_a_factory_and_a_file_of_weights(tmp_path: Path) -> None:
+    trained = holdfast("train", "digits", *TINY, "--runs", tmp_path)
+    weights = last_line(trained) / "model.safetensors"
+    settings = ["--data", "digits", "--threat", "linf:0.05", "--attacks", "fgsm,apgd", "--runs", tmp_path]
+    settings += ["evaluation.examples=40", "evaluation.curve_points=0"]
+    done = holdfast("evaluate", weights, "--architecture", "mlp", "model.hidden=[16]", *settings)
+    assert done.exit_code == 0, done.output
+    assert "mlp on digits" in done.stdout
+    result = Run(last_line(done)).result
+    again = Run(last_line(trained))
+    same = holdfast("evaluate", again.path, *settings[2:])
+    assert same.exit_code == 0, same.output
+    other = Run(last_line(same)).result
+    assert result["standard"] == other["standard"]
+    assert result["attacked"] == other["attacked"]
+    done = holdfast("evaluate", "helpers:digits_model", *settings)
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in (last_line(done) / "adversarial").iterdir()} == {"fgsm.npz", "apgd.npz"}
+    with np.load(last_line(done) / "adversarial" / "apgd.npz") as kept:
+        assert kept["x_adv"].shape[1:] == (1, 8, 8)
+        assert all(text.startswith("apgd restart") for text in kept["origin"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["helpers:digits_model"], "say --data and --threat"),
+        (["helpers:digits_modle", "--data", "digits", "--threat", "linf:0.1"], "cannot be imported"),
+        (
+            ["helpers:digits_model", "--data", "digits", "--threat", "linf:0.1", "--attacks", "autoatack"],
+            "autoattack",
+        ),
+        (["nothing.pt"], "not a run folder"),
+    ],
+)
+def test_models_that_cannot_be_evaluated_are_answered_with_2(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    done = holdfast("evaluate", *arguments, "--runs", tmp_path / "runs")
+    assert done.exit_code == 2, done.output
+    assert words in done.stderr.replace("\n", " ")
+    assert not (tmp_path / "runs").exists()

@@ -195,3 +195,10 @@ def test_image_sets_refuse_what_they_are_not() -> None:
     before = projected.images.clone()
     projected.batch(slice(None))[0].zero_()
     assert torch.equal(projected.images, before)
+
+
+def test_masks_and_negative_numbers_mean_what_they_mean_in_torch() -> None:
+    images = ImageSet(torch.arange(6).view(6, 1, 1, 1).to(torch.uint8), torch.arange(6), tuple("abcdef"))
+    assert images.batch(images.labels > 3)[1].tolist() == [4, 5]
+    assert images.subset(images.labels > 3).labels.tolist() == [4, 5]
+    assert images.batch([-1, 0])[1].tolist() == [5, 0]

@@ -150,3 +150,11 @@ def test_tiny_imagenet_is_read_as_it_is_published(tmp_path: Path) -> None:
     (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn09\n")
     with pytest.raises(ValueError, match="does not name a file and a class of the training part"):
         load_data("tiny-imagenet", root=tmp_path)
+
+
+def test_sixteen_bits_become_eight(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "a" / "ramp.png")
+    pixels = read(list_folder(tmp_path), 8).pixels([0])
+    assert np.abs(pixels[0, 0].numpy().astype(float) - ramp / 257).max() <= 1

@@ -47,6 +47,11 @@ def test_batches_come_from_where_their_numbers_say() -> None:
     assert y.tolist() == [1, 2, 1, 2]
     assert torch.equal(mixed.labels[[31, 2, 79, 29]], y)
     assert torch.equal(mixed.subset([31, 2]).batch(slice(None))[1], torch.tensor([2, 1]))
+    assert mixed.subset([0, 1]).order(0, 0).sort().values.tolist() == [0, 1]  # of one kind only
+    batches = mixed.order(0, seed=0).split(7)
+    for batch, (x, y) in zip(batches, mixed.stream(batches), strict=True):
+        assert torch.equal(x, mixed.batch(batch)[0])
+        assert torch.equal(y, mixed.labels[batch])
 
 
 def test_a_run_on_a_mixture_validates_and_tests_on_real_images(tmp_path: Path) -> None:
@@ -74,5 +79,7 @@ def test_a_run_on_a_mixture_validates_and_tests_on_real_images(tmp_path: Path) -
 def test_settings_that_would_do_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match=r"real\.train_size would do nothing"):
         Mixture(real=Digits(train_size=10), generated=Digits())
+    with pytest.raises(ValueError, match=r"real\.split_seed would do nothing"):
+        Mixture(real=Digits(split_seed=10), generated=Digits())
     with pytest.raises(ValueError, match=r"generated\.train_size=9999, but there are 1437"):
         Mixture(real=Digits(), generated=Digits(train_size=9999)).load()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +14,7 @@ from helpers import Trace, images, linear_model, linear_radius, small_cnn
 from torch import Tensor, nn
 
 from holdfast import Threat, evaluate
-from holdfast.attacks import FGSM, PGD, Attack
+from holdfast.attacks import FGSM, PGD, Attack, AttackResult
 from holdfast.certify import BoundCertifier, Certificate, Certifier, SoundnessError
 from holdfast.evaluation import proportion_interval, sandwich_curve
 
@@ -192,3 +197,68 @@ def test_the_curve_falls_and_never_crosses() -> None:
         sandwich_curve(model, x, y, THREAT, evaluation, attacks, [0.1, 0.03])
     nothing = evaluate(model, x, y, THREAT)
     assert sandwich_curve(model, x, y, THREAT, nothing, [], [0.1])[["attacked", "certified"]].isna().all(axis=None)
+
+
+class Shelf:
+    """A store in memory that stops after so many pieces, as a power cut would."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.kept, self.given = most, {}, 0
+
+    def get(self, *place: object) -> AttackResult | None:
+        self.given += place in self.kept
+        return self.kept.get(place)
+
+    def put(self, *place_and_result: object) -> None:
+        *place, result = place_and_result
+        if len(self.kept) == self.most:
+            raise KeyboardInterrupt
+        self.kept[tuple(place)] = result
+
+
+def test_an_evaluation_goes_on_from_its_finished_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "PIECE", 8)
+    model, (x, y) = small_cnn(), images(60)
+    y = torch.where(torch.arange(60) % 5 > 0, small_cnn().eval()(x).argmax(1), y)
+    attacks = [{"name": "pgd", "steps": 5}, {"name": "apgd", "steps": 5}]
+    arguments = (model, x, y, Threat("linf", 0.05), attacks, ["bounds"])
+    whole = evaluate(*arguments)
+    shelf = Shelf(8)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*arguments, store=shelf)
+    shelf.most = 1000
+    told: list[tuple[str, int, int]] = []
+    resumed = evaluate(*arguments, store=shelf, on_progress=lambda *news: told.append(news))
+    assert shelf.given == 8
+    assert resumed.table.equals(whole.table)
+    lefts = [left for name, _, left in told if name == "pgd"]
+    assert lefts == sorted(lefts, reverse=True)
+    assert lefts[-1] == 0
+    for name, (rows, x_adv) in whole.adversarial.items():
+        assert torch.equal(rows, resumed.adversarial[name][0])
+        found = whole.table.iloc[rows.numpy()]
+        assert found[f"{name}.success"].all()
+        assert found[f"{name}.origin"].str.startswith(name).all()
+        assert (model.eval()(x_adv).argmax(1) != y[rows]).all()
+
+
+def test_a_minimum_norm_attack_tells_distances_beyond_eps_and_rings_within_a_certificate() -> None:
+    model, (x, _) = linear_model(classes=2, shape=(1, 8, 8)), images(20)
+    y = model(x).argmax(1)
+    radius = linear_radius(model, x, y, "l2")
+    eps = radius.median().item()
+    table = evaluate(model, x, y, Threat("l2", eps, -math.inf, math.inf), ["fmn"]).table
+    assert np.allclose(table["fmn.distance"], radius.numpy(), rtol=0.05)
+    assert 0 < table["fmn.success"].sum() < 20
+    assert ((table["fmn.distance"] <= eps) == table["fmn.success"]).all()
+
+    with pytest.raises(SoundnessError, match="certified by everything up to 100"):
+        evaluate(model, x, y, Threat("l2", 1e-6, -math.inf, math.inf), ["fmn"], [Far()], audit=1.0)
+
+
+class Far(Everything):
+    """Claims a radius of 100."""
+
+    def __call__(self, *arguments: Any, **more: Any) -> Certificate:
+        certificate = super().__call__(*arguments, **more)
+        return replace(certificate, radius=100 * certificate.verified.double())

@@ -236,3 +236,10 @@ def test_a_model_for_other_images_is_refused_before_anything_is_written(tmp_path
     finally:
         del Model.registry["colour-net"]
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_last_batch_that_batch_norm_cannot_use_is_refused_before_the_first(tmp_path: Path) -> None:
+    settings = [o for o in TINY if "train_size" not in o and not o.startswith("model")]
+    with pytest.raises(ValueError, match=r"batch_size=40 leaves a last batch of one image"):
+        train("digits", *settings, "data.train_size=121", "model=resnet18", runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()

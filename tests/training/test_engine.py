@@ -93,6 +93,46 @@ def test_two_processes_train_through_the_command_line(tmp_path: Path) -> None:
     assert "finished already" in again.stderr
 
 
+def test_two_processes_keep_checkpoints_within_an_epoch_and_go_on_from_one(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        SCRIPT.replace("steps=20,", "steps=20, checkpoint_every=2,")
+        .replace("observers=[tail])", "observers=[tail], resume=resume, save=save)")
+        .replace(
+            "history = fit",
+            "from pathlib import Path\n"
+            "from holdfast.training.checkpoint import Checkpoint\n"
+            "kept = Path(f'{sys.argv[2]}.7.pt')\n"
+            "resume = Checkpoint.load(kept, torch.device('cpu')) if sys.argv[2].endswith('again') else None\n"
+            "def save(checkpoint):\n"
+            "    checkpoint.save(Path(f'{sys.argv[2]}again.7.pt')) if checkpoint.step == 8 else None\n"
+            "history = fit",
+        )
+    )
+    for name in ("whole", "wholeagain"):
+        command = [sys.executable, script, "2", tmp_path / name, "adversarial", "1"]
+        done = subprocess.run(command, env=environment(), timeout=120, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    whole, again = (torch.load(tmp_path / f"{name}.True") for name in ("whole", "wholeagain"))
+    assert all(torch.equal(again["model"][key], value) for key, value in whole["model"].items())
+    assert again["seen"] < whole["seen"]
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"WORLD_SIZE": "2"}, "2 processes were started together, but engine.devices=1"),
+        ({"NODE_RANK": "1"}, "False"),
+        ({"NODE_RANK": "0"}, "True"),
+    ],
+)
+def test_processes_know_their_place(own: dict[str, str], words: str) -> None:
+    code = "from holdfast.training.engine import Engine; print(Engine(accelerator='cpu', nodes={}).{})"
+    code = code.format(1, "start()") if "WORLD_SIZE" in own else code.format(2, "leads")
+    done = subprocess.run([sys.executable, "-c", code], env=environment() | own, capture_output=True, text=True)
+    assert words in done.stdout + done.stderr
+
+
 def test_what_cannot_be_started_again_is_refused(tmp_path: Path) -> None:
     code = "from holdfast.training.engine import Engine; Engine(accelerator='cpu', devices=2).start()"
     done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)

@@ -255,6 +255,32 @@ def test_a_training_resumed_within_an_epoch_ends_in_the_same_weights(
         assert [record["loss"] for record in history] == [record["loss"] for record in kept]
 
 
+def test_a_budget_that_ends_within_an_epoch_is_resumed_with_its_last_validation(
+    images: ImageSet, tmp_path: Path
+) -> None:
+    training = {"steps": 7, "checkpoint_every": 1, "watch": "standard"}
+    values = iter([0.9, 0.1, 0.9, 0.1])
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        return {"validation_standard": next(values)}
+
+    saved: list[Checkpoint] = []
+
+    def save(checkpoint: Checkpoint) -> None:
+        checkpoint.save(tmp_path / f"{len(saved)}.pt")
+        saved.append(checkpoint)
+
+    straight, resumed = small_cnn(), small_cnn(seed=9)
+    history = run(images, straight, training=training, validate=validate, save=save)
+    assert [checkpoint.step for checkpoint in saved] == [1, 2, 3, 4, 5, 6, 7]
+    assert [bool(checkpoint.partial) for checkpoint in saved] == [True] * 4 + [False, True, False]
+    values = iter([0.1])
+    last = Checkpoint.load(tmp_path / "5.pt", torch.device("cpu"))
+    again = run(images, resumed, training=training, validate=validate, resume=last)
+    assert [record["loss"] for record in again] == [record["loss"] for record in history]
+    assert torch.equal(weights(straight), weights(resumed))
+
+
 @pytest.mark.parametrize("objective", [AdversarialTraining(steps=2), IBP()], ids=lambda o: o.name)
 def test_a_compiled_model_trains_to_the_same_weights(images: ImageSet, objective: Objective) -> None:
     plain, compiled = (small_cnn() for _ in range(2))

@@ -51,17 +51,18 @@ def suspicions(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> list[s
             )
         standing = (logits.argmax(1) == y).nonzero().squeeze(1)
         if threat.eps > 0 and threat.norm != "l0" and len(standing):
-            few, many = (_loss_after(model, x[standing], y[standing], threat, steps) for steps in (3, 20))
-            if many < few - 1e-3 * abs(few) - 1e-6:
+            none, few, many = (_loss_after(model, x[standing], y[standing], threat, steps) for steps in (0, 3, 20))
+            if many < max(none, few) * (1 - 1e-3) - 1e-6:
                 found.append(
-                    f"more steps do not raise the loss: {many:.4g} after 20 steps of PGD, {few:.4g} after 3. The "
+                    f"more steps do not raise the loss: {none:.4g} before PGD, {few:.4g} after 3 steps of it, "
+                    f"{many:.4g} after 20. The "
                     "gradients lead astray: run autoattack, and pgd with more restarts"
                 )
     return found
 
 
 def _loss_after(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int) -> float:
-    step_size = min(1.0, 2.5 / steps) * threat.eps
+    step_size = min(1.0, 2.5 / max(steps, 1)) * threat.eps
     x_adv = climb(until_wrong(model, y), x, threat, steps=steps, step_size=step_size, start=x)
     return cross_entropy(predict(model, x_adv), y).mean().item()
 
