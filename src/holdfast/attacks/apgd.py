@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -235,6 +235,7 @@ class APGD(_APGD, name="apgd"):
 class APGDTargeted(_APGD, name="apgd-t"):
     """Auto-PGD on the targeted DLR loss, one likely class after the other (Croce & Hein, 2020)."""
 
+    dear: ClassVar[bool] = True
     targets: PositiveInt = 9
     """The so many likeliest other classes. With fewer than four classes the margin stands for the DLR."""
 

@@ -78,6 +78,8 @@ class Attack(Component, family="attacks"):
     """Of the attack's own passes; with ``bf16`` every success is confirmed in the model's own precision."""
     minimum_norm: ClassVar[bool] = False
     """Whether it looks for the nearest adversarial example, beyond eps if need be."""
+    dear: ClassVar[bool] = False
+    """Whether it takes thousands of passes per example: too many to be run at every radius of a curve."""
     folds: ClassVar[bool] = True
     """Whether it attacks a copy with BatchNorm folded away."""
 

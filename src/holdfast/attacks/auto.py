@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -28,6 +28,8 @@ class AutoAttack(Attack, name="autoattack"):
     targeted APGD, 30 steps each, which is no published protocol. With fewer than four classes the margin
     stands for the DLR loss.
     """
+
+    dear: ClassVar[bool] = True
 
     version: Literal["standard", "plus", "rand", "quick"] = "standard"
     """Which ensemble."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -117,6 +117,7 @@ class MultiTargeted(_Projected, name="multi-targeted"):
     The targets come in the order of the clean logits; an example stops at its first success.
     """
 
+    dear: ClassVar[bool] = True
     targets: PositiveInt | None = None
     """Try the so many likeliest other classes; all by default."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ class Square(Attack, name="square"):
     Hein, 2021): bumps on a grid to begin with; then the mass of one window goes, with what the ball still
     has to give, to a bump in another. A change stays where it raises the margin. Every query is one forward pass.
     """
+
+    dear: ClassVar[bool] = True
 
     queries: PositiveInt = 5000
     """Forward passes per example; it stops at its first success."""

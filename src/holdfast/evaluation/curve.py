@@ -30,7 +30,8 @@ def sandwich_curve(
 ) -> pd.DataFrame:
     """Certified and attacked accuracy at each radius: columns ``eps``, ``standard``, ``attacked``, ``certified``.
 
-    At a radius, the attacks run only on examples that no smaller radius broke and whose deterministic
+    The distances that the evaluation found count at every radius. At each, attacks that are neither dear nor
+    minimum-norm run once more, only on examples that no smaller radius broke and whose deterministic
     certified radius does not reach it. ``attacked`` or ``certified`` is NaN where no attack or certifier ran.
 
     Args:
@@ -57,7 +58,7 @@ def sandwich_curve(
     points = []
     for eps in radii:
         for attack in attacks if eps > 0 else ():
-            if attack.minimum_norm:  # one run is the whole curve
+            if attack.dear or attack.minimum_norm:
                 continue
             standing = np.flatnonzero((certified < eps) & (reached > eps))
             if len(standing):
