@@ -50,6 +50,21 @@ def example_generators(seed: int, indices: Sequence[int] | Tensor, *salt: int) -
     return [torch.Generator().manual_seed(mix_seed(seed, index, *salt)) for index in numbers]
 
 
+def fingerprint(*parts: object) -> str:
+    """A short digest of tensors, of a module's whole state, and of whatever else by its text."""
+    digest = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        if isinstance(part, nn.Module):
+            for name, value in part.state_dict().items():
+                digest.update(f"{name} {fingerprint(value)}".encode())
+        elif isinstance(part, Tensor):
+            digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
+            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter or buffer; the CPU where there is none."""
     for tensor in [*model.parameters(), *model.buffers()]:

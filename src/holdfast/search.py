@@ -60,16 +60,18 @@ class Ascent:
         """Their numbers."""
         return (~self.finished).nonzero().squeeze(1)
 
-    def absorb(self, rows: Tensor, other: Ascent, restart: int, *, keep_better: bool = True) -> None:
+    def absorb(self, rows: Tensor, other: Ascent, restart: int | None = None, *, keep_better: bool = True) -> None:
         """Take over what one more attempt found for some unfinished examples, in place.
 
         Args:
+            restart: number of the attempt; its own numbers by default.
             keep_better: let a point of higher value replace one that is not finished either.
         """
         better = other.finished | (keep_better & (other.value > self.value[rows]))
         chosen = rows[better]
         self.x[chosen], self.value[chosen] = other.x[better], other.value[better]
-        self.restart[chosen], self.step[chosen] = restart, other.step[better]
+        self.restart[chosen] = other.restart[better] if restart is None else restart
+        self.step[chosen] = other.step[better]
         self.finished[rows] |= other.finished
         self.forwards[rows] += other.forwards
         self.backwards[rows] += other.backwards

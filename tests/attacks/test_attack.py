@@ -142,7 +142,8 @@ def test_breaks_a_linear_model_exactly_when_eps_exceeds_the_radius(attack: Attac
     model = linear_model(
         classes=2, shape=(1, 4, 5)
     ).double()  # with more, the steepest loss need not be the nearest
-    x = torch.rand(24, 1, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    count = 8 if attack.name == "autoattack" else 24
+    x = torch.rand(count, 1, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     low, high = (-math.inf, math.inf) if box == math.inf else (0.0, 1.0)
     if attack.name == "carlini-wagner" and box == math.inf:
         low, high = -1e3, 1e3
@@ -343,3 +344,47 @@ def test_every_loss_and_target_raises_what_it_names(loss: str, target: str | Non
     attack = PGD(steps=20, loss=loss, target=target, random_start=loss == "kl", momentum=0.5)
     result = attack(model, x, y, Threat("linf", 0.3))
     assert result.success[right].double().mean() > 0.4
+
+
+@every_attack
+def test_a_model_that_is_nan_away_from_the_inputs_is_no_robust_model(attack: Attack) -> None:
+    x, _ = images(6)
+    inner = small_cnn().eval()
+
+    class Cliff(nn.Module):
+        def forward(self, points: torch.Tensor) -> torch.Tensor:
+            known = (points[:, None] - x[None]).abs().flatten(2).amax(2).amin(1) < 1e-6
+            return torch.where(known[:, None], inner(points), torch.nan)
+
+    y = inner(x).argmax(1)
+    with pytest.raises(FloatingPointError, match="NaN"):
+        attack(Cliff(), x, y, Threat("l2", 0.3))
+
+
+def test_averaged_passes_are_counted() -> None:
+    calls = 0
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = linear_model(classes=4, shape=(1, 8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            nonlocal calls
+            calls += len(x)
+            return self.network(x)
+
+    x, _ = images(8)
+    model = Counting()
+    y = model(x).argmax(1)
+    calls = 0
+    result = APGD(steps=5, samples=4)(model, x, y, Threat("linf", 1e-4))
+    assert not result.success.any()
+    assert result.forwards.sum() == calls == 8 * (1 + 4 * 6)
+
+
+def test_autoattack_leaves_square_out_where_there_are_no_images() -> None:
+    model = nn.Linear(10, 5)
+    x = torch.rand(8, 10)
+    result = AutoAttack()(model, x, model(x).argmax(1), Threat("linf", 1e-3))
+    assert result.success.sum() < 8

@@ -205,15 +205,14 @@ class Shelf:
     def __init__(self, most: int) -> None:
         self.most, self.kept, self.given = most, {}, 0
 
-    def get(self, *place: object) -> AttackResult | None:
-        self.given += place in self.kept
-        return self.kept.get(place)
+    def get(self, key: str) -> AttackResult | None:
+        self.given += key in self.kept
+        return self.kept.get(key)
 
-    def put(self, *place_and_result: object) -> None:
-        *place, result = place_and_result
+    def put(self, key: str, result: AttackResult) -> None:
         if len(self.kept) == self.most:
             raise KeyboardInterrupt
-        self.kept[tuple(place)] = result
+        self.kept[key] = result
 
 
 def test_an_evaluation_goes_on_from_its_finished_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +227,9 @@ def test_an_evaluation_goes_on_from_its_finished_pieces(monkeypatch: pytest.Monk
         evaluate(*arguments, store=shelf)
     shelf.most = 1000
     told: list[tuple[str, int, int]] = []
+    given = shelf.given
+    evaluate(small_cnn(seed=1), *arguments[1:], store=shelf)
+    assert shelf.given == given  # what belongs to another model is not taken
     resumed = evaluate(*arguments, store=shelf, on_progress=lambda *news: told.append(news))
     assert shelf.given == 8
     assert resumed.table.equals(whole.table)
@@ -262,3 +264,27 @@ class Far(Everything):
     def __call__(self, *arguments: Any, **more: Any) -> Certificate:
         certificate = super().__call__(*arguments, **more)
         return replace(certificate, radius=100 * certificate.verified.double())
+
+
+def test_a_certificate_for_a_wrong_example_rings() -> None:
+    class Blind(Everything):
+        def __call__(self, *arguments: Any, **more: Any) -> Certificate:
+            certificate = super().__call__(*arguments, **more)
+            return replace(certificate, verified=torch.ones_like(certificate.verified))
+
+    model, (x, y) = small_cnn(), images(30)
+    with pytest.raises(SoundnessError, match="gets it wrong as it is"):
+        evaluate(model, x, y, THREAT, ["pgd"], [Blind()])
+
+
+def test_a_minimum_norm_attack_is_the_whole_curve_also_beyond_certificates() -> None:
+    model, (x, _) = linear_model(classes=2, shape=(1, 8, 8)), images(40)
+    y = model(x).argmax(1)
+    radius = linear_radius(model, x, y, "l2").numpy()
+    threat = Threat("l2", float(np.median(radius)), -math.inf, math.inf)
+    attacks = [Attack.parse("fmn")]
+    evaluation = evaluate(model, x, y, threat, attacks, ["bounds"], audit=0.0)
+    radii = [factor * threat.eps for factor in (0, 0.5, 1.05, 2)]
+    curve = sandwich_curve(model, x, y, threat, evaluation, attacks, radii)
+    for eps, accuracy in zip(radii, curve["attacked"], strict=True):
+        assert (radius > eps).mean() - 1e-9 <= accuracy <= (radius > 0.95 * eps).mean() + 1e-9

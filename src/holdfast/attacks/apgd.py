@@ -162,8 +162,6 @@ class _APGD(Attack):
 
     steps: PositiveInt = 100
     """Gradient steps of each attempt."""
-    samples: PositiveInt = 1
-    """Forward passes averaged at each point, for models that answer at random (EOT)."""
 
     def ascend(self, function: Function, targets: Targets, threat: Threat, *, restarts: int, salt: int) -> Ascent:
         if not threat.sparse:
@@ -215,6 +213,8 @@ def _from(points: Tensor, rows: Tensor, restart: int) -> Tensor:
 class APGD(_APGD, name="apgd"):
     """Auto-PGD (Croce & Hein, 2020; for l_1, 2021): no step size to choose."""
 
+    samples: PositiveInt = 1
+    """Forward passes averaged at each point, for models that answer at random (EOT)."""
     loss: Literal["cross-entropy", "dlr"] = "cross-entropy"
     """What is ascended; with fewer than three classes the margin stands for ``dlr``."""
     restarts: PositiveInt = 1
@@ -229,7 +229,10 @@ class APGD(_APGD, name="apgd"):
         if self.loss == "dlr":
             loss = dlr if targets.logits.shape[1] > 2 else margin
         function = until_wrong(model, targets.y, loss, self.samples)
-        return self.ascend(function, targets, threat, restarts=self.restarts, salt=0)
+        result = self.ascend(function, targets, threat, restarts=self.restarts, salt=0)
+        result.forwards.mul_(self.samples)
+        result.backwards.mul_(self.samples)
+        return result
 
 
 class APGDTargeted(_APGD, name="apgd-t"):

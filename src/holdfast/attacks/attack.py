@@ -153,7 +153,7 @@ class Attack(Component, family="attacks"):
         again = rows[right]
         if len(again):
             found.finished[again] = False
-            found.absorb(again, self.perturb(model, targets.take(again), threat), 0)
+            found.absorb(again, self.perturb(model, targets.take(again), threat))
         return found
 
     @abstractmethod
@@ -171,17 +171,31 @@ class MinimumNormAttack(Attack):
     minimum_norm: ClassVar[bool] = True
 
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
-        result = Ascent.before(targets.x)
+        model, result = _Finite(model), Ascent.before(targets.x)
         for rows in torch.arange(len(targets.x), device=targets.x.device).split(targets.batch_size):
             nearest = Nearest(targets.x[rows], threat)
             self.minimise(model, targets.take(rows), threat, nearest)
             found = nearest.ascent
-            result.absorb(rows, found, 0)
+            result.absorb(rows, found)
         return result
 
     def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
         """Offer ``nearest`` every point that is evaluated."""
         raise NotImplementedError
+
+
+class _Finite(nn.Module):
+    """A model that may not answer with NaN or inf: that would pass for a failed attack."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError("the model's logits are NaN or inf at a point of the box")
+        return logits
 
 
 class Nearest:

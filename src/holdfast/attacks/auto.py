@@ -69,14 +69,15 @@ class AutoAttack(Attack, name="autoattack"):
             rows = result.unfinished
             if not len(rows):
                 break
+            if isinstance(part, Square) and targets.x.dim() != 4:
+                logging.getLogger("holdfast").warning("AutoAttack without Square: its patches need images")
+                continue
             found = part.perturb(model, targets.take(rows), threat)
             if part.minimum_norm:
                 found.finished.logical_and_(threat.distance(targets.x[rows], found.x) <= threat.eps)
                 found.value.fill_(-float("inf"))
             found.restart.add_(number * STRIDE)
-            attempts = found.restart.clone()
-            result.absorb(rows, found, 0, keep_better=number == 0)
-            result.restart[rows[found.finished]] = attempts[found.finished]
+            result.absorb(rows, found, keep_better=number == 0)
         return result
 
     def describe(self, restart: int, step: int) -> str:

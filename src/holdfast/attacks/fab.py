@@ -13,6 +13,9 @@ from holdfast.attacks.pgd import likeliest
 from holdfast.search import Ascent, gradient_of, per_example
 from holdfast.threat import Threat
 
+STRIDE = 10_000
+"""Walks are numbered by restart in blocks of so many classes."""
+
 
 class FAB(MinimumNormAttack, name="fab"):
     """Fast adaptive boundary attack, towards one likely class after the other (Croce & Hein, 2020).
@@ -104,7 +107,7 @@ class FAB(MinimumNormAttack, name="fab"):
             nearer = wrong & (distance < best[rows])
             hit = rows[nearer]
             result.x[hit], best[hit] = points[nearer], distance[nearer]
-            result.restart[hit], result.step[hit] = restart * 100 + number, step + 1
+            result.restart[hit], result.step[hit] = restart * STRIDE + number, step + 1
             points = torch.where(per_example(wrong, x), x + self.back * (points - x), points)
             if self.within_eps and (best[rows] <= threat.eps).any():
                 keep = best[rows] > threat.eps
@@ -123,10 +126,11 @@ class FAB(MinimumNormAttack, name="fab"):
         length, length_original = threat.distance(zeros, both).clamp(min=1e-8).chunk(2)
         alpha = per_example((length / (length + length_original)).clamp(max=self.pull), x)
         mixed = (1 - alpha) * (points + self.overshoot * own) + alpha * (x + self.overshoot * original)
+        mixed = torch.where(torch.isfinite(mixed), mixed, points)  # a vanishing gradient points nowhere
         return mixed.clamp(threat.low, threat.high)
 
     def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
         raise NotImplementedError("FAB walks example by example in perturb")
 
     def describe(self, restart: int, step: int) -> str:
-        return f"{self.name} restart {restart // 100} target {restart % 100} step {step}"
+        return f"{self.name} restart {restart // STRIDE} target {restart % STRIDE} step {step}"

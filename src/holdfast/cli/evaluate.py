@@ -41,6 +41,8 @@ def evaluate(
         from holdfast.experiments import evaluate_model, evaluate_run
 
         weights = Path(model).is_file()
+        if architecture and not weights:
+            raise FileNotFoundError(f"there is no file {model}")
         if weights or ":" in model:
             if not data or not threat or (weights and not architecture):
                 needed = "--data, --threat and --architecture" if weights else "--data and --threat"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks import Attack
+from holdfast.component import distinct_labels
 from holdfast.evaluation.evaluate import Evaluation, ring_if_unsound
 from holdfast.evaluation.summary import names
 from holdfast.inference import device_of
@@ -55,6 +56,25 @@ def sandwich_curve(
 
     device = device_of(model)
     x, y = images.to(device), labels.to(device)
+
+    def attacked(attack: Attack, standing: np.ndarray, eps: float) -> None:
+        """Take over what an attack reaches on these examples, and ring where it should not."""
+        rows = torch.from_numpy(standing)
+        here = rows.to(device)
+        beyond = threat.with_eps(eps)
+        result = attack(model, x[here], y[here], beyond, seed=seed, indices=rows, batch_size=batch_size)
+        radius = torch.from_numpy(certified[standing]).to(device)
+        ring_if_unsound(" or ".join(proofs), radius > eps, radius, attack.name, result, x[here], rows, threat)
+        distance = result.adversarial_distance.double()
+        # In float64 and at most eps: a float32 eps may round to more than eps itself.
+        distance = torch.where(result.success, distance.clamp(max=eps), distance)
+        reached[standing] = np.minimum(reached[standing], distance.cpu().numpy())
+
+    for name, attack in zip(distinct_labels(attacks), attacks, strict=True):
+        # What a certificate spared at the threat's own eps is not spared beyond.
+        spared = np.flatnonzero(correct & ~table[f"{name}.attacked"].to_numpy() & (certified < radii[-1]))
+        if attack.minimum_norm and len(spared):
+            attacked(attack, spared, radii[-1])
     points = []
     for eps in radii:
         for attack in attacks if eps > 0 else ():
@@ -62,23 +82,7 @@ def sandwich_curve(
                 continue
             standing = np.flatnonzero((certified < eps) & (reached > eps))
             if len(standing):
-                rows = torch.from_numpy(standing)
-                result = attack(
-                    model,
-                    x[rows.to(device)],
-                    y[rows.to(device)],
-                    threat.with_eps(eps),
-                    seed=seed,
-                    indices=rows,
-                    batch_size=batch_size,
-                )
-                radius = torch.from_numpy(certified[standing]).to(device)
-                ring_if_unsound(
-                    " or ".join(proofs), radius > eps, radius, attack.name, result, x[rows.to(device)], rows, threat
-                )
-                # In float64 and at most eps: a float32 eps may round to more than eps itself.
-                found = torch.where(result.success, result.distance.double().clamp(max=eps), torch.inf)
-                reached[standing] = np.minimum(reached[standing], found.cpu().numpy())
+                attacked(attack, standing, eps)
         points.append(
             {
                 "eps": eps,

@@ -18,7 +18,7 @@ from holdfast.certify import Certificate, Certifier, SoundnessError
 from holdfast.component import distinct_labels
 from holdfast.evaluation.sanity import blind_successes, suspicions
 from holdfast.evaluation.summary import summarise
-from holdfast.inference import check_inputs, check_logits, device_of, frozen_eval, mix_seed, predict
+from holdfast.inference import check_inputs, check_logits, device_of, fingerprint, frozen_eval, mix_seed, predict
 from holdfast.threat import Threat
 
 
@@ -43,14 +43,14 @@ class Evaluation:
 class Store(Protocol):
     """Keeps finished pieces of an evaluation, so that one that was cut off need not make them again."""
 
-    def get(self, attack: str, first: int, last: int) -> AttackResult | None:
-        """The result of an attack on the examples with numbers first to last, if it is kept."""
+    def get(self, key: str) -> AttackResult | None:
+        """The result of a piece, if it is kept; the key tells attack, examples, model, threat and seed."""
 
-    def put(self, attack: str, first: int, last: int, result: AttackResult) -> None:
+    def put(self, key: str, result: AttackResult) -> None:
         """Keep it."""
 
 
-PIECE = 1024
+PIECE = 256
 """Examples attacked in one piece: between two pieces an evaluation can be cut off without loss."""
 
 
@@ -127,6 +127,7 @@ def evaluate(
         columns[f"{name}.status"] = certificate.status
         if certificate.guarantee == "deterministic":
             proofs[name] = certificate
+            _ring_if_wrong(name, certificate, correct, x, threat)
         report(name, int(certificate.verified.sum()), 0)
 
     proven = torch.stack([torch.zeros_like(correct), *(proof.verified for proof in proofs.values())]).any(0)
@@ -137,14 +138,14 @@ def evaluate(
         standing = int(correct.sum())
         with _timed(seconds, name):
             for piece in rows.split(PIECE) if len(rows) else ():
-                place = name, int(piece[0]), int(piece[-1])
-                result = store.get(*place) if store else None
+                key = f"{attack.name}-{fingerprint(model, x[piece], y[piece], piece, threat, seed, attack)}"
+                result = store.get(key) if store else None
                 if result is None:
                     result = attack(
                         model, x[piece], y[piece], threat, seed=seed, indices=piece.cpu(), batch_size=batch_size
                     )
                     if store:
-                        store.put(*place, result)
+                        store.put(key, result)
                 for proved_by, proof in proofs.items():
                     claims = proof.verified[piece], proof.radius[piece]
                     ring_if_unsound(proved_by, *claims, name, result, x[piece], piece, threat)
@@ -209,6 +210,20 @@ def _share(count: int, share: float, seed: int) -> Tensor:
 def _scatter(rows: Tensor, values: Tensor, default: Tensor) -> Any:
     """The values in their rows, the default elsewhere."""
     return _numpy(default.index_put((rows,), values))
+
+
+def _ring_if_wrong(name: str, certificate: Certificate, correct: Tensor, x: Tensor, threat: Threat) -> None:
+    """The alarm: a certificate for an example that the model gets wrong without any attack."""
+    wrong = (certificate.verified & ~correct).nonzero().squeeze(1)
+    if len(wrong):
+        example = int(wrong[0])
+        raise SoundnessError(
+            f"example {example} is certified by {name} in {threat}, but the model gets it wrong as it is "
+            f"({len(wrong)} such examples)",
+            example,
+            x[example].cpu(),
+            x[example].cpu(),
+        )
 
 
 def ring_if_unsound(

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import zipfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
@@ -134,6 +135,12 @@ class Run:
             )
 
     @property
+    def fingerprint(self) -> str:
+        """Of the weights that an evaluation without training is about."""
+        path = self.path / "weights.txt"
+        return path.read_text("utf-8") if path.is_file() else ""
+
+    @property
     def pieces(self) -> Pieces:
         """What is finished of an evaluation."""
         return Pieces(self.path / "pieces")
@@ -171,21 +178,19 @@ class Pieces:
 
     folder: Path
 
-    def _path(self, attack: str, first: int, last: int) -> Path:
-        return self.folder / f"{attack}-{first}-{last}.npz"
+    def get(self, key: str) -> AttackResult | None:
+        path = self.folder / f"{key}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                tensors = {name: torch.from_numpy(file[name]) for name in file.files if name != "origin"}
+                return AttackResult(**tensors, origin=file["origin"].astype(object))
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+            return None  # not there, or damaged: the piece is made anew
 
-    def get(self, attack: str, first: int, last: int) -> AttackResult | None:
-        path = self._path(attack, first, last)
-        if not path.is_file():
-            return None
-        with np.load(path, allow_pickle=False) as file:
-            tensors = {key: torch.from_numpy(file[key]) for key in file.files if key != "origin"}
-            return AttackResult(**tensors, origin=file["origin"].astype(object))
-
-    def put(self, attack: str, first: int, last: int, result: AttackResult) -> None:
+    def put(self, key: str, result: AttackResult) -> None:
         parts = asdict(result)
         origin = parts.pop("origin").astype(str)
-        with whole_file(self._path(attack, first, last)) as temporary, temporary.open("wb") as file:
+        with whole_file(self.folder / f"{key}.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, origin=origin, **{key: value.cpu().numpy() for key, value in parts.items()})
 
     def clear(self) -> None:

@@ -23,8 +23,8 @@ from holdfast.experiments.experiment import Experiment
 from holdfast.experiments.folder import Run, find_run
 from holdfast.experiments.recipe import apply_all, resolve
 from holdfast.experiments.tracking import TrackedReporter, Tracker, trackers
-from holdfast.files import whole_file, write_json
-from holdfast.inference import check_inputs, check_logits, eval_mode, frozen_eval, mix_seed, predict
+from holdfast.files import whole_file, write_json, write_text
+from holdfast.inference import check_inputs, check_logits, eval_mode, fingerprint, frozen_eval, mix_seed, predict
 from holdfast.objectives import Progress
 from holdfast.plots import contact_sheet, sandwich_figure, save_figure
 from holdfast.threat import Threat
@@ -183,18 +183,22 @@ def evaluate_model(
     experiment = apply_all(copy.deepcopy(dict(recipe)), overrides)
     reporter = reporter or Reporter()
     run = Run(Path(runs) / experiment.identity)
-    if run.finished and not again:
-        reporter.stage(f"{run.path} is finished already")
-        return run
     engine = experiment.engine.start(alone=True)
     test = experiment.data.load().test
     with torch.random.fork_rng():
         torch.manual_seed(mix_seed(experiment.seed))
         model = experiment.model.build(test.shape, len(test.classes)).eval().to(engine.device)
+    own = fingerprint(model)
+    if run.finished and not again:
+        if run.fingerprint != own:
+            raise ValueError(f"the weights are not those that {run.path} is about; --again evaluates them anew")
+        reporter.stage(f"{run.path} is finished already")
+        return run
     _rehearse_evaluation(experiment, model, test)
     if again and run.path.exists():
         shutil.rmtree(run.path)
     run.begin(experiment, engine.device)
+    write_text(run.path / "weights.txt", own)
     reporter.begin(run.path)
     _evaluate(run, experiment, model, test, reporter)
     return run
