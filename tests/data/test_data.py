@@ -202,3 +202,17 @@ def test_masks_and_negative_numbers_mean_what_they_mean_in_torch() -> None:
     assert images.batch(images.labels > 3)[1].tolist() == [4, 5]
     assert images.subset(images.labels > 3).labels.tolist() == [4, 5]
     assert images.batch([-1, 0])[1].tolist() == [5, 0]
+
+
+def test_restricted_imagenet_is_read_from_the_hubs_layout(cache: Path) -> None:
+    labels = [30, 32, 0, 151, 268, 999, 390, *range(281, 286)] * 2
+    pixels = np.full((len(labels), 90, 120, 3), 7, np.uint8)
+    write_parquet(cache / "imagenet-1k", pixels, labels)
+    (cache / "imagenet-1k" / "test-00000-of-00001.parquet").rename(
+        cache / "imagenet-1k" / "validation-00000-of-00001.parquet"
+    )
+    splits = load_data("restricted-imagenet", root=cache, validation=0.2)
+    assert splits.test.shape == (3, 64, 64)
+    assert splits.test.classes[:3] == ("dog", "cat", "frog")
+    assert splits.test.labels.tolist() == [2, 2, 0, 0, 6, 1, 1, 1, 1, 1] * 2
+    assert (splits.test.images == 7).all()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from holdfast.data.data import Data
-from holdfast.data.hub import channels_first, data_root, locate, plain, read_hub
+from holdfast.data.hub import channels_first, data_root, locate, plain, read_hub, squared
 from holdfast.data.image_set import Images, ImageSet
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -81,14 +81,15 @@ class ImageNette(_FileData, name="imagenette"):
 
 
 class RestrictedImageNet(_FileData, name="restricted-imagenet"):
-    """Nine groups of ImageNet classes at 64 × 64 pixels (Tsipras et al., 2019), from ImageNet's folders.
+    """Nine groups of ImageNet classes at 64 × 64 pixels (Tsipras et al., 2019).
 
-    The groups are ranges of the thousand sorted class folders. Images are resized to 72 pixels on the
-    shorter side and the centre of 64 is cut out.
+    The groups are ranges of the thousand sorted class folders, or of the hub's labels. Images are resized
+    to 72 pixels on the shorter side and the centre of 64 is cut out.
     """
 
     root: Path | None = None
-    """Folder that holds ``imagenet`` with its parts ``train`` and ``val``; ``$HOLDFAST_DATA`` by default."""
+    """Folder that holds ``imagenet`` with its parts ``train`` and ``val``, or ``imagenet-1k`` in the hub's layout;
+    ``$HOLDFAST_DATA`` by default. The hub's own needs an account there."""
     groups: ClassVar[dict[str, range]] = {
         "dog": range(151, 269),
         "cat": range(281, 286),
@@ -102,7 +103,12 @@ class RestrictedImageNet(_FileData, name="restricted-imagenet"):
     }
 
     def read(self) -> tuple[Images, Images]:
-        folder = data_root(self.root) / "imagenet"
+        folder = locate("imagenet", self.root)
+        if folder is None:
+            parts = ("train", "validation")
+            return read_hub(
+                *("imagenet-1k", "ILSVRC/imagenet-1k", self.root, parts), size=64, resize=72, groups=self.groups
+            )
         train, test = (list_folder(folder / part, groups=self.groups) for part in ("train", "val"))
         return self.kept(train, 64, resize=72), self.kept(test, 64, resize=72)
 
@@ -251,10 +257,6 @@ def _square(path: Path, size: int, resize: int) -> np.ndarray:
 
     try:
         with Image.open(path) as opened:
-            image = plain(opened).convert("RGB")
+            return squared(plain(opened), size, resize)
     except (OSError, SyntaxError, Image.DecompressionBombError) as fault:
         raise UnreadableImage(f"{path} cannot be read as an image: {fault}") from fault
-    scale = resize / min(image.size)
-    resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
-    left, top = (resized.width - size) // 2, (resized.height - size) // 2
-    return np.asarray(resized.crop((left, top, left + size, top + size)))

@@ -94,8 +94,15 @@ def read_hub(
     image_column: str | None = None,
     label_column: str | None = None,
     config: str | None = None,
+    size: int | None = None,
+    resize: int | None = None,
+    groups: dict[str, range] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """Two splits of a data set, from ``root/folder`` where that exists, or else from the hub.
+
+    Args:
+        size, resize: make RGB squares of the images (see ``squared``); otherwise all must be of one shape.
+        groups: new classes as ranges of the labels; images of no group are left out unread.
 
     Raises:
         FileNotFoundError: neither is to be had; the message says where was looked and what to do.
@@ -120,7 +127,8 @@ def read_hub(
     for split in splits:
         if split not in parts:
             raise ValueError(f"{path or hub_id} has no split {split!r}; {nearest(split, parts)}")
-    train, test = (_image_set(parts[split], image_column, label_column) for split in splits)
+    shaping = size, resize, groups
+    train, test = (_image_set(parts[split], image_column, label_column, *shaping) for split in splits)
     return train, test
 
 
@@ -155,7 +163,14 @@ def _sought(root: Path | None) -> str:
     return f"HOLDFAST_DATA={os.environ.get('HOLDFAST_DATA', '')}"
 
 
-def _image_set(part: Any, image_column: str | None, label_column: str | None) -> ImageSet:
+def _image_set(
+    part: Any,
+    image_column: str | None,
+    label_column: str | None,
+    size: int | None,
+    resize: int | None,
+    groups: dict[str, range] | None,
+) -> ImageSet:
     import datasets
     from PIL import Image
 
@@ -165,12 +180,19 @@ def _image_set(part: Any, image_column: str | None, label_column: str | None) ->
     for column in (image_column, label_column):
         if column not in kinds:
             raise ValueError(f"there is no column {column!r}; {nearest(column, kinds)}")
+    if groups:
+        group_of = {label: group for group, labels in enumerate(groups.values()) for label in labels}
+        chosen = [row for row, label in enumerate(part[label_column][:]) if label in group_of]
+        if not chosen:
+            raise ValueError(f"no image has a label of the groups {', '.join(groups)}")
+        part = part.select(chosen)
     encoded = part.cast_column(image_column, datasets.Image(decode=False))[image_column]
     arrays = []
     for number, image in enumerate(encoded):
         try:
             source = io.BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
-            array = np.asarray(plain(Image.open(source)))
+            opened = plain(Image.open(source))
+            array = np.asarray(opened) if size is None else squared(opened, size, resize or size)
         except OSError as fault:
             raise ValueError(f"image {number} of column {image_column!r} is not readable: {fault}") from fault
         arrays.append(array)
@@ -183,6 +205,8 @@ def _image_set(part: Any, image_column: str | None, label_column: str | None) ->
     numbers = np.asarray(part[label_column][:])
     if not np.issubdtype(numbers.dtype, np.integer):
         raise ValueError(f"column {label_column!r} does not hold integer labels, but {numbers.dtype}")
+    if groups:
+        return ImageSet(images, torch.tensor([group_of[label] for label in numbers.tolist()]), tuple(groups))
     labels = torch.from_numpy(numbers.astype(np.int64))
     names = getattr(kinds[label_column], "names", None) or map(str, range(int(labels.max()) + 1))
     return ImageSet(images, labels, tuple(names))
@@ -203,6 +227,17 @@ def plain(image: Any) -> Any:
     if image.mode.startswith("I"):  # 16 bits, which PIL itself would cut off at 255
         return Image.fromarray((np.asarray(image).astype(np.int64) // 257).clip(0, 255).astype(np.uint8))
     return image.convert("L" if image.mode in ("1", "LA") else "RGB")
+
+
+def squared(image: Any, size: int, resize: int) -> np.ndarray:
+    """An image as RGB (size, size, 3): the shorter side brought to ``resize``, the centre cut out."""
+    from PIL import Image
+
+    image = image.convert("RGB")
+    scale = resize / min(image.size)
+    resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    return np.asarray(resized.crop((left, top, left + size, top + size)))
 
 
 def _only(features: Any, kind: type, default: str) -> str:
