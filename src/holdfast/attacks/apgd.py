@@ -104,7 +104,8 @@ class AdaptiveSparse:
 
     A step of length η spreads evenly over a share of the coordinates and is projected onto ball ∩ box. At
     checkpoints the share becomes two thirds of that of the best perturbation; η goes back to eps where
-    that shrank by a twentieth, and otherwise falls by 1.5, to no less than eps / 10.
+    that shrank by a twentieth, and otherwise falls by 1.5, to no less than eps / 10. The share begins at a
+    fifth in every ball; the original takes it from the point that the last one led to.
     """
 
     threat: Threat

@@ -22,7 +22,8 @@ class AutoAttack(Attack, name="autoattack"):
     """The ensemble of Croce & Hein (2020), each part on what the ones before left standing.
 
     ``standard``: APGD-CE, targeted APGD on 9 classes, targeted FAB on 9 classes, Square of 5,000 queries; 100
-    steps each. ``plus``: five restarts of APGD-CE, APGD-DLR and FAB, Square, targeted APGD and FAB.
+    steps each. ``plus``: five restarts of APGD-CE, APGD-DLR and FAB, Square, targeted APGD and FAB
+    (the first FAB, too, is targeted here: stronger and dearer than the one published).
     ``rand``: APGD-CE and APGD-DLR with gradients averaged over 20 passes, for models that answer at random.
     For l_1 five restarts and five classes, as published with it. ``quick``: APGD-CE and three classes of
     targeted APGD, 30 steps each, which is no published protocol. With fewer than four classes the margin

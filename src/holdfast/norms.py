@@ -1,0 +1,281 @@
+"""The norms of threats: length, projection, steepest and shortest directions, random points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Norm(Protocol):
+    """What a threat asks of its norm; differences are rows, (n, d)."""
+
+    @staticmethod
+    def length(delta: Tensor) -> Tensor:
+        """‖δ‖, (n,)."""
+
+    @staticmethod
+    def dual_length(gradient: Tensor) -> Tensor:
+        """The largest ⟨g, δ⟩ over ‖δ‖ ≤ 1, (n,)."""
+
+    @staticmethod
+    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+        """A point of the ball of radius eps, (n, 1); ``room`` tells how far each entry may go in its direction."""
+
+    @staticmethod
+    def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
+        """The δ of length 1 with the largest ⟨g, δ⟩; zero for a zero gradient."""
+
+    @staticmethod
+    def shortest(weight: Tensor, gap: Tensor, room: Tensor) -> Tensor:
+        """The shortest δ ≥ 0 within the room with Σ weight · δ = gap, weights and gap ≥ 0."""
+
+    @staticmethod
+    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
+        """A uniform point of the unit ball, in place."""
+
+    @staticmethod
+    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
+        """A random point of the unit sphere, in place."""
+
+    @staticmethod
+    def box_radius(dimensions: int) -> float:
+        """Length of the vector of ones."""
+
+    @staticmethod
+    def reach(eps: Tensor) -> Tensor:
+        """How far a single entry can go in a ball of radius eps."""
+
+
+class Linf:
+    @staticmethod
+    def length(delta: Tensor) -> Tensor:
+        return delta.abs().amax(1)
+
+    @staticmethod
+    def dual_length(gradient: Tensor) -> Tensor:
+        return gradient.abs().sum(1)
+
+    @staticmethod
+    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.minimum(torch.maximum(delta, -eps), eps)
+
+    @staticmethod
+    def shortest(weight: Tensor, gap: Tensor, room: Tensor) -> Tensor:
+        return _water_level(weight, torch.ones_like(weight), gap, room)
+
+    @staticmethod
+    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
+        row.normal_(generator=generator).sign_()
+
+    @staticmethod
+    def reach(eps: Tensor) -> Tensor:
+        return eps
+
+    @staticmethod
+    def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
+        return gradient.sign()
+
+    @staticmethod
+    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
+        row.uniform_(-1, 1, generator=generator)
+
+    @staticmethod
+    def box_radius(dimensions: int) -> float:
+        return 1.0
+
+
+class L2:
+    @staticmethod
+    def length(delta: Tensor) -> Tensor:
+        return delta.norm(dim=1)
+
+    @staticmethod
+    def dual_length(gradient: Tensor) -> Tensor:
+        return gradient.norm(dim=1)
+
+    @staticmethod
+    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+        length = delta.norm(dim=1, keepdim=True)
+        return torch.where(length > eps, delta * (eps / length), delta)
+
+    @staticmethod
+    def shortest(weight: Tensor, gap: Tensor, room: Tensor) -> Tensor:
+        return _water_level(weight, weight, gap, room)
+
+    @staticmethod
+    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
+        row.normal_(generator=generator)
+        row.div_(row.norm())
+
+    @staticmethod
+    def reach(eps: Tensor) -> Tensor:
+        return eps
+
+    @staticmethod
+    def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
+        # Scaled by its largest entry first, so that the squares of tiny gradients do not underflow.
+        largest = gradient.abs().amax(1, keepdim=True)
+        scaled = gradient / largest.where(largest > 0, torch.ones_like(largest))
+        length = scaled.norm(dim=1, keepdim=True)
+        return scaled / length.where(length > 0, torch.ones_like(length))
+
+    @staticmethod
+    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
+        row.normal_(generator=generator)
+        radius = torch.rand((), generator=generator).item() ** (1 / row.numel())
+        row.mul_(radius / row.norm())
+
+    @staticmethod
+    def box_radius(dimensions: int) -> float:
+        return math.sqrt(dimensions)
+
+
+class L1:
+    @staticmethod
+    def length(delta: Tensor) -> Tensor:
+        return delta.abs().sum(1)
+
+    @staticmethod
+    def dual_length(gradient: Tensor) -> Tensor:
+        return gradient.abs().amax(1)
+
+    @staticmethod
+    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+        """The nearest point of ball ∩ box: |d| = min(max(|u| − λ, 0), room), with the λ ≥ 0 that leaves length eps.
+
+        That length falls with λ in straight pieces between |u| − room and |u|, where each entry begins
+        and ceases to shrink.
+        """
+        magnitude = delta.abs().double()
+        space = torch.where(delta != 0, room(delta), 0).double()
+        begins, ends = (magnitude - space).clamp(min=0), magnitude
+        change = torch.cat([-torch.ones_like(begins), torch.ones_like(ends)], 1)
+        level, order = torch.cat([begins, ends], 1).sort(dim=1)
+        slope = change.gather(1, order).cumsum(1)
+        whole = torch.minimum(magnitude, space).sum(1, keepdim=True)
+        fall = (slope[:, :-1] * level.diff(dim=1)).cumsum(1)
+        length = whole + torch.cat([torch.zeros_like(whole), fall], 1)  # at each level; 0 at the last
+        piece = ((length > eps).sum(1, keepdim=True) - 1).clamp(min=0)
+        excess = length.gather(1, piece) - eps
+        at = level.gather(1, piece) - excess / slope.gather(1, piece).clamp(max=-1)
+        at = torch.where(whole > eps, at, 0)
+        nearest = torch.minimum((magnitude - at).clamp(min=0), space)
+        nearest = nearest * (eps / nearest.sum(1, keepdim=True).clamp(min=1e-300)).clamp(max=1)  # rounding
+        return (delta.sign() * nearest).to(delta)
+
+    @staticmethod
+    def shortest(weight: Tensor, gap: Tensor, room: Tensor) -> Tensor:
+        """The entries of largest weight are filled one after the other."""
+        ordered, order = weight.sort(dim=1, descending=True)
+        gain = ordered * room.gather(1, order).clamp(max=torch.finfo(weight.dtype).max / weight.shape[1])
+        before = gain.nan_to_num().cumsum(1) - gain
+        missing = (gap[:, None] - before).clamp(min=0)
+        step = torch.minimum(missing / ordered.clamp(min=1e-30), room.gather(1, order))
+        return torch.zeros_like(step).scatter(1, order, torch.where(ordered > 0, step, 0))
+
+    @staticmethod
+    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
+        row.normal_(generator=generator)
+        row.div_(row.abs().sum())
+
+    @staticmethod
+    def reach(eps: Tensor) -> Tensor:
+        return eps
+
+    @staticmethod
+    def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
+        magnitude = gradient.abs() * movable()
+        largest = magnitude.argmax(1, keepdim=True)
+        step = gradient.gather(1, largest).sign() * (magnitude.gather(1, largest) > 0)
+        return torch.zeros_like(gradient).scatter(1, largest, step)
+
+    @staticmethod
+    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
+        # d exponential variables over the sum of d + 1 of them are uniform in the positive simplex.
+        spare = torch.empty(1).exponential_(generator=generator).item()
+        sign = torch.randint(0, 2, row.shape, generator=generator) * 2 - 1
+        row.exponential_(generator=generator)
+        row.mul_(sign / (row.sum() + spare))
+
+    @staticmethod
+    def box_radius(dimensions: int) -> float:
+        return float(dimensions)
+
+
+class L0:
+    @staticmethod
+    def length(delta: Tensor) -> Tensor:
+        return (delta != 0).sum(1).to(delta)
+
+    @staticmethod
+    def dual_length(gradient: Tensor) -> Tensor:
+        return gradient.abs().amax(1)
+
+    @staticmethod
+    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+        """The entries of largest size stay."""
+        rank = delta.abs().argsort(dim=1, descending=True).argsort(dim=1)
+        return delta * (rank < eps)
+
+    @staticmethod
+    def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
+        raise ValueError("l0 balls have no steepest direction; attack them with fmn")
+
+    @staticmethod
+    def shortest(weight: Tensor, gap: Tensor, room: Tensor) -> Tensor:
+        """The entries that gain most are filled one after the other."""
+        room = room.clamp(max=torch.finfo(weight.dtype).max / weight.shape[1] / weight.amax().clamp(min=1).item())
+        gain, order = (weight * room).sort(dim=1, descending=True)
+        missing = (gap[:, None] - (gain.cumsum(1) - gain)).clamp(min=0)
+        weight, room = weight.gather(1, order), room.gather(1, order)
+        step = torch.minimum(missing / weight.clamp(min=1e-30), room)
+        return torch.zeros_like(step).scatter(1, order, torch.where(weight > 0, step, 0))
+
+    @staticmethod
+    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
+        raise ValueError("l0 balls have no uniform distribution; attack them with fmn")
+
+    @staticmethod
+    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
+        raise ValueError("l0 balls have no uniform distribution; attack them with fmn")
+
+    @staticmethod
+    def box_radius(dimensions: int) -> float:
+        return float(dimensions)
+
+    @staticmethod
+    def reach(eps: Tensor) -> Tensor:
+        return torch.where(eps >= 1, torch.inf, 0.0)  # one entry may go anywhere
+
+
+def _water_level(weight: Tensor, speed: Tensor, gap: Tensor, room: Tensor) -> Tensor:
+    """min(λ · speed, room) with the λ ≥ 0 at which Σ weight · min(λ · speed, room) is the gap, or all the room.
+
+    The sum is concave and in straight pieces, so Newton's steps from 0 climb to λ without passing it.
+    """
+    level, pull = torch.zeros_like(gap)[:, None], weight * speed
+    space = room.nan_to_num(posinf=torch.finfo(room.dtype).max)
+    for _ in range(50):
+        step = level * speed
+        slope = _dot(pull, (step < space).to(pull))
+        missing = gap[:, None] - _dot(weight, torch.minimum(step, space))
+        climbing = (missing > 1e-6 * gap[:, None]) & (slope > 0)
+        if not climbing.any():
+            break
+        level = level + torch.where(climbing, missing / slope, 0)
+    exhausted = (slope <= 0) & (missing > 0)
+    if exhausted.any():
+        step = torch.where(exhausted & (weight > 0), torch.inf, step)
+    return torch.minimum(step, room)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Σ a b of each row, (n, 1), without a product in between."""
+    return torch.bmm(a[:, None], b[:, :, None])[:, :, 0]
+
+
+NORMS: dict[str, type[Norm]] = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}
