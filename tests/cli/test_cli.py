@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -156,8 +157,16 @@ def test_a_place_that_cannot_be_written_is_answered_with_2(tmp_path: Path) -> No
 def start(runs: Path, *more: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*PROGRAM, "train", "digits", *TINY, "training.epochs=400", *more, "--runs", str(runs)]
+    # Whoever runs the tests in the background has Ctrl-C switched off for all that they start.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=heeding,
     )
 
 
