@@ -179,9 +179,9 @@ class MinimumNormAttack(Attack):
             result.absorb(rows, found)
         return result
 
+    @abstractmethod
     def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
         """Offer ``nearest`` every point that is evaluated."""
-        raise NotImplementedError
 
 
 class _Finite(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.attack import MinimumNormAttack, Nearest, Targets
+from holdfast.attacks.attack import Attack, Targets
 from holdfast.attacks.pgd import likeliest
 from holdfast.search import Ascent, gradient_of, per_example
 from holdfast.threat import Threat
@@ -17,7 +17,7 @@ STRIDE = 10_000
 """Walks are numbered by restart in blocks of so many classes."""
 
 
-class FAB(MinimumNormAttack, name="fab"):
+class FAB(Attack, name="fab"):
     """Fast adaptive boundary attack, towards one likely class after the other (Croce & Hein, 2020).
 
     From a point, the boundary z_t = z_y is linearised; the point and the original are both projected onto it
@@ -25,7 +25,7 @@ class FAB(MinimumNormAttack, name="fab"):
     wrong point counts with its distance, and the walk goes on from a tenth nearer the original.
     """
 
-    folds: ClassVar[bool] = True
+    minimum_norm: ClassVar[bool] = True
     steps: PositiveInt = 100
     """Gradient steps towards each class."""
     targets: PositiveInt = 9
@@ -128,9 +128,6 @@ class FAB(MinimumNormAttack, name="fab"):
         mixed = (1 - alpha) * (points + self.overshoot * own) + alpha * (x + self.overshoot * original)
         mixed = torch.where(torch.isfinite(mixed), mixed, points)  # a vanishing gradient points nowhere
         return mixed.clamp(threat.low, threat.high)
-
-    def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
-        raise NotImplementedError("FAB walks example by example in perturb")
 
     def describe(self, restart: int, step: int) -> str:
         return f"{self.name} restart {restart // STRIDE} target {restart % STRIDE} step {step}"
