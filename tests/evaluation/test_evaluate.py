@@ -286,5 +286,7 @@ def test_a_minimum_norm_attack_is_the_whole_curve_also_beyond_certificates() -> 
     evaluation = evaluate(model, x, y, threat, attacks, ["bounds"], audit=0.0)
     radii = [factor * threat.eps for factor in (0, 0.5, 1.05, 2)]
     curve = sandwich_curve(model, x, y, threat, evaluation, attacks, radii)
+    without = evaluate(model, x, y, threat, [], ["bounds"])
+    assert sandwich_curve(model, x, y, threat, without, attacks, radii)["attacked"].equals(curve["attacked"])
     for eps, accuracy in zip(radii, curve["attacked"], strict=True):
         assert (radius > eps).mean() - 1e-9 <= accuracy <= (radius > 0.95 * eps).mean() + 1e-9

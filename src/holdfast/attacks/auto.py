@@ -25,7 +25,7 @@ class AutoAttack(Attack, name="autoattack"):
     steps each. ``plus``: five restarts of APGD-CE, APGD-DLR and FAB, Square, targeted APGD and FAB
     (the first FAB, too, is targeted here: stronger and dearer than the one published).
     ``rand``: APGD-CE and APGD-DLR with gradients averaged over 20 passes, for models that answer at random.
-    For l_1 five restarts and five classes, as published with it. ``quick``: APGD-CE and three classes of
+    For l_1 APGD-CE has five restarts and the targeted parts five classes. ``quick``: APGD-CE and three classes of
     targeted APGD, 30 steps each, which is no published protocol. With fewer than four classes the margin
     stands for the DLR loss.
     """

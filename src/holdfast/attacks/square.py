@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -89,7 +90,7 @@ class Square(Attack, name="square"):
         return f"{self.name} restart {restart} query {step}"
 
 
-class _Moves:
+class _Moves(ABC):
     """Starting points and proposals, drawn per example: what one draws depends on no other."""
 
     draws: int
@@ -126,11 +127,13 @@ class _Moves:
         top = (u[:, 0] * (self.height - side + 1)).long().clamp(max=self.height - side)
         return top, (u[:, 1] * (self.width - side + 1)).long().clamp(max=self.width - side)
 
+    @abstractmethod
     def start(self) -> Tensor:
-        raise NotImplementedError
+        """The first points, (N, C, H, W)."""
 
+    @abstractmethod
     def propose(self, rows: Tensor, best: Tensor, side: int) -> Tensor:
-        raise NotImplementedError
+        """What to try next of these examples, (n, C, H, W), from the best points so far."""
 
 
 class _Patches(_Moves):
@@ -191,15 +194,14 @@ class _Bumps(_Moves):
     def start(self) -> Tensor:
         side = max(min(self.height, self.width) // 5, 1)
         delta = torch.zeros_like(self.x)
-        everyone = torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
         for top in range((self.height % side) // 2, self.height - side + 1, side):
             for left in range((self.width % side) // 2, self.width - side + 1, side):
-                signs = torch.stack(
-                    [torch.randint(0, 2, (self.channels,), generator=generator) for generator in self.generators]
+                bits = torch.stack(
+                    [torch.randint(0, 2, (self.channels + 1,), generator=g) for g in self.generators]
                 )
-                signs = (2 * signs - 1).to(self.x)[:, :, None, None]
-                upright = everyone
-                delta[:, :, top : top + side, left : left + side] = signs * self.signed_bump(side, upright)
+                signs = (2 * bits[:, 1:] - 1).to(self.x)[:, :, None, None]
+                bump = self.signed_bump(side, bits[:, 0].bool().to(self.x.device))
+                delta[:, :, top : top + side, left : left + side] = signs * bump
         return self.stretch(self.x, delta)
 
     def stretch(self, x: Tensor, delta: Tensor) -> Tensor:

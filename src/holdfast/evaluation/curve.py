@@ -72,7 +72,8 @@ def sandwich_curve(
 
     for name, attack in zip(distinct_labels(attacks), attacks, strict=True):
         # What a certificate spared at the threat's own eps is not spared beyond.
-        spared = np.flatnonzero(correct & ~table[f"{name}.attacked"].to_numpy() & (certified < radii[-1]))
+        known = np.asarray(table.get(f"{name}.attacked", False), dtype=bool)  # it need not be of the evaluation
+        spared = np.flatnonzero(correct & ~known & (certified < radii[-1]))
         if attack.minimum_norm and len(spared):
             attacked(attack, spared, radii[-1])
     points = []
