@@ -44,24 +44,31 @@ from adv_lib.attacks import pgd_linf  # noqa: E402
 
 del sys.modules["torchvision"], sys.modules["visdom"]
 
+EPS = 0.26
+
 Side = Callable[[], Tensor]
 """Attacks and returns the adversarial images."""
 
 
-def trained(eps: float, certified: bool) -> nn.Module:
-    """A small network trained on 15,000 MNIST images, by PGD-4 or by IBP."""
+def by_pgd() -> nn.Module:
+    """cnn-4c3f trained by PGD-3 on 10,000 MNIST images: at eps 0.26 about 60 % robust."""
+    splits = load_data("mnist", train_size=10_000)
+    torch.manual_seed(0)
+    model = build("cnn-4c3f", input_shape=(1, 28, 28), num_classes=10)
+    engine = Engine(accelerator="cpu").start()
+    for eps, epochs in ((0.0, 1), (0.1, 1), (0.2, 2)):  # from the start at full eps it learns nothing
+        settings = Adam(lr=5e-4), Constant(), Training(epochs=epochs, batch_size=64), engine
+        fit(model, splits.train, AdversarialTraining(steps=3, step_size=0.5), Threat("linf", eps), *settings)
+    return model.eval().requires_grad_(False)
+
+
+def by_ibp() -> nn.Module:
+    """cnn-small trained by IBP on 15,000 MNIST images."""
     splits = load_data("mnist", train_size=15_000)
     torch.manual_seed(0)
     model = build("cnn-small", input_shape=(1, 28, 28), num_classes=10)
-    engine = Engine(accelerator="cpu").start()
-    if certified:
-        settings = Adam(lr=3e-3), OneCycle(), Training(epochs=10, batch_size=128), engine
-        fit(model, splits.train, IBP(kappa=0.0), Threat("linf", eps), *settings)
-    else:  # from the start at full eps it learns nothing
-        for share, epochs in ((0.0, 1), (0.5, 1), (1.0, 6)):
-            settings = Adam(lr=1e-3), Constant(), Training(epochs=epochs, batch_size=128), engine
-            objective = AdversarialTraining(steps=4, step_size=0.4)
-            fit(model, splits.train, objective, Threat("linf", share * eps), *settings)
+    settings = Adam(lr=3e-3), OneCycle(), Training(epochs=10, batch_size=128), Engine(accelerator="cpu").start()
+    fit(model, splits.train, IBP(kappa=0.0), Threat("linf", 0.1), *settings)
     return model.eval().requires_grad_(False)
 
 
@@ -90,8 +97,8 @@ def compare(title: str, model: nn.Module, y: Tensor, sides: dict[str, Side], rou
 
 
 def pgd(count: int) -> None:
-    model, (x, y) = trained(0.2, False), load_data("mnist").test.batch(slice(2 * count))
-    eps, step, steps = 0.25, 0.025, 50
+    model, (x, y) = by_pgd(), load_data("mnist").test.batch(slice(count))
+    eps, step, steps = EPS, EPS / 10, 50
 
     def by_foolbox() -> Tensor:
         attack = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=steps, random_start=True)
@@ -165,17 +172,17 @@ def ensemble(model: nn.Module, eps: float) -> torchattacks.MultiAttack:
 
 
 def autoattack(count: int) -> None:
-    model, (x, y) = trained(0.2, False), load_data("mnist").test.batch(slice(count))
+    model, (x, y) = by_pgd(), load_data("mnist").test.batch(slice(count))
     sides: dict[str, Side] = {
-        "torchattacks": lambda: ensemble(model, 0.25)(x, y),
-        "holdfast": lambda: AutoAttack()(model, x, y, Threat("linf", 0.25)).x_adv,
-        "holdfast, bf16": lambda: AutoAttack(precision="bf16")(model, x, y, Threat("linf", 0.25)).x_adv,
+        "torchattacks": lambda: ensemble(model, EPS)(x, y),
+        "holdfast": lambda: AutoAttack()(model, x, y, Threat("linf", EPS)).x_adv,
+        "holdfast, bf16": lambda: AutoAttack(precision="bf16")(model, x, y, Threat("linf", EPS)).x_adv,
     }
     compare(f"AutoAttack, {count} images", model, y, sides, rounds=1)
 
 
 def certified(count: int) -> None:
-    model, (x, y) = trained(0.1, True), load_data("mnist").test.batch(slice(count))
+    model, (x, y) = by_ibp(), load_data("mnist").test.batch(slice(count))
 
     def by_holdfast() -> Tensor:
         evaluation = evaluate(model, x, y, Threat("linf", 0.1), [AutoAttack()], [BoundCertifier()], audit=0.0)

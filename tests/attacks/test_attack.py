@@ -281,6 +281,17 @@ def test_batch_norm_is_folded_only_where_the_copy_answers_alike() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.network(x + 0.5 * torch.rand(1, 1, 8, 8))
 
+    class Viewing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.dense = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(256, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.dense(self.convolution(x).view(len(x), -1))  # impossible with channels last
+
+    viewing = Viewing().eval().requires_grad_(False)
+    assert folded(viewing, x) is viewing
+
     moody = Moody().eval().requires_grad_(False)
     assert folded(moody, x) is moody
 

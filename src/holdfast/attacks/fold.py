@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
+
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
@@ -22,24 +25,49 @@ class InBfloat16(nn.Module):
         return logits.to(x.dtype)
 
 
+class ChannelsLast(nn.Module):
+    """A model of images that keeps the channels of a pixel together: faster convolutions on a CPU."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x.contiguous(memory_format=torch.channels_last))
+        return logits
+
+
 @torch.no_grad()
 def folded(model: nn.Module, x: Tensor) -> nn.Module:
-    """A copy with every BatchNorm folded into the convolution before it, or the model itself.
+    """A copy that is cheaper to differentiate, or the model itself.
 
-    It is the model itself where there is no BatchNorm, where torch.fx cannot trace it, or where the copy
-    does not give the model's own logits on these inputs.
+    Every BatchNorm is folded into the convolution before it, and on a CPU convolutions run with channels last.
+    A step is left out where the model does not allow it (torch.fx cannot trace it, it takes views of
+    memory), and where the copy would not give the model's own logits on these inputs.
 
     Args:
         model: frozen, in eval mode.
         x: some inputs, (n, ...).
     """
-    if not any(isinstance(module, NORMS) for module in model.modules()) or not len(x):
+    kinds = {type(module) for module in model.modules()}
+    norms = bool(kinds & set(NORMS))
+    images = nn.Conv2d in kinds and x.dim() == 4 and x.device.type == "cpu"
+    if not len(x) or not (norms or images):
         return model
+    logits, copy = model(x.clone()), model
+    if norms:
+        copy = _alike(lambda: fuse(fx.symbolic_trace(model), inplace=False, no_trace=True), x, logits) or model
+    if images:
+        copy = _alike(lambda: ChannelsLast(deepcopy(copy)), x, logits) or copy
+    return copy.requires_grad_(False)
+
+
+def _alike(make: Callable[[], nn.Module], x: Tensor, logits: Tensor) -> nn.Module | None:
+    """What is made, if it answers these inputs like this."""
     try:
-        copy: nn.Module = fuse(fx.symbolic_trace(model), inplace=False, no_trace=True)
+        copy = make()
         answer = copy(x.clone())
-    except Exception:  # whatever a foreign forward does to symbolic values; the model itself is always right
-        return model
-    logits = model(x.clone())
+    except Exception:  # whatever a foreign forward does to symbolic values or strides; the model itself is right
+        return None
     same = answer.shape == logits.shape and torch.allclose(answer, logits, rtol=1e-3, atol=1e-4)
-    return copy.requires_grad_(False) if same else model
+    return copy if same else None
