@@ -18,7 +18,7 @@ import holdfast.experiments  # noqa: F401  # fills every registry
 from holdfast.component import Component
 
 # Runs on real data: they are collected only where the data are.
-collect_ignore = [] if os.environ.get("HOLDFAST_DATA") else ["test_real_data.py"]
+collect_ignore = [] if os.environ.get("HOLDFAST_DATA") else ["test_real_data.py", "attacks/test_peers.py"]
 
 OTHERS = ("PYTEST", "PYTORCH", "TORCH", "_TORCH", "TRITON")  # variables that these set for themselves
 REFERENCE = Path(__file__).parent / "reference"

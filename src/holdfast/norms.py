@@ -34,6 +34,14 @@ class Norm(Protocol):
         """The shortest δ ≥ 0 within the room with Σ weight · δ = gap, weights and gap ≥ 0."""
 
     @staticmethod
+    def support(weight: Tensor, eps: Tensor, room: Tensor) -> Tensor:
+        """The most that Σ weight · δ can be for 0 ≤ δ ≤ room, ‖δ‖ ≤ eps (n, 1), weights ≥ 0; (n,)."""
+
+    @staticmethod
+    def euclidean_radius(dimensions: int) -> float:
+        """The largest l_2 length in the unit ball."""
+
+    @staticmethod
     def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
         """A uniform point of the unit ball, in place."""
 
@@ -62,6 +70,14 @@ class Linf:
     @staticmethod
     def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
         return torch.minimum(torch.maximum(delta, -eps), eps)
+
+    @staticmethod
+    def support(weight: Tensor, eps: Tensor, room: Tensor) -> Tensor:
+        return (weight * torch.minimum(room, eps)).sum(1)
+
+    @staticmethod
+    def euclidean_radius(dimensions: int) -> float:
+        return math.sqrt(dimensions)
 
     @staticmethod
     def shortest(weight: Tensor, gap: Tensor, room: Tensor) -> Tensor:
@@ -101,6 +117,37 @@ class L2:
     def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
         length = delta.norm(dim=1, keepdim=True)
         return torch.where(length > eps, delta * (eps / length), delta)
+
+    @staticmethod
+    def support(weight: Tensor, eps: Tensor, room: Tensor) -> Tensor:
+        """By the dual, min over ν > 0 of Σ [w δ − ν δ²/2] + ν eps²/2 at δ = min(w/ν, room): every ν gives a bound.
+
+        1/ν is the λ at which min(λ w, room) has length eps. From λ = 0 it climbs: entries beyond their room
+        are fixed there, and the rest is stretched to the length that is left.
+        """
+        space = room.nan_to_num(posinf=torch.finfo(room.dtype).max)
+        with torch.no_grad():
+            free, level = torch.ones_like(weight, dtype=torch.bool), torch.zeros_like(eps)
+            for _ in range(100):
+                spare = eps.square() - torch.where(free, 0, space).square().sum(1, keepdim=True)
+                slope = torch.where(free, weight, 0).square().sum(1, keepdim=True)
+                level = torch.maximum(level, (spare.clamp(min=0) / slope.clamp(min=1e-300)).sqrt())
+                level = torch.where(slope > 0, level, 0)
+                beyond = free & (level * weight > space)
+                if not beyond.any():
+                    break
+                free = free & ~beyond
+            # Where the whole room lies inside the ball there is no λ, and the room is the answer.
+            within = torch.where(weight > 0, space, 0).square().sum(1, keepdim=True) <= eps.square()
+            nu = 1 / torch.where(level > 0, level, 1e-30)
+        delta = torch.minimum(weight / nu, space)
+        dual = (weight * delta - nu * delta.square() / 2).sum(1, keepdim=True) + nu * eps.square() / 2
+        corner = (weight * space).sum(1, keepdim=True)
+        return torch.where(within, corner, dual).squeeze(1)
+
+    @staticmethod
+    def euclidean_radius(dimensions: int) -> float:
+        return 1.0
 
     @staticmethod
     def shortest(weight: Tensor, gap: Tensor, room: Tensor) -> Tensor:
@@ -168,6 +215,18 @@ class L1:
         return (delta.sign() * nearest).to(delta)
 
     @staticmethod
+    def support(weight: Tensor, eps: Tensor, room: Tensor) -> Tensor:
+        """The room of the largest weights is used up first."""
+        ordered, order = weight.sort(dim=1, descending=True)
+        space = torch.minimum(room.gather(1, order), eps)
+        before = space.cumsum(1) - space
+        return (ordered * torch.minimum(space, (eps - before).clamp(min=0))).sum(1)
+
+    @staticmethod
+    def euclidean_radius(dimensions: int) -> float:
+        return 1.0
+
+    @staticmethod
     def shortest(weight: Tensor, gap: Tensor, room: Tensor) -> Tensor:
         """The entries of largest weight are filled one after the other."""
         ordered, order = weight.sort(dim=1, descending=True)
@@ -224,6 +283,16 @@ class L0:
     @staticmethod
     def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
         raise ValueError("l0 balls have no steepest direction; attack them with fmn")
+
+    @staticmethod
+    def support(weight: Tensor, eps: Tensor, room: Tensor) -> Tensor:
+        """The entries that gain most."""
+        gain = torch.where(weight > 0, weight * room, 0).sort(dim=1, descending=True).values
+        return (gain * (torch.arange(gain.shape[1], device=gain.device) < eps.floor())).sum(1)
+
+    @staticmethod
+    def euclidean_radius(dimensions: int) -> float:
+        raise ValueError("l0 balls have no finite l_2 radius; certify them by the box: ibp or crown")
 
     @staticmethod
     def shortest(weight: Tensor, gap: Tensor, room: Tensor) -> Tensor:

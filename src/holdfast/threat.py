@@ -184,6 +184,32 @@ class Threat:
         reach = self._norm.reach(radius).view(-1, *[1] * (x.dim() - 1))
         return (x - reach).clamp(min=self.low), (x + reach).clamp(max=self.high)
 
+    @property
+    def is_box(self) -> bool:
+        """Whether the threat set is an axis-parallel box."""
+        return self.norm == "linf"
+
+    @property
+    def order(self) -> float:
+        """The p of the norm."""
+        return {"linf": math.inf, "l2": 2.0, "l1": 1.0, "l0": 0.0}[self.norm]
+
+    def support(self, x: Tensor, direction: Tensor, eps: Tensor | None = None) -> Tensor:
+        """The most that ⟨direction, x' − x⟩ can be over the threat set, (N,): exact up to rounding, never below,
+        and differentiable in the direction.
+
+        Args:
+            direction: (N, ...).
+            eps: another radius for each example, (N,); the threat's own by default.
+        """
+        direction, x = direction.flatten(1), x.flatten(1)
+        radius = x.new_full((len(x), 1), self.eps) if eps is None else eps[:, None]
+        return self._norm.support(direction.abs(), radius, self._room(x, direction))
+
+    def euclidean_eps(self, dimensions: int) -> float:
+        """The radius of an l_2 ball that holds the ball of radius 1."""
+        return self._norm.euclidean_radius(dimensions)
+
     def covering_eps(self, dimensions: int) -> float:
         """The radius from which the ball around any point of the box holds the whole box; inf without one."""
         return (self.high - self.low) * self._norm.box_radius(dimensions)

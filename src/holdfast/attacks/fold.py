@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,7 +31,8 @@ class ChannelsLast(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model.to(memory_format=torch.channels_last)
+        convert: Any = model.to  # its annotations do not know memory formats
+        self.model: nn.Module = convert(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(x.contiguous(memory_format=torch.channels_last))

@@ -67,7 +67,7 @@ def trace(
     normaliser = _Normaliser(root, calls, sample, statistics or {})
     with eval_mode(model):
         normaliser.run(*inputs)
-        graph = Graph(normaliser.nodes[: normaliser.last])
+        graph = Graph(normaliser.nodes[: normaliser.last], tuple(sample.shape[1:]))
         if statistics is None:
             _check(graph, model, torch.cat([x.detach(), *(box or ())]))
     return graph
@@ -147,7 +147,8 @@ class _Normaliser(fx.Interpreter):
                     raise UnsupportedOperator("it does not keep the batch dimension first")
             except UnsupportedOperator as fault:
                 raise UnsupportedOperator(f"no bound rule at {_place(n)}: {fault}") from None
-            self.nodes.append(Node(operator, tuple(self.value_of[s] for s in sources), _place(n)))
+            inputs = tuple(self.value_of[s] for s in sources)
+            self.nodes.append(Node(operator, inputs, _place(n), tuple(value.shape[1:])))
             self.value_of[n] = len(self.nodes)
         return value
 

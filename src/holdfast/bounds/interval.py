@@ -8,7 +8,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from holdfast.bounds.operators import Affine, Concatenate, Graph, Monotone, Operator, Sum
+from holdfast.bounds.operators import Affine, Concatenate, Elementwise, Graph, Monotone, Operator, Sum
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,15 @@ class Interval:
     @classmethod
     def point(cls, x: Tensor) -> Interval:
         return cls(x, torch.zeros_like(x))
+
+    def take(self, rows: Tensor) -> Interval:
+        """Those of some examples."""
+        return Interval(self.centre[rows], self.radius[rows])
+
+    def intersect(self, lower: Tensor, upper: Tensor) -> Interval:
+        """What lies in both; should rounding leave nothing, the nearest ends. A NaN stays."""
+        low, high = torch.maximum(self.lower, lower), torch.minimum(self.upper, upper)
+        return Interval.between(torch.minimum(low, high), torch.maximum(low, high))
 
     @property
     def lower(self) -> Tensor:
@@ -51,6 +60,18 @@ def _(operator: Affine, value: Interval) -> Interval:
 @rule.register
 def _(operator: Monotone, value: Interval) -> Interval:
     return Interval.between(operator.function(value.lower), operator.function(value.upper))
+
+
+@rule.register
+def _(operator: Elementwise, value: Interval) -> Interval:
+    ends = [operator.function(value.lower), operator.function(value.upper)]
+    if not operator.turns:
+        return Interval.between(*ends)
+    for turn in operator.turns:
+        inner = torch.minimum(torch.maximum(torch.full_like(value.centre, turn), value.lower), value.upper)
+        ends.append(operator.function(inner))
+    every = torch.stack(ends)
+    return Interval.between(every.amin(0), every.amax(0))
 
 
 @rule.register

@@ -1,18 +1,22 @@
 """The short list of operator kinds that every network is normalised to, and the graph they make.
 
-An affine operator needs its forward map and |W|; what each kind does in an abstract domain is that
-domain's affair.
+An affine operator needs its forward map, |W| and the adjoint; every domain derives its rule from these. What
+a kind does in an abstract domain is that domain's affair.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Map = Callable[[Tensor], Tensor]
+Shape = tuple[int, ...]
+"""Of one example, without the batch dimension."""
 
 
 class UnsupportedOperator(ValueError):
@@ -32,6 +36,30 @@ class Affine(Operator):
     """W x + b."""
     absolute: Map
     """|W| r, for r ≥ 0."""
+    entrywise: bool = field(default=False, kw_only=True)
+    """Whether each entry of the result reads one entry of the input: scaling, shifting, reshaping."""
+
+    def adjoint(self, coefficients: Tensor, shape: Shape) -> Tensor:
+        """Wᵀ a for a (M, ...), where an input has this shape; (M, *shape)."""
+        return transposed(self.forward, coefficients, shape)
+
+    def bias(self, like: Tensor, shape: Shape) -> Tensor:
+        """b, (1, ...)."""
+        return self.forward(like.new_zeros(1, *shape))
+
+    def row_lengths(self, like: Tensor, shape: Shape, order: float) -> Tensor:
+        """At least the length of each row of W in this norm, (1, ...): here its l_1 norm, the largest of all."""
+        return self.absolute(like.new_ones(1, *shape))
+
+    def gain(self, like: Tensor, shape: Shape, order: float) -> Tensor:
+        """At least the operator norm of W, from l_1 to l_1 or l_2 to l_2 (order 1 or 2): scalar.
+
+        The norm from l_1 to l_1 is the largest column sum of |W|; by Schur's test the square of that from
+        l_2 to l_2 is at most the largest row sum times the largest column sum.
+        """
+        rows = self.absolute(like.new_ones(1, *shape))
+        columns = transposed(self.absolute, torch.ones_like(rows), shape).amax()
+        return columns if order == 1 else (rows.amax() * columns).sqrt()
 
 
 @dataclass(frozen=True)
@@ -39,20 +67,111 @@ class Linear(Affine):
     """A dense layer; its weight is known, so that a specification can be merged into it."""
 
     weight: Tensor
-    bias: Tensor | None
+    constant: Tensor | None
     forward: Map = field(init=False)
     absolute: Map = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "forward", lambda x: F.linear(x, self.weight, self.bias))
+        object.__setattr__(self, "forward", lambda x: F.linear(x, self.weight, self.constant))
         object.__setattr__(self, "absolute", lambda radius: F.linear(radius, self.weight.abs()))
+
+    def adjoint(self, coefficients: Tensor, shape: Shape) -> Tensor:
+        return coefficients @ self.weight
+
+    def row_lengths(self, like: Tensor, shape: Shape, order: float) -> Tensor:
+        return torch.linalg.vector_norm(self.weight, order, dim=1).expand(1, *shape[:-1], -1)
+
+
+@dataclass(frozen=True)
+class Convolution(Affine):
+    """A convolution with zero padding, in one or two dimensions."""
+
+    weight: Tensor
+    constant: Tensor | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    forward: Map = field(init=False)
+    absolute: Map = field(init=False)
+
+    def __post_init__(self) -> None:
+        function: Any = F.conv1d if len(self.stride) == 1 else F.conv2d
+        rest = self.stride, self.padding, self.dilation, self.groups
+        object.__setattr__(self, "forward", lambda x: function(x, self.weight, self.constant, *rest))
+        object.__setattr__(self, "absolute", lambda radius: function(radius, self.weight.abs(), None, *rest))
+
+    def adjoint(self, coefficients: Tensor, shape: Shape) -> Tensor:
+        function: Any = F.conv_transpose1d if len(self.stride) == 1 else F.conv_transpose2d
+        sizes = zip(
+            shape[1:],
+            coefficients.shape[2:],
+            self.weight.shape[2:],
+            self.stride,
+            self.padding,
+            self.dilation,
+            strict=True,
+        )
+        missing = [wide - ((n - 1) * s - 2 * p + d * (k - 1) + 1) for wide, n, k, s, p, d in sizes]
+        rest = self.stride, self.padding, missing, self.groups, self.dilation
+        result: Tensor = function(coefficients, self.weight, None, *rest)
+        return result
+
+    def row_lengths(self, like: Tensor, shape: Shape, order: float) -> Tensor:
+        lengths = torch.linalg.vector_norm(self.weight.flatten(1), order, dim=1)  # at the border some are shorter
+        return lengths.view(1, -1, *[1] * len(self.stride))
+
+
+def transposed(linear: Map, coefficients: Tensor, shape: Shape) -> Tensor:
+    """The adjoint of a linear (or affine) map of (M, *shape), applied to a (M, ...); differentiable."""
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        zero = coefficients.new_zeros(len(coefficients), *shape).requires_grad_(True)
+        return torch.autograd.grad(linear(zero), zero, coefficients, create_graph=keep)[0]
 
 
 @dataclass(frozen=True)
 class Monotone(Operator):
-    """A function that increases in every input coordinate: ReLU, max-pooling, sigmoid."""
+    """A function that increases in every input coordinate."""
 
     function: Map
+
+
+@dataclass(frozen=True)
+class Elementwise(Operator):
+    """A function f of each entry by itself: sigmoid, GELU, clamp."""
+
+    function: Map
+    kinks: tuple[float, ...] = ()
+    """Where the slope of f jumps."""
+    curvature: float = 0.0
+    """The largest |f''| elsewhere."""
+    turns: tuple[float, ...] = ()
+    """Where f passes from falling to rising or back; none for a monotone function."""
+    steepest: float = 1.0
+    """The largest |f'|."""
+
+
+@dataclass(frozen=True)
+class Rectifier(Elementwise):
+    """max(v, leak · v) with 0 ≤ leak ≤ 1: ReLU and LeakyReLU."""
+
+    leak: float = 0.0
+
+
+@dataclass(frozen=True)
+class MaxPool(Monotone):
+    """The largest entry of each window; ``function`` can also tell where it is."""
+
+    where: Callable[[Tensor], tuple[Tensor, Tensor]]
+    """x ↦ the pooled values, and for each the number of its entry within a flat channel."""
+    overlap: int
+    """At most so many windows share an entry."""
+
+
+@dataclass(frozen=True)
+class PairwiseMax(Monotone):
+    """MaxMin: x ↦ (max(a, b), min(a, b)) for the two halves a, b of the channels."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +195,8 @@ class Node:
     operator: Operator
     inputs: tuple[int, ...]
     path: str
+    shape: Shape
+    """Of its result."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +204,18 @@ class Graph:
     """Node i computes value i + 1 from values before it; the last value is the logits."""
 
     nodes: list[Node]
+    input_shape: Shape
+
+    def shape(self, value: int) -> Shape:
+        """Of one example's value."""
+        return self.nodes[value - 1].shape if value else self.input_shape
 
 
 def positive(function: Map) -> Affine:
-    """A linear map with non-negative weights: pooling by average, reshaping, permuting."""
+    """A linear map with non-negative weights: pooling by average."""
     return Affine(function, function)
+
+
+def moved(function: Map) -> Affine:
+    """A linear map that only moves entries: reshaping, permuting."""
+    return Affine(function, function, entrywise=True)

@@ -15,14 +15,19 @@ from torch.utils import _pytree
 from holdfast.bounds.operators import (
     Affine,
     Concatenate,
+    Convolution,
+    Elementwise,
     Linear,
-    Monotone,
+    MaxPool,
     Operator,
+    PairwiseMax,
+    Rectifier,
     Sum,
     UnsupportedOperator,
+    moved,
     positive,
 )
-from holdfast.layers import Normalize
+from holdfast.layers import MaxMin, Normalize
 
 
 @dataclass(frozen=True)
@@ -68,42 +73,126 @@ def batch_norm(module: Any, mean: Tensor | None, var: Tensor | None) -> Operator
     return Affine(
         lambda x: _scale(x, scale) * x + _scale(x, shift),
         lambda radius: _scale(radius, scale.abs()) * radius,
+        entrywise=True,
     )
 
 
 def _convolution(module: Any) -> Operator:
+    if module.padding_mode == "zeros" and not isinstance(module.padding, str):
+        return Convolution(
+            module.weight, module.bias, module.stride, module.padding, module.dilation, module.groups
+        )
     return Affine(  # _conv_forward applies the module's own padding mode
         lambda x: module._conv_forward(x, module.weight, module.bias),
         lambda radius: module._conv_forward(radius, module.weight.abs(), None),
     )
 
 
-def _non_negative_slope(slope: float, function: Callable[[Tensor], Tensor]) -> Operator:
+def _transposed_convolution(module: Any) -> Operator:
+    function = {nn.ConvTranspose1d: F.conv_transpose1d, nn.ConvTranspose2d: F.conv_transpose2d}[type(module)]
+    rest = module.stride, module.padding, module.output_padding, module.groups, module.dilation
+    return Affine(
+        lambda x: function(x, module.weight, module.bias, *rest),
+        lambda radius: function(radius, module.weight.abs(), None, *rest),
+    )
+
+
+def _upsampling(module: nn.Upsample) -> Operator:
+    if module.mode == "bicubic":
+        raise UnsupportedOperator("bicubic interpolation has negative weights, for which there is no rule")
+    return positive(module)
+
+
+def _leaky(slope: float) -> Operator:
     if slope < 0:
         raise UnsupportedOperator(f"an activation of negative slope {slope} is not monotone")
-    return Monotone(function)
+    if slope <= 1:
+        return Rectifier(lambda v: F.leaky_relu(v, slope), (0.0,), leak=slope)
+    return Elementwise(lambda v: F.leaky_relu(v, slope), (0.0,), steepest=slope)
+
+
+def _elu(alpha: float) -> Operator:
+    if alpha < 0:
+        raise UnsupportedOperator(f"an activation of negative slope {alpha} is not monotone")
+    return Elementwise(lambda v: F.elu(v, alpha), (0.0,), curvature=alpha, steepest=max(1.0, alpha))
+
+
+def _between(low: float | None, high: float | None) -> Operator:
+    kinks = tuple(float(limit) for limit in (low, high) if limit is not None)
+    return Elementwise(lambda v: v.clamp(low, high), kinks)
+
+
+def _gelu(approximate: str = "none") -> Operator:
+    turn = {"none": -0.7517915, "tanh": -0.7524614}[approximate]
+    return Elementwise(lambda v: F.gelu(v, approximate=approximate), curvature=0.82, turns=(turn,), steepest=1.13)
+
+
+RELU = Rectifier(torch.relu, (0.0,))
+SIGMOID = Elementwise(torch.sigmoid, curvature=0.0963, steepest=0.25)
+TANH = Elementwise(torch.tanh, curvature=0.7699)
+SILU = Elementwise(F.silu, curvature=0.5, turns=(-1.2784645,), steepest=1.1)
+ABS = Elementwise(torch.abs, (0.0,), turns=(0.0,))
+
+
+def _max_pool_of(size: Any, stride: Any, dilation: Any, dims: int, rest: Callable[..., Any]) -> Operator:
+    def each(value: Any) -> tuple[int, ...]:
+        return (value,) * dims if isinstance(value, int) else tuple(value)
+
+    sizes, dilations = each(size), each(dilation)
+    strides = each(stride) if stride else sizes
+    overlap = 1
+    for k, s, d in zip(sizes, strides, dilations, strict=True):
+        overlap *= min(k, -(-((k - 1) * d + 1) // s))
+    return MaxPool(lambda x: rest(x)[0], rest, overlap)
+
+
+def _max_pool_module(module: Any) -> Operator:
+    if module.return_indices:
+        raise UnsupportedOperator("max-pooling that returns indices has no rule")
+    function: Any = F.max_pool1d if isinstance(module, nn.MaxPool1d) else F.max_pool2d
+    rest = module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode, True
+    dims = 1 if isinstance(module, nn.MaxPool1d) else 2
+    return _max_pool_of(module.kernel_size, module.stride, module.dilation, dims, lambda x: function(x, *rest))
+
+
+def _adaptive_max_pool_module(module: Any) -> Operator:
+    function: Any = F.adaptive_max_pool1d if isinstance(module, nn.AdaptiveMaxPool1d) else F.adaptive_max_pool2d
+    return MaxPool(
+        lambda x: function(x, module.output_size), lambda x: function(x, module.output_size, True), overlap=4
+    )
 
 
 def _normalize(module: Normalize) -> Operator:
-    return Affine(module, lambda radius: radius / _scale(radius, module.std))
+    return Affine(module, lambda radius: radius / _scale(radius, module.std), entrywise=True)
 
 
 def _dropout(module: Any) -> Operator:
-    return positive(lambda x: x)  # bounds are those of the network in eval mode
+    return moved(lambda x: x)  # bounds are those of the network in eval mode
 
 
 MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
     nn.Linear: lambda module: Linear(module.weight, module.bias),
-    nn.LeakyReLU: lambda module: _non_negative_slope(module.negative_slope, module),
-    nn.ELU: lambda module: _non_negative_slope(module.alpha, module),
     Normalize: _normalize,
+    MaxMin: lambda module: PairwiseMax(module),
     **dict.fromkeys([nn.Conv1d, nn.Conv2d], _convolution),
+    **dict.fromkeys([nn.ConvTranspose1d, nn.ConvTranspose2d], _transposed_convolution),
+    nn.ReLU: lambda module: RELU,
+    nn.LeakyReLU: lambda module: _leaky(module.negative_slope),
+    nn.ELU: lambda module: _elu(module.alpha),
+    nn.ReLU6: lambda module: _between(0.0, 6.0),
+    nn.Hardtanh: lambda module: _between(module.min_val, module.max_val),
+    nn.Sigmoid: lambda module: SIGMOID,
+    nn.Tanh: lambda module: TANH,
+    nn.SiLU: lambda module: SILU,
+    nn.GELU: lambda module: _gelu(module.approximate),
     nn.Softplus: lambda module: _softplus(module),
     nn.AvgPool2d: lambda module: _average_pool_module(module),
-    **dict.fromkeys([nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Sigmoid, nn.Tanh], Monotone),
-    **dict.fromkeys([nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d], Monotone),
+    nn.Upsample: _upsampling,
+    **dict.fromkeys([nn.MaxPool1d, nn.MaxPool2d], _max_pool_module),
+    **dict.fromkeys([nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d], _adaptive_max_pool_module),
     **dict.fromkeys([nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d], positive),
-    **dict.fromkeys([nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle], positive),
+    **dict.fromkeys([nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle], moved),
+    **dict.fromkeys([nn.ZeroPad2d, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d], positive),
     **dict.fromkeys([nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout], _dropout),
 }
 """Operator of a leaf module, by its exact type; BatchNorm apart, which needs the statistics of the pass."""
@@ -111,7 +200,7 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
 
 def _reshaping(call: Call) -> Operator:
     shape = call.result.shape[1:]
-    return positive(lambda x: x.reshape(len(x), *shape))
+    return moved(lambda x: x.reshape(len(x), *shape))
 
 
 def _rearranging(call: Call) -> Operator:
@@ -135,8 +224,8 @@ def _sum(call: Call) -> Operator:
         return Sum(sign)
     shape = call.result.shape[1:]  # a constant may broadcast the activation, and its radius with it
     if isinstance(first, Argument):
-        return Affine(lambda x: x + sign * second, lambda radius: radius.expand(len(radius), *shape))
-    return Affine(lambda x: first + sign * x, lambda radius: radius.expand(len(radius), *shape))
+        return Affine(lambda x: x + sign * second, lambda r: r.expand(len(r), *shape), entrywise=True)
+    return Affine(lambda x: first + sign * x, lambda r: r.expand(len(r), *shape), entrywise=True)
 
 
 def _real(constant: Any, call: Call) -> Any:
@@ -148,18 +237,18 @@ def _product(call: Call) -> Operator:
     if len(call.args) != 2 or call.kwargs or all(isinstance(a, Argument) for a in call.args):
         raise UnsupportedOperator("only a product with a constant has a rule")
     factor = _real(call.args[0] if isinstance(call.args[1], Argument) else call.args[1], call)
-    return Affine(lambda x: x * factor, lambda radius: radius * abs(factor))
+    return Affine(lambda x: x * factor, lambda radius: radius * abs(factor), entrywise=True)
 
 
 def _quotient(call: Call) -> Operator:
     if len(call.args) != 2 or call.kwargs or isinstance(call.args[1], Argument):
         raise UnsupportedOperator("only a division by a constant has a rule")
     divisor = _real(call.args[1], call)
-    return Affine(lambda x: x / divisor, lambda radius: radius / abs(divisor))
+    return Affine(lambda x: x / divisor, lambda radius: radius / abs(divisor), entrywise=True)
 
 
 def _negation(call: Call) -> Operator:
-    return Affine(call.on, lambda radius: radius)
+    return Affine(call.on, lambda radius: radius, entrywise=True)
 
 
 def _matrix_product(call: Call) -> Operator:
@@ -172,7 +261,18 @@ def _clamp(call: Call) -> Operator:
     limits = [*call.args[1:], *call.kwargs.values()]
     if not all(limit is None or isinstance(limit, int | float) for limit in limits):
         raise UnsupportedOperator("only a clamp between numbers has a rule")
-    return Monotone(call.on)
+    if any(isinstance(a, Argument) for a in limits) or not isinstance(call.args[0], Argument):
+        raise UnsupportedOperator("only a clamp between numbers has a rule")
+    low = call.args[1] if len(call.args) > 1 else call.kwargs.get("min", call.kwargs.get("min_val"))
+    high = call.args[2] if len(call.args) > 2 else call.kwargs.get("max", call.kwargs.get("max_val"))
+    return _between(low, high)
+
+
+def _hard_tanh(call: Call) -> Operator:
+    def rule(input: Argument, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Operator:
+        return _between(min_val, max_val)
+
+    return rule(*call.args, **call.kwargs)
 
 
 def _concatenation(call: Call) -> Operator:
@@ -186,7 +286,7 @@ def _concatenation(call: Call) -> Operator:
 
 def _leaky_relu(call: Call) -> Operator:
     slope = call.args[1] if len(call.args) > 1 else call.kwargs.get("negative_slope", 0.01)
-    return _non_negative_slope(slope, call.on)
+    return _leaky(slope)
 
 
 def _linear(call: Call) -> Operator:
@@ -197,13 +297,37 @@ def _linear(call: Call) -> Operator:
 
 
 def _conv2d(call: Call) -> Operator:
-    def rule(input: Argument, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Operator:
-        return Affine(
-            lambda x: F.conv2d(x, weight, bias, *args, **kwargs),
-            lambda radius: F.conv2d(radius, weight.abs(), None, *args, **kwargs),
+    def rule(
+        input: Argument,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Operator:
+        if isinstance(padding, str):
+            rest = stride, padding, dilation, groups
+            return Affine(
+                lambda x: F.conv2d(x, weight, bias, *rest),
+                lambda radius: F.conv2d(radius, weight.abs(), None, *rest),
+            )
+        stride, padding, dilation = (
+            (v, v) if isinstance(v, int) else (tuple(v) * 2)[:2] for v in (stride, padding, dilation)
         )
+        return Convolution(weight, bias, stride, padding, dilation, groups)
 
     return rule(*call.args, **call.kwargs)
+
+
+def _gelu_call(call: Call) -> Operator:
+    return _gelu(call.kwargs.get("approximate", call.args[1] if len(call.args) > 1 else "none"))
+
+
+def _interpolation(call: Call) -> Operator:
+    if "bicubic" in (*call.args, *call.kwargs.values()):
+        raise UnsupportedOperator("bicubic interpolation has negative weights, for which there is no rule")
+    return positive(call.on)
 
 
 def _average_pool(call: Call) -> Operator:
@@ -224,13 +348,13 @@ def _with_positive_divisor(divisor: int | None, function: Callable[[Tensor], Ten
 def _softplus(module: nn.Softplus) -> Operator:
     if module.beta <= 0 or module.threshold < 15:
         raise UnsupportedOperator("softplus jumps down at its threshold; only the usual one, 20, has a rule")
-    return Monotone(module)
+    return Elementwise(module, curvature=module.beta / 4)
 
 
 def _functional_dropout(call: Call) -> Operator:
     if call.args[2] if len(call.args) > 2 else call.kwargs.get("training", True):
         raise UnsupportedOperator("it drops in eval mode too; pass training=self.training")
-    return positive(lambda x: x)
+    return moved(lambda x: x)
 
 
 def _selection(call: Call) -> Operator:
@@ -246,9 +370,29 @@ def _selection(call: Call) -> Operator:
 
 
 def _max_pool(call: Call) -> Operator:
+    def rule(
+        input: Argument,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Operator:
+        rest = kernel_size, stride or kernel_size, padding, dilation, ceil_mode, True
+        function: Any = F.max_pool2d
+        return _max_pool_of(kernel_size, stride, dilation, 2, lambda x: function(x, *rest))
+
     if not isinstance(call.result, Tensor):
         raise UnsupportedOperator("max-pooling that returns indices has no rule")
-    return Monotone(call.on)
+    return rule(*call.args, **call.kwargs)
+
+
+def _adaptive_max_pool(call: Call) -> Operator:
+    if not isinstance(call.result, Tensor):
+        raise UnsupportedOperator("max-pooling that returns indices has no rule")
+    size = tuple(call.result.shape[2:])
+    return MaxPool(lambda x: F.adaptive_max_pool2d(x, size), lambda x: F.adaptive_max_pool2d(x, size, True), 4)
 
 
 def _export_batch_norm(call: Call) -> Operator:
@@ -279,12 +423,18 @@ _ROWS: list[tuple[Callable[[Call], Operator], list[Any]]] = [
     (_conv2d, [F.conv2d, _aten.conv2d.default]),
     (_export_batch_norm, [_aten.batch_norm.default]),
     (_leaky_relu, [F.leaky_relu, _aten.leaky_relu.default, _aten.leaky_relu_.default]),
-    (_max_pool, [F.max_pool2d, F.adaptive_max_pool2d, _aten.max_pool2d.default]),
-    (lambda call: Monotone(call.on), [F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_]),
-    (lambda call: Monotone(call.on), [F.relu6, F.hardtanh, F.sigmoid, F.tanh]),
-    (lambda call: Monotone(call.on), [torch.sigmoid, Tensor.sigmoid, torch.tanh, Tensor.tanh]),
-    (lambda call: Monotone(call.on), [_aten.relu.default, _aten.relu_.default, _aten.sigmoid.default]),
-    (lambda call: Monotone(call.on), [_aten.tanh.default, _aten.hardtanh.default]),
+    (_max_pool, [F.max_pool2d, _aten.max_pool2d.default]),
+    (_adaptive_max_pool, [F.adaptive_max_pool2d]),
+    (lambda call: RELU, [F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_]),
+    (lambda call: RELU, [_aten.relu.default, _aten.relu_.default]),
+    (lambda call: SIGMOID, [F.sigmoid, torch.sigmoid, Tensor.sigmoid, _aten.sigmoid.default]),
+    (lambda call: TANH, [F.tanh, torch.tanh, Tensor.tanh, _aten.tanh.default]),
+    (lambda call: SILU, [F.silu, _aten.silu.default, _aten.silu_.default]),
+    (lambda call: ABS, [abs, torch.abs, Tensor.abs, _aten.abs.default]),
+    (lambda call: _between(0.0, 6.0), [F.relu6]),
+    (_hard_tanh, [F.hardtanh, _aten.hardtanh.default, _aten.hardtanh_.default]),
+    (_gelu_call, [F.gelu, _aten.gelu.default]),
+    (_interpolation, [F.interpolate]),
     (_average_pool, [F.avg_pool2d, _aten.avg_pool2d.default]),
     (lambda call: positive(call.on), [F.adaptive_avg_pool2d, _aten.adaptive_avg_pool2d.default]),
     (_functional_dropout, [F.dropout, F.dropout2d, _aten.dropout.default]),

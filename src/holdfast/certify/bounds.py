@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.bounds import Interval, interval_margins, trace
+from holdfast.bounds import Bounder, BoundMethod, region_of, trace
+from holdfast.bounds.relaxation import SlopeRule
 from holdfast.certify.certificate import Certificate, Certifier
 from holdfast.inference import check_inputs, check_logits, frozen_eval, predict
 from holdfast.threat import Threat
+
+CASCADE: tuple[Literal["ibp", "crown-ibp", "crown"], ...] = ("ibp", "crown-ibp", "crown")
+"""Cheap first; each on what those before it leave undecided."""
 
 
 class BoundCertifier(Certifier, name="bounds"):
@@ -22,10 +27,18 @@ class BoundCertifier(Certifier, name="bounds"):
     an interpolation. Deterministic, up to the rounding of the bound's own floating-point arithmetic.
     """
 
-    method: Literal["ibp"] = "ibp"
-    """How the margins are bounded: ``ibp`` propagates intervals."""
+    method: Literal["ibp", "crown-ibp", "crown", "cap", "one-step", "alpha-crown", "bcp", "lmt", "cascade"] = "ibp"
+    """How the margins are bounded (see ``holdfast.bounds.BoundMethod``); ``cascade`` asks ibp, then crown-ibp, then
+    crown, each about the examples that are not decided yet."""
+    relaxation: SlopeRule = "adaptive"
+    """Slope of the line below an unstable ReLU."""
+    intersect: bool = True
+    """Cut what linear passes find with the intervals."""
+    iterations: PositiveInt = 20
+    """Gradient steps of alpha-crown."""
     radius_tolerance: float = Field(default=0.01, gt=0)
-    """The bisection stops at this share of eps."""
+    """The bisection stops at this share of eps. It takes the cheapest method of a cascade's first two stages, and
+    crown-ibp in place of a method that bounds every neuron: their radius is then at least eps where verified."""
 
     @property
     def title(self) -> str:
@@ -36,24 +49,33 @@ class BoundCertifier(Certifier, name="bounds"):
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, batch_size: int = 256
     ) -> Certificate:
         y = check_inputs(x, y, threat)
-        parts = [(torch.zeros_like(y[:0]), torch.zeros_like(y[:0]).bool(), torch.zeros_like(y[:0]).double())]
+        empty = torch.zeros_like(y[:0])
+        parts = [(empty, empty.bool(), empty.double(), x.flatten(1)[:0, 0])]
         status: list[str] = []
+        methods: list[str] = []
         with frozen_eval(model):
             for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True) if len(x) else ():
                 logits = predict(model, batch, batch_size)
                 check_logits(logits, labels)
                 prediction = logits.argmax(1)
-                bound = _MarginBound(model, batch, labels, threat)
-                lowest = bound(torch.full_like(batch.flatten(1)[:, 0], threat.eps))
                 right = prediction == labels
+                bound = _MarginBound(model, batch, labels, threat, self._stages())
+                lowest, stage = bound(torch.full_like(batch.flatten(1)[:, 0], threat.eps), right=right)
                 holds = right & (lowest > 0) & lowest.isfinite()
-                parts.append((prediction, holds, self._radius(bound, right, holds, threat)))
+                radius = self._radius(bound.for_radius(), right, holds, threat)
+                parts.append((prediction, holds, radius, lowest))
+                methods += [self._stages()[number].method for number in stage.tolist()]
                 status += [
                     "error" if not math.isfinite(low) else "verified" if ok else "undecided" if hit else "wrong"
                     for low, ok, hit in zip(lowest.tolist(), holds.tolist(), right.tolist(), strict=True)
                 ]
-        prediction, verified, radius = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Certificate(prediction, verified, radius, status, "deterministic")
+        prediction, verified, radius, margin = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Certificate(prediction, verified, radius, status, "deterministic", margin, methods)
+
+    def _stages(self) -> list[BoundMethod]:
+        common = {"relaxation": self.relaxation, "intersect": self.intersect, "iterations": self.iterations}
+        names = CASCADE if self.method == "cascade" else (self.method,)
+        return [BoundMethod.model_validate({"method": name, **common}) for name in names]
 
     def _radius(self, bound: _MarginBound, right: Tensor, holds: Tensor, threat: Threat) -> Tensor:
         """The largest radius per example that was verified: doubled from eps, then bisected."""
@@ -68,7 +90,7 @@ class BoundCertifier(Certifier, name="bounds"):
                 break
             doubled, middle = (2 * low[rows]).clamp(min=unit), (low[rows] + high[rows]) / 2
             trial = torch.where(high[rows].isinf(), doubled, middle).clamp(max=cap)
-            lowest = bound(trial.to(bound.x.dtype), rows)
+            lowest, _ = bound(trial.to(bound.x.dtype), rows)
             proven = (lowest > 0) & lowest.isfinite()
             low[rows] = torch.where(proven, trial, low[rows])
             high[rows] = torch.where(proven, high[rows], trial)
@@ -78,11 +100,33 @@ class BoundCertifier(Certifier, name="bounds"):
 class _MarginBound:
     """The lowest margin bound of each example as a function of a radius per example."""
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> None:
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, stages: list[BoundMethod]) -> None:
         self.x, self.y, self.threat = x, y, threat
         self.graph = trace(model, x, box=threat.interval(x))
+        self.stages = [Bounder(self.graph, method) for method in stages]
 
-    def __call__(self, eps: Tensor, rows: Tensor | None = None) -> Tensor:
-        x, y = (self.x, self.y) if rows is None else (self.x[rows], self.y[rows])
-        box = Interval.between(*self.threat.interval(x, eps))
-        return interval_margins(self.graph, box, y).amin(1)
+    def for_radius(self) -> _MarginBound:
+        """The same without the stages that bound every neuron; by crown-ibp where there is no other."""
+        cheap = copy(self)
+        cheap.stages = [stage for stage in self.stages if not stage.method.dear]
+        if not cheap.stages:
+            relaxation = "same-slope" if self.stages[0].method.method == "cap" else self.stages[0].method.relaxation
+            changes = {"method": "crown-ibp", "relaxation": relaxation}
+            cheap.stages = [Bounder(self.graph, self.stages[0].method.model_copy(update=changes))]
+        return cheap
+
+    def __call__(
+        self, eps: Tensor, rows: Tensor | None = None, right: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The bounds, and the stage that each comes from; later stages take what is right and not yet positive."""
+        rows = torch.arange(len(self.x), device=self.x.device) if rows is None else rows
+        lowest, number = torch.full_like(eps, -torch.inf), torch.zeros_like(rows)
+        for stage, bounder in enumerate(self.stages):
+            open_ends = ~(lowest > 0) & ~lowest.isnan()
+            here = (open_ends & right if stage and right is not None else open_ends).nonzero().squeeze(1)
+            if len(here):
+                region = region_of(self.x[rows[here]], self.threat, eps[here])
+                found = bounder.margins(region, self.y[rows[here]]).amin(1)
+                better = ~(found <= lowest[here])  # a NaN replaces everything, and stays
+                lowest[here[better]], number[here[better]] = found[better], stage
+        return lowest, number

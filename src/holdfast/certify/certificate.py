@@ -34,6 +34,10 @@ class Certificate:
     """"verified", "undecided", "wrong" (the clean prediction is) or "error" (a bound is NaN or inf)."""
     guarantee: str
     """"deterministic", "probabilistic(alpha)" or "estimate"."""
+    margin: Tensor | None = None
+    """The lowest margin bound on the threat set, (N,), where the method has one."""
+    method: list[str] | None = None
+    """By which of several methods each example was judged."""
 
 
 class Certifier(Component, family="certifiers"):

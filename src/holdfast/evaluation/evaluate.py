@@ -125,6 +125,10 @@ def evaluate(
         columns[f"{name}.verified"] = _numpy(certificate.verified)
         columns[f"{name}.radius"] = _numpy(certificate.radius)
         columns[f"{name}.status"] = certificate.status
+        if certificate.margin is not None:
+            columns[f"{name}.margin"] = _numpy(certificate.margin)
+        if certificate.method is not None:
+            columns[f"{name}.method"] = certificate.method
         if certificate.guarantee == "deterministic":
             proofs[name] = certificate
             _ring_if_wrong(name, certificate, correct, x, threat)

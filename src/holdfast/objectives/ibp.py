@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from holdfast.bounds import Interval, batch_statistics, interval_margins, trace
+from holdfast.bounds import batch_statistics, interval_margins, region_of, trace
 from holdfast.objectives.objective import Loss, Objective, Progress
 from holdfast.threat import Threat
 
@@ -47,8 +47,8 @@ class IBP(Objective, name="ibp"):
         parts = {"cross_entropy": natural.detach()}
         if kappa == 1:
             return Loss(natural, parts)
-        box = Interval.between(*threat.with_eps(ramp * threat.eps).interval(x))
-        robust = robust_cross_entropy(interval_margins(trace(model, x, statistics), box, y)).mean()
+        region = region_of(x, threat.with_eps(ramp * threat.eps))
+        robust = robust_cross_entropy(interval_margins(trace(model, x, statistics), region, y)).mean()
         # A term of weight 0 is left out, so that nothing is differentiated for it.
         total = kappa * natural + (1 - kappa) * robust if kappa > 0 else robust
         return Loss(total, parts | {"robust_cross_entropy": robust.detach()})

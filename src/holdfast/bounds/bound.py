@@ -1,0 +1,160 @@
+"""The methods by their names: ibp, crown-ibp, crown, cap, one-step, alpha-crown, bcp, lmt."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from torch import Tensor, nn
+
+from holdfast.bounds.ball import Gains, ball_margins, certified_gains, lipschitz_margins
+from holdfast.bounds.graph import trace
+from holdfast.bounds.interval import Interval
+from holdfast.bounds.linear import Sweep, intervals, sweep
+from holdfast.bounds.operators import Graph
+from holdfast.bounds.optimised import one_step_slopes, optimised_margins
+from holdfast.bounds.region import Box, Region, region_of
+from holdfast.bounds.relaxation import SlopeRule, slopes_by
+from holdfast.bounds.specification import interval_margins, linear_margins
+from holdfast.component import nearest
+from holdfast.inference import check_inputs
+from holdfast.threat import Threat
+
+MethodName = Literal["ibp", "crown-ibp", "crown", "cap", "one-step", "alpha-crown", "bcp", "lmt"]
+METHODS = get_args(MethodName)
+
+
+class BoundMethod(BaseModel):
+    """How the outputs of a network are bounded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: MethodName = "ibp"
+    """``ibp`` propagates intervals; ``crown-ibp`` makes one linear backward pass through relaxations on these
+    intervals, ``crown`` one from every neuron on the way; ``cap`` is crown with the slopes of Wong and Kolter;
+    ``one-step`` is crown-ibp with slopes after one signed gradient step (Lee et al., 2021); ``alpha-crown`` is
+    crown with optimised slopes; ``bcp`` cuts balls with boxes and ``lmt`` uses balls alone, both in l_2."""
+    relaxation: SlopeRule = "adaptive"
+    """Slope of the line below an unstable ReLU."""
+    intersect: bool = True
+    """Cut what linear passes find, on the way and at the end, with the intervals; the published methods do not."""
+    iterations: PositiveInt = 20
+    """Gradient steps of alpha-crown."""
+    seed: int = 0
+    """Of random slopes."""
+
+    @property
+    def dear(self) -> bool:
+        """Whether it makes a backward pass from every unstable neuron."""
+        return self.method in ("crown", "cap", "alpha-crown")
+
+
+class Bounder:
+    """One graph, whose margins are bounded by one method on any region."""
+
+    def __init__(self, graph: Graph, method: BoundMethod) -> None:
+        self.graph, self.method = graph, method
+        self._gains: Gains | None = None
+
+    def margins(self, region: Region, y: Tensor) -> Tensor:
+        """Lower bounds of z_y − z_j for the classes j ≠ y ascending, (N, K−1)."""
+        graph, method = self.graph, self.method
+        if method.method == "ibp":
+            return interval_margins(graph, region, y)
+        if method.method in ("bcp", "lmt"):
+            self._gains = self._gains or certified_gains(graph, region.box.centre)
+            bound = ball_margins if method.method == "bcp" else lipschitz_margins
+            return bound(graph, region, y, self._gains)
+        if method.method == "alpha-crown":
+            margins = optimised_margins(graph, region, y, method.iterations, method.intersect)
+        elif method.method == "one-step":
+            slopes = one_step_slopes(graph, region, y, method.seed)
+            margins = linear_margins(graph, region, sweep(graph, region, slopes), y)
+        else:
+            margins = linear_margins(graph, region, self._sweep(region), y)
+        return torch.maximum(margins, interval_margins(graph, region, y)) if method.intersect else margins
+
+    def outputs(self, region: Region) -> Interval:
+        """The interval of every logit, (N, K)."""
+        logits = intervals(self.graph, region)[-1]
+        if self.method.method == "ibp":
+            return logits
+        if self.method.method not in ("crown-ibp", "crown", "cap"):
+            raise ValueError(f"{self.method.method} bounds margins, not single outputs; crown does")
+        done, count = self._sweep(region), logits.centre.shape[1]
+        one = torch.eye(count, dtype=logits.centre.dtype, device=logits.centre.device)
+        both = torch.cat([one, -one]).expand(len(logits.centre), -1, -1)
+        lower, upper = done.bound(self.graph, region, len(self.graph.nodes), both).chunk(2, 1)
+        crown = Interval.between(lower, -upper)
+        return logits.intersect(crown.lower, crown.upper) if self.method.intersect else crown
+
+    def _sweep(self, region: Region) -> Sweep:
+        slopes = slopes_by(
+            "same-slope" if self.method.method == "cap" else self.method.relaxation, self.method.seed
+        )
+        return sweep(self.graph, region, slopes, tighten=self.method.dear, intersect=self.method.intersect)
+
+
+def bound_outputs(
+    model: nn.Module, x: Tensor, threat: Threat | tuple[Tensor, Tensor], method: str = "ibp", **settings: object
+) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds of the logits over the threat set of each input, (N, K) each.
+
+    The model is bounded in eval mode and left as it was; the bounds are differentiable in its parameters.
+
+    Args:
+        threat: a threat, or a box as (lower, upper), (N, ...) each, that holds x.
+        method: one of ``METHODS``.
+        settings: further fields of ``BoundMethod``.
+
+    Raises:
+        ValueError: an unknown method; inputs that make no sense.
+        UnsupportedOperator: the model holds an operator without a bound rule.
+    """
+    bounder, region = _prepared(model, x, threat, method, settings)
+    logits = bounder.outputs(region)
+    return logits.lower, logits.upper
+
+
+def bound_margins(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat | tuple[Tensor, Tensor],
+    method: str = "ibp",
+    **settings: object,
+) -> Tensor:
+    """Lower bounds of the margins z_y − z_j over the threat set, classes j ≠ y ascending, (N, K−1).
+
+    An example whose bounds are all positive is certified. Otherwise as ``bound_outputs``.
+    """
+    bounder, region = _prepared(model, x, threat, method, settings)
+    y = check_inputs(x, y, _wide(threat))
+    return bounder.margins(region, y)
+
+
+def _prepared(
+    model: nn.Module, x: Tensor, threat: Threat | tuple[Tensor, Tensor], method: str, settings: dict[str, object]
+) -> tuple[Bounder, Region]:
+    check_method(method)
+    chosen = BoundMethod.model_validate({"method": method, **settings})
+    check_inputs(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), _wide(threat))
+    region: Region = region_of(x, threat) if isinstance(threat, Threat) else Box(_box(x, *threat))
+    return Bounder(trace(model, x, box=(region.box.lower, region.box.upper)), chosen), region
+
+
+def _wide(threat: Threat | tuple[Tensor, Tensor]) -> Threat:
+    return threat if isinstance(threat, Threat) else Threat("linf", 0.0, -torch.inf, torch.inf)
+
+
+def _box(x: Tensor, lower: Tensor, upper: Tensor) -> Interval:
+    if lower.shape != x.shape or upper.shape != x.shape or not ((lower <= x) & (x <= upper)).all():
+        raise ValueError(f"a box needs lower ≤ x ≤ upper, each of shape {tuple(x.shape)}")
+    return Interval.between(lower, upper)
+
+
+def check_method(method: str) -> None:
+    """Refuse the name of a method that does not exist."""
+    if method not in METHODS:
+        raise ValueError(f"{method!r} is not a bound method; {nearest(method, METHODS)}")

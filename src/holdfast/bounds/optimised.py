@@ -1,0 +1,194 @@
+"""Slopes that are chosen for the bound they give: one signed gradient step, or alpha-CROWN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from holdfast.bounds.interval import Interval
+from holdfast.bounds.linear import (
+    Relaxations,
+    Sweep,
+    backward,
+    both_ways,
+    is_exact,
+    is_exact_interval,
+    sweep,
+    unsettled,
+)
+from holdfast.bounds.operators import Graph, Rectifier
+from holdfast.bounds.region import Region
+from holdfast.bounds.relaxation import Slopes, adaptive, relax
+from holdfast.bounds.specification import linear_margins, margin_rows
+from holdfast.inference import mix_seed
+
+LIMIT = 2**26
+"""Slopes optimised at a time; a network that has more optimises those of the last pass only."""
+
+Start = Callable[[int, tuple[int, ...]], Tensor]
+"""(number of the node, shape of an example's neurons) → where the slopes start, that shape or (N, *shape)."""
+
+
+def robust_cross_entropy(margins: Tensor) -> Tensor:
+    """log(1 + Σ_j exp(−m_j)) of each example, (N,): the cross-entropy of the worst logits.
+
+    Args:
+        margins: lower bounds of z_y − z_j for the classes j ≠ y, (N, K−1).
+    """
+    return F.softplus(torch.logsumexp(-margins, 1))
+
+
+def random_start(seed: int) -> Start:
+    """Uniform in [0, 1], the same for every example, so that none hangs on its neighbours."""
+
+    def start(node: int, shape: tuple[int, ...]) -> Tensor:
+        return torch.rand(shape, generator=torch.Generator().manual_seed(mix_seed(seed, node)))
+
+    return start
+
+
+def one_step_slopes(
+    graph: Graph,
+    region: Region,
+    y: Tensor,
+    seed: int = 0,
+    *,
+    start: Start | None = None,
+    loss: Callable[[Sweep], Tensor] | None = None,
+) -> Callable[[int], Slopes]:
+    """Slopes a = clip(a⁰ − 2 sign ∂loss/∂a⁰, 0, 1) from random ones (Lee et al., 2021, appendix): for each neuron
+    the end of [0, 1] that lowers the loss; where the loss does not care, the random slope stays.
+
+    Args:
+        start: of the slopes; uniform at random by default.
+        loss: (N,), from a sweep with these slopes; by default the cross-entropy of the CROWN-IBP margins.
+    """
+    begin = start or random_start(seed)
+    slopes: dict[int, Tensor] = {}
+
+    def starting(node: int) -> Slopes:
+        def draw(value: Interval) -> Tensor:
+            first = begin(node, tuple(value.centre.shape[1:])).to(value.centre)
+            slopes[node] = first.expand_as(value.centre).clone().requires_grad_(True)
+            return slopes[node]
+
+        return draw
+
+    with torch.enable_grad():
+        done = sweep(graph, region, starting)
+        values = loss(done) if loss else robust_cross_entropy(linear_margins(graph, region, done, y))
+        used = list(slopes.items())
+        leaves = [slope for _, slope in used]
+        asked = leaves and values.requires_grad
+        gradients = torch.autograd.grad(values.sum(), leaves, allow_unused=True) if asked else [None] * len(leaves)
+    chosen = {
+        node: slope.detach() if gradient is None else (slope.detach() - 2 * gradient.sign()).clamp(0, 1)
+        for (node, slope), gradient in zip(used, gradients, strict=True)
+    }
+    return lambda node: lambda value: chosen[node]
+
+
+@dataclass
+class _Pass:
+    """A backward pass whose slopes are optimised: from neurons of a value, or from the margins."""
+
+    value: int
+    owner: Tensor
+    neuron: Tensor | None
+    a: Tensor
+    slopes: dict[int, Tensor]
+    """By the number of the node, (M, S, ...)."""
+
+    def bound(self, graph: Graph, region: Region, values: list[Interval]) -> Tensor:
+        """(M, S)."""
+        relaxations: Relaxations = {}
+        for number, node in enumerate(graph.nodes[: self.value]):
+            if not is_exact(node.operator):
+                slopes = _constantly(self.slopes[number]) if number in self.slopes else adaptive
+                relaxations[number] = relax(node.operator, values[node.inputs[0]].take(self.owner), slopes)
+        return backward(graph, relaxations, self.value, self.a).minimum(region.take(self.owner))
+
+
+def _constantly(slopes: Tensor) -> Slopes:
+    return lambda _: slopes
+
+
+def optimised_margins(graph: Graph, region: Region, y: Tensor, iterations: int, intersect: bool = True) -> Tensor:
+    """alpha-CROWN (Xu et al., 2021): lower bounds of z_y − z_j, (N, K−1), with the slopes that raise them.
+
+    Every backward pass, from each unstable neuron and each margin, has slopes of its own; all of them ascend
+    the sum of the margins (Adam, 0.5 · 0.98^t), and the best bound of each margin is kept. Not
+    differentiable in the weights.
+    """
+    with torch.no_grad():
+        base = sweep(graph, region, lambda _: adaptive, tighten=True, intersect=intersect)
+        best = linear_margins(graph, region, base, y)
+    passes = _passes(graph, region, base, y)
+    leaves = [slope for one in passes for slope in one.slopes.values()]
+    if not leaves:
+        return best
+    optimizer = torch.optim.Adam(leaves, lr=0.5)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
+    for _ in range(iterations):
+        with torch.enable_grad():
+            margins = _margins(graph, region, base, passes)
+            gradients = torch.autograd.grad(-margins.sum(), leaves, allow_unused=True)
+        best = torch.maximum(best, margins.detach())
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            for leaf in leaves:
+                leaf.clamp_(0, 1)
+    with torch.no_grad():
+        return torch.maximum(best, _margins(graph, region, base, passes))
+
+
+def _margins(graph: Graph, region: Region, base: Sweep, passes: list[_Pass]) -> Tensor:
+    """The margins after one round of all passes, each on the intervals that those before it left."""
+    values = list(base.values)
+    for inner in passes[:-1]:
+        bounds, known = inner.bound(graph, region, values), values[inner.value]
+        lower, upper, place = known.lower.flatten(1), known.upper.flatten(1), (inner.owner, inner.neuron)
+        low, high = bounds[:, 0], -bounds[:, 1]
+        # Nothing known before is given up, but slopes that are worse today are still told how to get better.
+        low = low + (torch.maximum(low, lower[place]) - low).detach()
+        high = high + (torch.minimum(high, upper[place]) - high).detach()
+        lower, upper = lower.index_put(place, low), upper.index_put(place, high)
+        values[inner.value] = Interval.between(lower.view_as(known.centre), upper.view_as(known.centre))
+    return passes[-1].bound(graph, region, values)
+
+
+def _passes(graph: Graph, region: Region, base: Sweep, y: Tensor) -> list[_Pass]:
+    """One for each value that a relaxation reads, but for those that intervals know exactly; the margins last."""
+    last, like = len(graph.nodes), region.box.centre
+    rows = margin_rows(y, graph.shape(last)[0], like.dtype)
+    everyone = torch.arange(len(y), device=y.device)
+    final = _Pass(last, everyone, None, rows, _starting(graph, base, last, everyone, rows.shape[1]))
+    inner: list[_Pass] = []
+    for number in sorted(base.relaxations):
+        source = graph.nodes[number].inputs[0]
+        if is_exact_interval(graph, region, source):
+            continue
+        owner, neuron = unsettled(graph.nodes[number].operator, base.values[source]).flatten(1).nonzero().T
+        slopes = _starting(graph, base, source, owner, 2)
+        a = both_ways(owner, neuron, graph.shape(source), like)
+        inner.append(_Pass(source, owner, neuron, a, slopes))
+        if sum(slope.numel() for one in inner for slope in one.slopes.values()) > LIMIT:
+            return [final]
+    return [*inner, final]
+
+
+def _starting(graph: Graph, base: Sweep, value: int, owner: Tensor, functions: int) -> dict[int, Tensor]:
+    """Adaptive slopes of every ReLU before a value, for M examples and S functions of each."""
+    slopes = {}
+    for number in base.relaxations:
+        if number < value and isinstance(graph.nodes[number].operator, Rectifier):
+            first = adaptive(base.values[graph.nodes[number].inputs[0]]).detach()[owner]
+            slopes[number] = first[:, None].repeat(1, functions, *[1] * (first.dim() - 1)).requires_grad_(True)
+    return slopes

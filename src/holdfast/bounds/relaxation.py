@@ -1,0 +1,243 @@
+"""Lines below and above the operators that are not affine: what a backward pass replaces them with.
+
+A relaxation of an operator holds on the interval of its input. ``pull`` takes coefficients a of the
+operator's result and gives coefficients of its input and an offset, such that the new function is nowhere above
+⟨a, result⟩ on that interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import singledispatch
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from holdfast.bounds.interval import Interval, rule
+from holdfast.bounds.operators import (
+    Elementwise,
+    MaxPool,
+    Monotone,
+    Operator,
+    PairwiseMax,
+    Rectifier,
+    UnsupportedOperator,
+)
+from holdfast.inference import mix_seed
+
+SlopeRule = Literal["adaptive", "same-slope", "zero", "one", "random"]
+"""Slope of the line below an unstable ReLU: 1 where u > −l and else 0; u / (u − l); 0; 1; 0 or 1 by lot."""
+
+GRID = 64
+"""Pieces of the interval on which a smooth function is evaluated."""
+
+
+class Relaxation(Protocol):
+    """Bounding functions for each of N examples."""
+
+    def pull(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients (N, S, *input) and offset (N, S) from coefficients (N, S, *result)."""
+
+    def take(self, rows: Tensor) -> Relaxation:
+        """Those of some examples."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """slope · v + offset below and above, entry by entry: (N, ...), or (N, S, ...) for S functions of their own."""
+
+    lower_slope: Tensor
+    upper_slope: Tensor
+    lower_offset: Tensor | None
+    """None where the lower lines pass through the origin."""
+    upper_offset: Tensor
+
+    def pull(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        lower, upper = (t if t.dim() == a.dim() else t[:, None] for t in (self.lower_slope, self.upper_slope))
+        below = a.clamp(min=0)
+        above = a - below
+        offset = (above.flatten(2) * self._rows(self.upper_offset, a)).sum(2)
+        if self.lower_offset is not None:
+            offset = offset + (below.flatten(2) * self._rows(self.lower_offset, a)).sum(2)
+        return above * upper + below * lower, offset
+
+    @staticmethod
+    def _rows(values: Tensor, a: Tensor) -> Tensor:
+        return values.flatten(2) if values.dim() == a.dim() else values.flatten(1)[:, None]
+
+    def take(self, rows: Tensor) -> Lines:
+        return Lines(
+            self.lower_slope[rows],
+            self.upper_slope[rows],
+            None if self.lower_offset is None else self.lower_offset[rows],
+            self.upper_offset[rows],
+        )
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Every monotone function lies between its values at the ends of the interval."""
+
+    value: Interval
+    shape: torch.Size
+
+    def pull(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        centre, radius = self.value.centre.flatten(1)[:, None], self.value.radius.flatten(1)[:, None]
+        offset = (a.flatten(2) * centre - a.flatten(2).abs() * radius).sum(2)
+        return a.new_zeros(*a.shape[:2], *self.shape), offset
+
+    def take(self, rows: Tensor) -> Constants:
+        return Constants(self.value.take(rows), self.shape)
+
+
+@dataclass(frozen=True)
+class Winners:
+    """A maximum over windows: at least the entry of largest lower bound; exactly that where no other can
+    exceed it, and at most the largest upper bound."""
+
+    index: Tensor
+    """Of the entry within its flat channel, (N, C, windows)."""
+    alone: Tensor
+    """Whether no other entry can exceed it, (N, C, windows)."""
+    largest: Tensor
+    """Upper bound of the maximum, (N, C, windows)."""
+    shape: torch.Size
+
+    def pull(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        a = a.flatten(3)
+        constant = (a < 0) & ~self.alone[:, None]
+        offset = torch.where(constant, a * self.largest[:, None], 0).sum((2, 3))
+        spread = torch.where(constant, 0, a)
+        pulled = a.new_zeros(*a.shape[:3], self.shape[1:].numel())
+        pulled = pulled.scatter_add(3, self.index[:, None].expand_as(spread), spread)
+        return pulled.view(*a.shape[:2], *self.shape), offset
+
+    def take(self, rows: Tensor) -> Winners:
+        return Winners(self.index[rows], self.alone[rows], self.largest[rows], self.shape)
+
+
+@dataclass(frozen=True)
+class SortedPairs:
+    """max(a, b) = b + relu(a − b) and min(a, b) = a − relu(a − b), with lines for the ReLU."""
+
+    lines: Lines
+
+    def pull(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        of_max, of_min = a[:, :, ::2], a[:, :, 1::2]
+        of_difference, offset = self.lines.pull(of_max - of_min)
+        pulled = torch.stack([of_min + of_difference, of_max - of_difference], 3)
+        return pulled.flatten(2, 3), offset
+
+    def take(self, rows: Tensor) -> SortedPairs:
+        return SortedPairs(self.lines.take(rows))
+
+
+@singledispatch
+def relax(operator: Operator, value: Interval, slopes: Slopes) -> Relaxation:
+    """The relaxation of an operator that is not affine on an interval of its input; a new kind registers here."""
+    raise UnsupportedOperator(f"{type(operator).__name__} has no linear relaxation; the method ibp may do")
+
+
+Slopes = Callable[[Interval], Tensor]
+"""Where the slope of the lower line lies between the least and the largest possible, in [0, 1]: (N, [S,] ...)."""
+
+
+@relax.register
+def _(operator: Rectifier, value: Interval, slopes: Slopes) -> Relaxation:
+    return rectifier_lines(value, slopes, operator.leak)
+
+
+def rectifier_lines(value: Interval, slopes: Slopes, leak: float = 0.0) -> Lines:
+    """Above an unstable entry the chord, below a line through the origin; a stable entry is itself."""
+    lower, upper = value.lower.clamp(max=0), value.upper.clamp(min=0)
+    width = (upper - lower).clamp(min=torch.finfo(lower.dtype).tiny)
+    chord = (upper - leak * lower) / width
+    active, unstable = value.lower >= 0, (value.lower < 0) & (value.upper > 0)
+    share = slopes(value)
+    if share.dim() > chord.dim():
+        active, unstable = active[:, None], unstable[:, None]
+    slope = torch.where(unstable, leak + (1 - leak) * share, torch.where(active, 1.0, leak).to(share))
+    return Lines(slope, chord, None, (leak - chord) * lower)
+
+
+@relax.register
+def _(operator: Elementwise, value: Interval, slopes: Slopes) -> Relaxation:
+    """Two parallels of the chord, shifted until they hold.
+
+    On a piece of length h between neighbouring points f − slope · v is within curvature · h² / 8 of its chord, so
+    that its extremes are at most so far beyond those at the points.
+    """
+    lower, upper = value.lower, value.upper
+    ends = operator.function(lower), operator.function(upper)
+    width = upper - lower
+    wide = width > 1e-6 * (1 + lower.abs())
+    slope = torch.where(wide, (ends[1] - ends[0]) / torch.where(wide, width, 1), 0)
+    pieces = GRID if operator.curvature else 1
+    steps = torch.linspace(0, 1, pieces + 1, dtype=lower.dtype, device=lower.device)
+    least = most = ends[0] - slope * lower
+    points = [lower + width * step for step in steps[1:-1]] + [upper]
+    points += [torch.minimum(torch.maximum(torch.full_like(lower, kink), lower), upper) for kink in operator.kinks]
+    for point in points:
+        gap = operator.function(point) - slope * point
+        least, most = torch.minimum(least, gap), torch.maximum(most, gap)
+    margin = operator.curvature * (width / pieces).square() / 8
+    margin = torch.where(wide, margin, operator.steepest * width)
+    return Lines(slope, slope, least - margin, most + margin)
+
+
+@relax.register
+def _(operator: Monotone, value: Interval, slopes: Slopes) -> Relaxation:
+    return Constants(rule(operator, value), value.centre.shape[1:])
+
+
+@relax.register
+def _(operator: PairwiseMax, value: Interval, slopes: Slopes) -> Relaxation:
+    lower, upper = value.lower, value.upper
+    difference = Interval.between(lower[:, ::2] - upper[:, 1::2], upper[:, ::2] - lower[:, 1::2])
+    return SortedPairs(rectifier_lines(difference, adaptive))
+
+
+@relax.register
+def _(operator: MaxPool, value: Interval, slopes: Slopes) -> Relaxation:
+    lower, upper = value.lower, value.upper
+    _, index = operator.where(lower)
+    largest, _ = operator.where(upper)
+    flat = index.flatten(2)
+    best = lower.flatten(2).gather(2, flat)
+    if operator.overlap == 1:  # the winners out of the way, does another entry of the window reach above them?
+        rivals = upper.flatten(2).scatter(2, flat, -torch.inf).view_as(upper)
+        strongest = operator.where(rivals)[0].flatten(2)
+    else:
+        strongest = largest.flatten(2)
+    return Winners(flat, strongest <= best, largest.flatten(2), value.centre.shape[1:])
+
+
+def adaptive(value: Interval) -> Tensor:
+    """1 where the ReLU is active on the larger part of the interval, else 0."""
+    return (value.upper > -value.lower).to(value.centre)
+
+
+def slopes_by(name: SlopeRule, seed: int = 0) -> Callable[[int], Slopes]:
+    """The rule of each node, by its number."""
+
+    def same(value: Interval) -> Tensor:
+        width = (value.upper - value.lower).clamp(min=torch.finfo(value.centre.dtype).tiny)
+        return (value.upper.clamp(min=0) / width).clamp(max=1)
+
+    def by_lot(node: int) -> Slopes:
+        def draw(value: Interval) -> Tensor:
+            generator = torch.Generator().manual_seed(mix_seed(seed, node))
+            coins = torch.randint(0, 2, value.centre.shape[1:], generator=generator)
+            return coins.to(value.centre).expand_as(value.centre)
+
+        return draw
+
+    rules: dict[str, Slopes] = {
+        "adaptive": adaptive,
+        "same-slope": same,
+        "zero": lambda value: torch.zeros_like(value.centre),
+        "one": lambda value: torch.ones_like(value.centre),
+    }
+    return by_lot if name == "random" else lambda _: rules[name]

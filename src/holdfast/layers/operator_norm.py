@@ -1,0 +1,135 @@
+"""Operator norms from l_2 to l_2: certified upper bounds, and the estimate from below that training uses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROUNDING = 1e-9
+"""Relative; what float64 may lose in a singular value, and more."""
+
+
+def operator_norm(layer: nn.Module, input_shape: tuple[int, ...] | None = None, *, estimate: bool = False) -> float:
+    """An upper bound of the largest singular value of a dense layer or convolution, in float64, rounded up.
+
+    Args:
+        input_shape: of one example (C, H, W); a small convolution is then taken exactly as a matrix. It is
+            needed for the estimate.
+        estimate: power iteration in place of the bound: it comes from below and certifies nothing.
+
+    Raises:
+        ValueError: a layer of another kind; an estimate without an input shape.
+    """
+    if isinstance(layer, nn.Linear):
+        weight = layer.weight.detach().double()
+        if estimate:
+            return float(power_iteration(lambda x: F.linear(x, weight), weight[:1] * 0, iterations=100))
+        return float(matrix_norm(weight))
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d):
+        raise ValueError(f"{type(layer).__name__} is neither a dense layer nor a convolution")
+    weight = layer.weight.detach().double()
+
+    def forward(x: Tensor) -> Tensor:
+        result: Tensor = layer._conv_forward(x, weight, None)
+        return result
+
+    if estimate:
+        if input_shape is None:
+            raise ValueError("the norm of a convolution depends on the size of its input: give input_shape")
+        return float(power_iteration(forward, weight.new_zeros(1, *input_shape), iterations=100))
+    wrapped = layer.padding_mode in ("reflect", "replicate")
+    if input_shape is not None and (wrapped or is_small(forward, weight.new_zeros(1, *input_shape))):
+        return float(dense_norm(forward, weight.new_zeros(1, *input_shape)))
+    if wrapped:
+        raise ValueError(f"a convolution with {layer.padding_mode} padding needs input_shape")
+    return float(convolution_norm(weight, tuple(layer.stride), tuple(layer.dilation), layer.groups))
+
+
+@torch.no_grad()
+def matrix_norm(weight: Tensor) -> Tensor:
+    """The largest singular value of a matrix (m, n), or of each of a batch, from its Gram matrix; rounded up."""
+    weight = weight.to(torch.complex128 if weight.is_complex() else torch.float64)
+    tall = weight.shape[-2] >= weight.shape[-1]
+    gram = weight.mH @ weight if tall else weight @ weight.mH
+    return torch.linalg.eigvalsh(gram)[..., -1].clamp(min=0).sqrt() * (1 + ROUNDING)
+
+
+@torch.no_grad()
+def dense_norm(forward: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
+    """Of a linear (or affine) map, by its matrix; ``zero`` is an input (1, ...)."""
+    columns = zero.numel()
+    one = torch.eye(columns, dtype=torch.float64, device=zero.device)
+    offset = forward(zero)
+    parts = [forward(rows.to(zero).view(-1, *zero.shape[1:])) - offset for rows in one.split(512)]
+    return matrix_norm(torch.cat(parts).flatten(1))
+
+
+def is_small(forward: Callable[[Tensor], Tensor], zero: Tensor) -> bool:
+    """Whether a map's matrix is small enough to be written down."""
+    with torch.no_grad():
+        outputs = forward(zero).numel()
+    return zero.numel() * outputs <= 4_000_000 and min(zero.numel(), outputs) <= 1600
+
+
+@torch.no_grad()
+def convolution_norm(
+    weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...], groups: int, grid: int = 64
+) -> Tensor:
+    """sup_ω ‖ŵ(ω)‖₂, which no zero-padded or circular convolution of any size exceeds.
+
+    A strided convolution is one of stride 1 on the s_1 · s_2 phases of its input. The supremum exceeds the
+    maximum over an N × N grid of frequencies at most by the factor Π cos(π (k − 1) / N)^(−1/2) over the axes (M.
+    Riesz: a non-negative trigonometric polynomial of degree k − 1 stays above M cos((k − 1) · distance) near
+    its maximum M). A dilation relabels frequencies; beside a stride > 1 the stride is left out, which only
+    loosens the bound.
+
+    Args:
+        weight: (out, in / groups, k) or (out, in / groups, k, k).
+    """
+    kernel = weight.double()
+    if kernel.dim() == 3:
+        kernel, stride, dilation = kernel[:, :, None], (1, *stride), (1, *dilation)
+    if any(d > 1 for d in dilation):
+        stride = (1, 1)
+    # The phases of the kernel: (out, in · s_1 · s_2, k_1 / s_1, k_2 / s_2)
+    missing = [-k % s for k, s in zip(kernel.shape[2:], stride, strict=True)]
+    kernel = F.pad(kernel, (0, missing[1], 0, missing[0]))
+    out, channels = kernel.shape[:2]
+    high, wide = (k // s for k, s in zip(kernel.shape[2:], stride, strict=True))
+    phases = kernel.view(out, channels, high, stride[0], wide, stride[1]).permute(0, 1, 3, 5, 2, 4)
+    phases = phases.reshape(groups, out // groups, -1, high, wide)
+    grid = max(grid, 4 * (max(high, wide) - 1))
+    sizes = [1 if k == 1 else grid for k in (high, wide)]  # a kernel of one entry has a flat spectrum
+    largest = phases.new_zeros(())
+    for group in phases:
+        spectrum = torch.fft.rfft2(group, s=sizes).permute(2, 3, 0, 1).flatten(0, 1)
+        for part in spectrum.split(256):
+            largest = torch.maximum(largest, matrix_norm(part).amax())
+    slack = math.prod(math.cos(math.pi * (k - 1) / grid) for k in (high, wide))
+    return largest / math.sqrt(slack) * (1 + ROUNDING)
+
+
+def power_iteration(forward: Callable[[Tensor], Tensor], zero: Tensor, *, iterations: int) -> Tensor:
+    """An estimate from below of a linear (or affine) map's norm, differentiable in the map.
+
+    The start is fixed; the singular vector is found without gradient, and the last application alone is
+    differentiated: exact where the iteration has converged.
+
+    Args:
+        zero: an input (1, ...).
+    """
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(zero.shape, generator=generator).to(zero)
+    with torch.no_grad():
+        offset = forward(zero)
+    for _ in range(iterations):
+        with torch.enable_grad():
+            v = (v / v.norm().clamp(min=1e-30)).requires_grad_(True)
+            image = forward(v) - offset
+            v = torch.autograd.grad(image, v, image.detach())[0].detach()
+    v = v / v.norm().clamp(min=1e-30)
+    return (forward(v) - forward(zero)).norm()
