@@ -1,4 +1,4 @@
-"""Linear backward bounds: the reference arrays of the originals and of auto_LiRPA, closed forms, soundness by search."""
+"""Linear backward bounds: arrays of the originals and of auto_LiRPA, closed forms, soundness by search."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ LAYERS: dict[str, nn.Module] = {
 
 
 def network(layer: nn.Module) -> nn.Module:
-    """A convolution, the layer under test, a ReLU, a dense end; with scales at which both kinds of neurons occur."""
+    """A convolution, the layer under test, a ReLU and a dense end, at scales where neurons of both kinds occur."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), deepcopy(layer), nn.Flatten(), nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 4)

@@ -51,7 +51,7 @@ def test_a_convolution_is_bounded_from_above_and_closely(layer: nn.Conv2d) -> No
 
 
 def test_the_factor_of_the_grid_is_enough_for_a_polynomial_of_known_maximum() -> None:
-    # ŵ(ω) = 1 + e^{iω} + e^{2iω} has its maximum 3 at 0; shifted off the grid by a modulation it must still be found.
+    # ŵ(ω) = 1 + e^{iω} + e^{2iω} has its maximum 3 at 0; moved off the grid it must be found all the same.
     for grid in (8, 16, 64):
         phase = torch.pi / grid  # half a grid step
         weight = torch.stack([torch.cos(phase * torch.arange(3)), torch.sin(phase * torch.arange(3))]).double()
