@@ -12,8 +12,8 @@ from helpers import images, small_cnn
 from torch import Tensor, nn
 
 from holdfast import Threat
+from holdfast.bounds import robust_cross_entropy
 from holdfast.objectives import IBP, Progress
-from holdfast.objectives.ibp import robust_cross_entropy
 
 
 def test_robust_cross_entropy_is_that_of_the_worst_logits() -> None:

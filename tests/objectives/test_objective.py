@@ -73,8 +73,9 @@ def test_what_it_trains_on_lies_in_the_threat_set(objective: Objective, norm: st
         assert not torch.equal(loss.x_adv, x)
 
 
-@every_objective
-def test_without_a_radius_every_objective_is_natural_training(objective: Objective) -> None:
+# GloRo's extra class counts the runner-up even at radius 0, and STAPS multiplies two losses.
+@pytest.mark.parametrize("objective", [Objective.registry[n]() for n in NAMES if n not in ("gloro", "staps")])
+def test_without_a_radius_an_objective_is_natural_training(objective: Objective) -> None:
     x, y = images(16)
     model = small_cnn().eval()
     natural = torch.nn.functional.cross_entropy(model(x), y)

@@ -21,7 +21,7 @@ from holdfast.bounds.operators import (
 )
 from holdfast.bounds.region import Region, region_of
 from holdfast.bounds.rules import register
-from holdfast.bounds.specification import interval_margins, margin_rows
+from holdfast.bounds.specification import interval_margins, margin_rows, robust_cross_entropy
 
 __all__ = [
     "METHODS",
@@ -48,5 +48,6 @@ __all__ = [
     "propagate",
     "region_of",
     "register",
+    "robust_cross_entropy",
     "trace",
 ]

@@ -26,6 +26,7 @@ from holdfast.bounds.operators import (
     PairwiseMax,
     Sum,
     UnsupportedOperator,
+    run,
 )
 from holdfast.bounds.region import Ball, Region
 from holdfast.bounds.specification import interval_margins_at, margin_rows
@@ -150,16 +151,37 @@ def lipschitz_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> 
     """The same by the ball alone: z_y − z_j − r ‖W_y − W_j‖₂, the pairwise form of Lipschitz-margin training."""
     last = graph.nodes[-1]
     if not isinstance(last.operator, Linear):
-        end = _balls(graph, region, gains, None)
-        rows = margin_rows(y, end.centre.shape[1], end.centre.dtype)
-        return _margins(rows, end.centre) - math.sqrt(2) * end.radius[:, None]
-    hidden = _balls(graph, region, gains, last.inputs[0])
-    margins, rows = _last_layer(last.operator, hidden.centre, y)
-    return margins - hidden.radius[:, None] * rows.norm(dim=2)
+        logits = run(graph, _start(region).centre)
+        rows = margin_rows(y, logits.shape[1], logits.dtype)
+        return _margins(rows, logits) - math.sqrt(2) * ball_radius(graph, region, gains)[:, None]
+    hidden = run(graph, _start(region).centre, stop=last.inputs[0])
+    radius = ball_radius(graph, region, gains, last.inputs[0])
+    margins, rows = _last_layer(last.operator, hidden, y)
+    return margins - radius[:, None] * rows.norm(dim=2)
 
 
-def _balls(graph: Graph, region: Region, gains: Gains, stop: int | None) -> CutBall:
-    return cut_balls(graph, region, gains, stop)[-1]
+def ball_radius(graph: Graph, region: Region, gains: Gains, stop: int | None = None) -> Tensor:
+    """The radius of the ball alone at the last value, or at number ``stop``, (N,)."""
+    radii = [_start(region).radius]
+    for number, node in enumerate(graph.nodes[:stop]):
+        radii.append(_radius(node.operator, gains.get(number), *(radii[i] for i in node.inputs)))
+    return radii[-1]
+
+
+def _radius(operator: Operator, gain: Tensor | None, *radii: Tensor) -> Tensor:
+    if gain is not None:
+        return radii[0] * gain
+    if isinstance(operator, Elementwise):
+        return radii[0] * operator.steepest
+    if isinstance(operator, MaxPool):
+        return radii[0] * math.sqrt(operator.overlap)
+    if isinstance(operator, PairwiseMax):
+        return radii[0]
+    if isinstance(operator, Sum):
+        return radii[0] + radii[1]
+    if isinstance(operator, Concatenate):
+        return torch.stack(radii).norm(dim=0)
+    raise UnsupportedOperator(f"{type(operator).__name__} has no Lipschitz constant; crown or ibp may do")
 
 
 def _last_layer(operator: Linear, centre: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import singledispatch
 from typing import Any
 
 import torch
@@ -209,6 +210,43 @@ class Graph:
     def shape(self, value: int) -> Shape:
         """Of one example's value."""
         return self.nodes[value - 1].shape if value else self.input_shape
+
+
+@singledispatch
+def apply(operator: Operator, *values: Tensor) -> Tensor:
+    """What the operator computes; a new kind that is neither affine nor a function registers here."""
+    raise TypeError(
+        f"{type(operator).__name__} cannot be computed; holdfast.bounds.operators.apply.register adds it"
+    )
+
+
+@apply.register
+def _(operator: Affine, value: Tensor) -> Tensor:
+    return operator.forward(value)
+
+
+@apply.register(Monotone)
+@apply.register(Elementwise)
+def _(operator: Monotone | Elementwise, value: Tensor) -> Tensor:
+    return operator.function(value)
+
+
+@apply.register
+def _(operator: Sum, first: Tensor, second: Tensor) -> Tensor:
+    return first + operator.sign * second
+
+
+@apply.register
+def _(operator: Concatenate, *values: Tensor) -> Tensor:
+    return torch.cat(values, operator.dim)
+
+
+def run(graph: Graph, value: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+    """What the graph computes from value number ``start``, which nothing after it may look past; (N, ...)."""
+    values = {start: value}
+    for number, node in enumerate(graph.nodes[start:stop], start):
+        values[number + 1] = apply(node.operator, *(values[i] for i in node.inputs))
+    return values[len(graph.nodes) if stop is None else stop]
 
 
 def positive(function: Map) -> Affine:

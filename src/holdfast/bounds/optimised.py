@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.bounds.interval import Interval
@@ -23,7 +22,7 @@ from holdfast.bounds.linear import (
 from holdfast.bounds.operators import Graph, Rectifier
 from holdfast.bounds.region import Region
 from holdfast.bounds.relaxation import Slopes, adaptive, relax
-from holdfast.bounds.specification import linear_margins, margin_rows
+from holdfast.bounds.specification import linear_margins, margin_rows, robust_cross_entropy
 from holdfast.inference import mix_seed
 
 LIMIT = 2**26
@@ -31,15 +30,6 @@ LIMIT = 2**26
 
 Start = Callable[[int, tuple[int, ...]], Tensor]
 """(number of the node, shape of an example's neurons) → where the slopes start, that shape or (N, *shape)."""
-
-
-def robust_cross_entropy(margins: Tensor) -> Tensor:
-    """log(1 + Σ_j exp(−m_j)) of each example, (N,): the cross-entropy of the worst logits.
-
-    Args:
-        margins: lower bounds of z_y − z_j for the classes j ≠ y, (N, K−1).
-    """
-    return F.softplus(torch.logsumexp(-margins, 1))
 
 
 def random_start(seed: int) -> Start:

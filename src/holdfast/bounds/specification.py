@@ -21,8 +21,7 @@ def margin_rows(y: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
 
 def interval_margins(graph: Graph, region: Region, y: Tensor) -> Tensor:
     """Lower bounds of z_y − z_j for the classes j ≠ y ascending, (N, K−1), by intervals."""
-    margins = interval_margins_at(graph, intervals(graph, region, _before_the_end(graph)), y)
-    return margins.lower
+    return interval_margins_at(graph, intervals(graph, region, before_the_end(graph)), y).lower
 
 
 def interval_margins_at(graph: Graph, values: list[Interval], y: Tensor) -> Interval:
@@ -69,7 +68,17 @@ def fused_robust_sum(graph: Graph, region: Region, done: Sweep, y: Tensor) -> tu
     return constant - linear, shift.squeeze(1)
 
 
-def _before_the_end(graph: Graph) -> int | None:
+def robust_cross_entropy(margins: Tensor) -> Tensor:
+    """log(1 + Σ_j exp(−m_j)) of each example, (N,): the cross-entropy of the worst logits.
+
+    Args:
+        margins: lower bounds of z_y − z_j for the classes j ≠ y, (N, K−1).
+    """
+    return F.softplus(torch.logsumexp(-margins, 1))
+
+
+def before_the_end(graph: Graph) -> int | None:
+    """Where a sweep for margins may stop: a dense last layer is merged with them."""
     return len(graph.nodes) - 1 if isinstance(graph.nodes[-1].operator, Linear) else None
 
 

@@ -2,60 +2,79 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
-import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 
-from holdfast.bounds import batch_statistics, interval_margins, region_of, trace
-from holdfast.objectives.objective import Loss, Objective, Progress
-from holdfast.threat import Threat
+from holdfast.bounds import Graph, Interval, Rectifier, robust_cross_entropy
+from holdfast.bounds.linear import intervals
+from holdfast.bounds.specification import before_the_end, interval_margins_at
+from holdfast.inference import mix_seed
+from holdfast.objectives.certified import Batch, CertifiedTraining, Robust
 
 
-def robust_cross_entropy(margins: Tensor) -> Tensor:
-    """log(1 + Σ_j exp(−m_j)) of each example, (N,): the cross-entropy of the worst logits.
+class IBP(CertifiedTraining, name="ibp"):
+    """Cross-entropy of the interval bound's worst logits (Gowal et al., 2018), mixed with the clean one.
 
-    Args:
-        margins: lower bounds of z_y − z_j for the classes j ≠ y, (N, K−1).
-    """
-    return F.softplus(torch.logsumexp(-margins, 1))
-
-
-class IBP(Objective, name="ibp"):
-    """κ · clean cross-entropy + (1 − κ) · cross-entropy of the interval bound's worst logits
-    (Gowal et al., 2018).
-
-    While training runs from ``warmup`` to ``ramp_end`` the radius grows linearly from 0 to eps and κ falls
-    from 1 to ``kappa``; from there on both stay. Where the model has BatchNorm, bounds and clean pass
-    share the statistics of the clean batch; Dropout does not perturb the bounds.
+    With ``initialisation: shi`` and a ``regularisation`` it is the fast form of Shi et al. (2021).
     """
 
     kappa: float = Field(default=0.5, ge=0, le=1)
     """Weight of the clean loss at the end of the ramp."""
-    warmup: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the training that is natural."""
-    ramp_end: float = Field(default=0.5, gt=0, le=1)
-    """Share of the training at which the radius has reached eps."""
+    initialisation: Literal["model", "shi"] = "model"
+    """``shi`` draws weights with deviation √(2π) / fan-in, for which intervals keep their width through a ReLU."""
+    regularisation: NonNegativeFloat = 0.0
+    """Weight of the regulariser while the radius is 0; it falls to 0 along the ramp. Shi et al. take 0.5."""
+    tolerance: float = Field(default=0.5, gt=0, le=1)
+    """What the regulariser leaves alone: intervals up to 1 / tolerance times as wide as the input's, and ratios of
+    active to inactive neurons down to it."""
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
-        if y.is_floating_point():
-            raise ValueError("a certified loss needs labels, not probabilities: no mixup and no label smoothing")
-        ramp = self.ramp(progress)
-        kappa = 1 - ramp * (1 - self.kappa)
-        with batch_statistics(model) as statistics:
-            natural = F.cross_entropy(model(x), y, reduction="none").mean()
-        parts = {"cross_entropy": natural.detach()}
-        if kappa == 1:
-            return Loss(natural, parts)
-        region = region_of(x, threat.with_eps(ramp * threat.eps))
-        robust = robust_cross_entropy(interval_margins(trace(model, x, statistics), region, y)).mean()
-        # A term of weight 0 is left out, so that nothing is differentiated for it.
-        total = kappa * natural + (1 - kappa) * robust if kappa > 0 else robust
-        return Loss(total, parts | {"robust_cross_entropy": robust.detach()})
+    def initialise(self, model: nn.Module, seed: int) -> None:
+        if self.initialisation == "shi":
+            wide_initialisation(model, seed)
 
-    def ramp(self, progress: Progress) -> float:
-        """0 until the warm-up ends, 1 from ``ramp_end`` on, linear between."""
-        length = self.ramp_end - self.warmup
-        if length <= 0:
-            return float(progress.fraction >= self.ramp_end)
-        return min(max((progress.fraction - self.warmup) / length, 0.0), 1.0)
+    def robust(self, batch: Batch) -> Robust:
+        values = intervals(batch.graph, batch.region, before_the_end(batch.graph))
+        loss = robust_cross_entropy(interval_margins_at(batch.graph, values, batch.y).lower)
+        weight = self.regularisation * (1 - batch.ramp)
+        extra = weight * interval_regulariser(batch.graph, values, self.tolerance) if weight else None
+        return Robust(loss, extra)
+
+
+@torch.no_grad()
+def wide_initialisation(model: nn.Module, seed: int) -> None:
+    """Weights of convolutions and dense layers from N(0, 2π / fan-in²), biases 0 (Shi et al., 2021, 3.1)."""
+    for number, module in enumerate(model.modules()):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+            generator = torch.Generator().manual_seed(mix_seed(seed, number, 9))
+            draws = torch.randn(module.weight.shape, generator=generator)
+            module.weight.copy_(draws * math.sqrt(2 * math.pi) / module.weight[0].numel())
+            if module.bias is not None:
+                module.bias.zero_()
+
+
+def interval_regulariser(graph: Graph, values: list[Interval], tolerance: float) -> Tensor:
+    """Tightness and balance of Shi et al. (2021, section 3.2), a scalar.
+
+    Over the inputs of the ReLUs: max(0, τ − E Δ₀ / E Δ_i) / τ for the mean widths Δ; and max(0, τ − r) / τ for two
+    ratios r ≤ 1 of active to inactive neurons, of their summed centres and of their share in the variance.
+    """
+    read = [node.inputs[0] for node in graph.nodes if isinstance(node.operator, Rectifier)]
+    terms = []
+    for number in (n for n in read if n < len(values)):
+        value = values[number]
+        width = value.radius.mean().clamp(min=1e-12)
+        terms.append((tolerance - values[0].radius.mean() / width).clamp(min=0))
+        active, inactive = value.lower >= 0, value.upper <= 0
+        spread = (value.centre - value.centre.mean()).square()
+        pairs = (
+            ((value.centre * active).mean(), -(value.centre * inactive).mean()),
+            ((spread * active).sum(), (spread * inactive).sum()),
+        )
+        for first, second in pairs:
+            ratio = first.clamp(min=1e-12) / second.clamp(min=1e-12)
+            terms.append((tolerance - torch.minimum(ratio, 1 / ratio)).clamp(min=0))
+    return torch.stack(terms).sum() / (tolerance * max(1, len(read))) if terms else values[0].centre.new_zeros(())

@@ -58,6 +58,9 @@ class Loss:
 class Objective(Component, family="objectives"):
     """A loss over a batch: the mean of one value per example."""
 
+    def initialise(self, model: nn.Module, seed: int) -> None:
+        """Draw the weights that a training with this loss starts from; by default the model keeps its own."""
+
     @abstractmethod
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         """The loss of a batch.

@@ -159,6 +159,8 @@ def fit(
         TrainingDiverged: the loss is not finite.
     """
     model.train()
+    if resume is None:
+        objective.initialise(model, seed)
     with torch.random.fork_rng(), _deterministic():
         fitting = _Fitting(model, images, objective, threat, optimizer, schedule, training, engine, seed)
         if resume is not None:

@@ -1,0 +1,120 @@
+"""What the certified training losses share: a ramp of the radius, a mix with the clean loss, one traced graph."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from holdfast.bounds import Graph, Region, batch_statistics, region_of, trace
+from holdfast.inference import frozen_eval
+from holdfast.objectives.objective import Loss, Objective, Progress
+from holdfast.search import climb
+from holdfast.threat import Threat
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch at one step of the ramp."""
+
+    model: nn.Module
+    graph: Graph
+    """Of the model, on the statistics of the clean batch."""
+    x: Tensor
+    y: Tensor
+    threat: Threat
+    """At the radius of the step."""
+    ramp: float
+    """How far the ramp is, 0 to 1."""
+    progress: Progress
+
+    @property
+    def region(self) -> Region:
+        return region_of(self.x, self.threat)
+
+    def attacked(self, threat: Threat, steps: int, step_size: float) -> Tensor:
+        """The last point of PGD on the cross-entropy, in eval mode; (N, ...)."""
+        with frozen_eval(self.model):
+            return climb(
+                lambda points, rows: (F.cross_entropy(self.model(points), self.y[rows], reduction="none"), None),
+                self.x,
+                threat,
+                steps=steps,
+                step_size=step_size * threat.eps,
+                start=self.progress.random_points(self.x, threat),
+            )
+
+
+@dataclass(frozen=True)
+class Robust:
+    """The robust part of a loss."""
+
+    loss: Tensor
+    """(N,)."""
+    extra: Tensor | None = None
+    """Scalar, added as it is: a regulariser."""
+    x_adv: Tensor | None = None
+    """What was attacked on the way, (N, ...)."""
+
+
+class CertifiedTraining(Objective):
+    """κ · clean cross-entropy + (1 − κ) · a loss on bounds.
+
+    While training runs from ``warmup`` to ``ramp_end`` the radius grows from 0 to eps and κ falls from 1 to
+    ``kappa``; from there on both stay. Where the model has BatchNorm, bounds and clean pass share the
+    statistics of the clean batch; Dropout does not perturb the bounds.
+    """
+
+    kappa: float = Field(default=0.0, ge=0, le=1)
+    """Weight of the clean loss at the end of the ramp."""
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training that is natural."""
+    ramp_end: float = Field(default=0.5, gt=0, le=1)
+    """Share of the training at which the radius has reached eps."""
+    ramp_shape: Literal["linear", "smoothed"] = "linear"
+    """``smoothed`` begins with a fourth power over the first quarter of the ramp and goes on in a straight line."""
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+        if y.is_floating_point():
+            raise ValueError("a certified loss needs labels, not probabilities: no mixup and no label smoothing")
+        ramp = self.ramp(progress)
+        kappa = 1 - ramp * (1 - self.kappa)
+        with batch_statistics(model) as statistics:
+            natural = F.cross_entropy(model(x), y, reduction="none").mean()
+        parts = {"cross_entropy": natural.detach()}
+        if kappa == 1:
+            return Loss(natural, parts)
+        now = threat.with_eps(ramp * threat.eps)
+        robust = self.robust(Batch(model, trace(model, x, statistics), x, y, now, ramp, progress))
+        mean = robust.loss.mean()
+        # A term of weight 0 is left out, so that nothing is differentiated for it.
+        total = kappa * natural + (1 - kappa) * mean if kappa > 0 else mean
+        parts["robust_cross_entropy"] = mean.detach()
+        if robust.extra is not None:
+            total = total + robust.extra
+            parts["regulariser"] = robust.extra.detach()
+        return Loss(total, parts, robust.x_adv)
+
+    @abstractmethod
+    def robust(self, batch: Batch) -> Robust:
+        """The loss on bounds of each example."""
+
+    def ramp(self, progress: Progress) -> float:
+        """0 until the warm-up ends, 1 from ``ramp_end`` on, growing between."""
+        length = self.ramp_end - self.warmup
+        if length <= 0:
+            return float(progress.fraction >= self.ramp_end)
+        share = min(max((progress.fraction - self.warmup) / length, 0.0), 1.0)
+        return share if self.ramp_shape == "linear" else smoothed(share)
+
+
+def smoothed(share: float, middle: float = 0.25) -> float:
+    """α s⁴ up to ``middle``, then its tangent, which reaches 1 at s = 1 (Xu et al., 2020)."""
+    alpha = 1 / ((1 - middle) * 4 * middle**3 + middle**4)
+    if share < middle:
+        return alpha * share**4
+    return alpha * (middle**4 + 4 * middle**3 * (share - middle))

@@ -1,0 +1,165 @@
+"""Certified training between an attack and a bound: SABR, STAPS, MTL-IBP, CC-IBP, Exp-IBP."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from holdfast.bounds import Graph, Interval, Rectifier, UnsupportedOperator, margin_rows, robust_cross_entropy
+from holdfast.bounds.linear import intervals
+from holdfast.bounds.operators import run
+from holdfast.bounds.region import Region, region_of
+from holdfast.bounds.specification import before_the_end, interval_margins_at
+from holdfast.objectives.certified import Batch, CertifiedTraining, Robust
+from holdfast.search import climb
+from holdfast.threat import Threat
+
+
+class _Attacking(CertifiedTraining):
+    """What they share: an attack on the network in eval mode."""
+
+    steps: PositiveInt = 8
+    """Steps of the inner PGD."""
+    step_size: PositiveFloat = 0.25
+    """Length of a step in units of the radius that is searched."""
+
+
+class SABR(_Attacking, name="sabr"):
+    """Interval bounds of a small threat set around an adversarial example (Müller et al., 2023).
+
+    Its radius is τ = share · eps, its centre the PGD point of the ball of radius eps − τ.
+    """
+
+    share: float = Field(default=0.4, gt=0, le=1)
+    """Width of the box relative to the threat set; 1 is IBP."""
+
+    def robust(self, batch: Batch) -> Robust:
+        region, x_adv = small_region(batch, self.share, self.steps, self.step_size)
+        values = intervals(batch.graph, region, before_the_end(batch.graph))
+        return Robust(robust_cross_entropy(interval_margins_at(batch.graph, values, batch.y).lower), None, x_adv)
+
+
+def small_region(batch: Batch, share: float, steps: int, step_size: float) -> tuple[Region, Tensor]:
+    """A part of the threat set around an adversarial example, and the example."""
+    threat = batch.threat
+    x_adv = batch.attacked(threat.with_eps((1 - share) * threat.eps), steps, step_size)
+    return region_of(x_adv, threat.with_eps(share * threat.eps)), x_adv
+
+
+class MTLIBP(_Attacking, name="mtl-ibp"):
+    """(1 − α) · loss under attack + α · loss on interval bounds (De Palma et al., 2024)."""
+
+    alpha: float = Field(default=0.1, ge=0, le=1)
+    """Weight of the bound."""
+
+    def robust(self, batch: Batch) -> Robust:
+        attacked, bound, x_adv = both_margins(batch, self.steps, self.step_size)
+        losses = robust_cross_entropy(attacked), robust_cross_entropy(bound)
+        return Robust((1 - self.alpha) * losses[0] + self.alpha * losses[1], None, x_adv)
+
+
+class CCIBP(_Attacking, name="cc-ibp"):
+    """Cross-entropy of (1 − α) · margins under attack + α · their interval bounds (De Palma et al., 2024)."""
+
+    alpha: float = Field(default=0.1, ge=0, le=1)
+    """Weight of the bound."""
+
+    def robust(self, batch: Batch) -> Robust:
+        attacked, bound, x_adv = both_margins(batch, self.steps, self.step_size)
+        return Robust(robust_cross_entropy((1 - self.alpha) * attacked + self.alpha * bound), None, x_adv)
+
+
+class ExpIBP(_Attacking, name="exp-ibp"):
+    """(loss under attack)^(1 − α) · (loss on interval bounds)^α (De Palma et al., 2024)."""
+
+    alpha: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the bound."""
+
+    def robust(self, batch: Batch) -> Robust:
+        attacked, bound, x_adv = both_margins(batch, self.steps, self.step_size)
+        tiny = torch.finfo(bound.dtype).tiny
+        logarithms = [robust_cross_entropy(margins).clamp(min=tiny).log() for margins in (attacked, bound)]
+        return Robust(((1 - self.alpha) * logarithms[0] + self.alpha * logarithms[1]).exp(), None, x_adv)
+
+
+def both_margins(batch: Batch, steps: int, step_size: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The margins at the PGD point, their interval bounds, (N, K−1) each, and the point; all on one graph."""
+    x_adv = batch.attacked(batch.threat, steps, step_size)
+    values = intervals(batch.graph, batch.region, before_the_end(batch.graph))
+    bound = interval_margins_at(batch.graph, values, batch.y).lower
+    return margins_at(batch.y, run(batch.graph, x_adv)), bound, x_adv
+
+
+def margins_at(y: Tensor, logits: Tensor) -> Tensor:
+    """z_y − z_j for the classes j ≠ y ascending, (N, K−1)."""
+    return torch.bmm(margin_rows(y, logits.shape[1], logits.dtype), logits[:, :, None])[:, :, 0]
+
+
+class STAPS(_Attacking, name="staps"):
+    """SABR's box through the first layers, then an attack on the last ones (Mao et al., 2023).
+
+    The cross-entropy of the worst margins found within the box of their input, times that of the interval bound.
+
+    Each other class is attacked by itself. The gradient enters the box through the entries that the attack drove
+    to its ends: ∂p/∂u = max(0, 1 − (u − p) / (c (u − l))) and likewise for l, with c = 0.5.
+    """
+
+    share: float = Field(default=0.4, gt=0, le=1)
+    """Width of the box relative to the threat set."""
+    classifier: PositiveInt = 1
+    """So many ReLUs belong to the part that is attacked and not bounded."""
+    emphasis: float = Field(default=5.0, gt=0)
+    """Gradient weight α of the attacked factor: 2 α / (1 + α) against 2 / (1 + α)."""
+
+    def robust(self, batch: Batch) -> Robust:
+        region, x_adv = small_region(batch, self.share, self.steps, self.step_size)
+        graph, y = batch.graph, batch.y
+        values = intervals(graph, region, before_the_end(graph))
+        bounded = robust_cross_entropy(interval_margins_at(graph, values, y).lower)
+        cut = cut_before(graph, self.classifier)
+        latent = values[cut]
+        rows = margin_rows(y, graph.shape(len(graph.nodes))[0], bounded.dtype)
+        points = connected(self._worst_points(graph, cut, latent, rows), latent)  # (N, K−1, ...)
+        logits = run(graph, points.flatten(0, 1), cut).view(*rows.shape[:2], -1)
+        found = robust_cross_entropy((rows * logits).sum(2))
+        weight = 2 * self.emphasis / (1 + self.emphasis)
+        # The product itself, with the gradients of its two factors weighed.
+        loss = weight * found * bounded.detach() + (2 - weight) * found.detach() * bounded
+        return Robust(loss / 2, None, x_adv)
+
+    def _worst_points(self, graph: Graph, cut: int, latent: Interval, rows: Tensor) -> Tensor:
+        """For each other class a point of the latent box where it comes close to the label, (N, K−1, ...)."""
+        classes = rows.shape[1]
+        lower, width = (t.detach().repeat_interleave(classes, 0) for t in (latent.lower, 2 * latent.radius))
+        flat = rows.flatten(0, 1)
+
+        def function(shares: Tensor, _: Tensor) -> tuple[Tensor, None]:
+            return -(flat * run(graph, lower + shares * width, cut)).sum(1), None
+
+        # In shares of the box the latent box is the unit box, and the ascent the one of every attack.
+        middle = torch.full_like(lower, 0.5)
+        unit = Threat("linf", 0.5)
+        shares = climb(function, middle, unit, steps=self.steps, step_size=self.step_size, start=middle)
+        return (lower + shares * width).view(len(rows), classes, *lower.shape[1:])
+
+
+def cut_before(graph: Graph, rectifiers: int) -> int:
+    """The value from which all later values follow, and after which so many ReLUs stand."""
+    count = sum(isinstance(node.operator, Rectifier) for node in graph.nodes)
+    for value in range(len(graph.nodes), -1, -1):
+        after = graph.nodes[value:]
+        alone = all(source >= value for node in after for source in node.inputs)
+        if alone and sum(isinstance(node.operator, Rectifier) for node in after) >= min(rectifiers, count):
+            return value
+    raise UnsupportedOperator("the network has no value that all later ones follow from")
+
+
+def connected(points: Tensor, box: Interval, share: float = 0.5) -> Tensor:
+    """The points (N, S, ...) with gradients towards the ends of the box that they lie near."""
+    lower, upper = box.lower[:, None], box.upper[:, None]
+    with torch.no_grad():
+        width = (share * (upper - lower)).clamp(min=1e-12)
+        to_lower = (1 - (points - lower) / width).clamp(0, 1)
+        to_upper = (1 - (upper - points) / width).clamp(0, 1)
+    return points + to_lower * (lower - lower.detach()) + to_upper * (upper - upper.detach())

@@ -1,0 +1,262 @@
+"""Certified training losses beyond IBP: reference arrays, closed forms, bounds that are bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import images, small_cnn
+from torch import Tensor, nn
+
+from holdfast import Threat
+from holdfast.bounds import Interval, bound_margins, region_of, robust_cross_entropy, trace
+from holdfast.bounds.linear import intervals, sweep
+from holdfast.bounds.optimised import one_step_slopes
+from holdfast.bounds.relaxation import slopes_by
+from holdfast.bounds.specification import fused_robust_sum, linear_margins
+from holdfast.layers import operator_norm
+from holdfast.objectives import (
+    BCP,
+    CAP,
+    CCIBP,
+    CROWNIBP,
+    IBP,
+    LMT,
+    MTLIBP,
+    SABR,
+    STAPS,
+    ExpIBP,
+    GloRo,
+    OneStepRelaxation,
+    Progress,
+)
+from holdfast.objectives.certified import smoothed
+from holdfast.objectives.expressive import connected, cut_before
+from holdfast.objectives.ibp import interval_regulariser, wide_initialisation
+
+INF = math.inf
+Nets = dict[str, tuple[nn.Module, dict[str, Tensor]]]
+Read = Callable[[str], dict[str, Tensor]]
+
+
+def published(arrays: dict[str, Tensor], k: int, norm: str = "linf") -> Threat:
+    return Threat(norm, arrays[f"eps_{norm}"][k].item(), -INF, INF)
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_crown_ibp_and_its_gradients_equal_the_original(certified_nets: Nets, k: int) -> None:
+    model, arrays = certified_nets["cnn2_tiny"]
+    x, y, threat = arrays["x"].double(), arrays["y"], published(arrays, k)
+    loss = CROWNIBP(beta=1.0, fused=False).loss(model, x, y, threat, Progress.end())
+    assert loss.total.item() == pytest.approx(arrays[f"linf{k}__crownibp_adaptive_rce"].item(), abs=1e-9)
+    loss.total.backward()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter.grad, arrays[f"linf{k}__crownibp_adaptive_rce_grad__{name}"], atol=1e-9)
+    mixed = CROWNIBP(beta=0.3, kappa=0.25, fused=False).loss(model, x, y, threat, Progress.end())
+    assert mixed.total.item() == pytest.approx(arrays[f"linf{k}__mix_beta0.3_kappa0.25_loss"].item(), abs=1e-9)
+    robust = mixed.parts["robust_cross_entropy"].item()
+    assert robust == pytest.approx(arrays[f"linf{k}__mix_beta0.3_kappa0.25_rce"].item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("k", [0, 1])
+def test_the_one_step_slopes_equal_the_original(certified_nets: Nets, k: int) -> None:
+    model, arrays = certified_nets["cnn2_tiny"]
+    x, y, region = arrays["x"].double(), arrays["y"], region_of(arrays["x"].double(), published(arrays, k))
+    graph = trace(model, x)
+    relus = [n for n, node in enumerate(graph.nodes) if node.path.strip("'") in ("1", "3", "6")]
+    order = {node: len(relus) - 1 - place for place, node in enumerate(relus)}  # theirs count from the output
+
+    def start(node: int, shape: tuple[int, ...]) -> Tensor:
+        return arrays[f"linf{k}__ours_slope_init{order[node]}"].view(8, *shape)
+
+    first = sweep(graph, region, lambda node: lambda value: start(node, tuple(value.centre.shape[1:])).double())
+    before = robust_cross_entropy(linear_margins(graph, region, first, y)).mean()
+    assert before.item() == pytest.approx(arrays[f"linf{k}__ours_rce_init"].item(), abs=1e-7)
+    slopes = one_step_slopes(graph, region, y, start=start)
+    margins = linear_margins(graph, region, sweep(graph, region, slopes), y)
+    assert torch.allclose(margins, arrays[f"linf{k}__ours_margin"], atol=1e-6)  # theirs pass through float32
+    assert robust_cross_entropy(margins).mean() < before
+
+
+@pytest.mark.parametrize("kind", ["linear", "smoothed"])
+@pytest.mark.parametrize("data", ["mnist", "cifar", "svhn"])
+def test_the_ramp_is_the_published_schedule(reference: Read, data: str, kind: str) -> None:
+    arrays = reference("certified_misc")
+    if f"sched_{data}_{kind}_eps" not in arrays:
+        return
+    start, length, eps, _, epochs = arrays[f"sched_{data}_{kind}_args"].tolist()
+    objective = IBP(warmup=start / epochs, ramp_end=(start + length - 1) / epochs, ramp_shape=kind)
+    steps = 2 * int(epochs)
+    ramps = [eps * objective.ramp(Progress(step, steps)) for step in range(steps)]
+    assert np.allclose(ramps, arrays[f"sched_{data}_{kind}_eps"].numpy(), atol=1e-9)
+
+
+def test_the_smoothed_ramp_has_no_jump() -> None:
+    shares = torch.linspace(0, 1, 2001).tolist()
+    values = torch.tensor([smoothed(share) for share in shares])
+    assert values[0] == 0
+    assert values[-1] == pytest.approx(1)
+    assert 0 <= values.diff().min() <= values.diff().max() < 0.001
+    assert values.diff().diff().abs().max() < 1e-5
+
+
+def small_problem(eps: float = 0.03) -> tuple[nn.Module, Tensor, Tensor, Threat]:
+    torch.manual_seed(0)
+    x, y = images(12)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4)
+    )
+    return model.double(), x.double(), y, Threat("linf", eps)
+
+
+def test_fused_loss_bounds_the_sum_of_exponentials_and_costs_little_tightness() -> None:
+    for eps in (0.0, 0.01, 0.1, 0.5):
+        model, x, y, threat = small_problem(eps)
+        graph, region = trace(model, x), region_of(x, threat)
+        done = sweep(graph, region, slopes_by("adaptive"))
+        total, shift = fused_robust_sum(graph, region, done, y)
+        fused = F.softplus(total.log() + shift)
+        single = robust_cross_entropy(linear_margins(graph, region, done, y))
+        worst = torch.full_like(fused, -INF)
+        for seed in range(200):
+            point = threat.random_point(x, [torch.Generator().manual_seed(97 * seed + i) for i in range(12)])
+            worst = torch.maximum(worst, F.cross_entropy(model(point), y, reduction="none"))
+        assert (fused >= worst - 1e-9).all()
+        if eps == 0:
+            assert torch.allclose(fused, single, atol=1e-5)
+        loose = robust_cross_entropy(bound_margins(model, x, y, threat, "ibp"))
+        assert (fused <= torch.maximum(loose, single) + 1.0).all()
+
+
+def test_beta_goes_from_the_linear_to_the_interval_bound() -> None:
+    model, x, y, threat = small_problem()
+    objective = CROWNIBP(ramp_end=1.0)
+    end = objective.loss(model, x, y, threat, Progress.end()).parts["robust_cross_entropy"]
+    interval = IBP(kappa=0.0).loss(model, x, y, threat, Progress.end()).parts["robust_cross_entropy"]
+    assert end == pytest.approx(interval.item(), abs=1e-12)
+    early = objective.loss(model, x, y, threat, Progress(1, 1000))
+    assert early.total.item() == pytest.approx(early.parts["cross_entropy"].item(), rel=0.01)
+
+
+def test_every_loss_is_what_its_formula_says() -> None:
+    model, x, y, threat = small_problem()
+    end = Progress.end()
+
+    def robust(objective: object) -> float:
+        return objective.loss(model, x, y, threat, end).parts["robust_cross_entropy"].item()  # type: ignore[attr-defined]
+
+    ibp = robust_cross_entropy(bound_margins(model, x, y, threat, "ibp"))
+    assert robust(SABR(share=1.0)) == pytest.approx(ibp.mean().item(), abs=1e-9)
+    x_adv = MTLIBP().loss(model, x, y, threat, end).x_adv
+    adversarial = F.cross_entropy(model(x_adv), y, reduction="none")
+    assert (adversarial <= ibp).all()
+    expected = (0.9 * adversarial + 0.1 * ibp).mean().item()
+    assert robust(MTLIBP(alpha=0.1)) == pytest.approx(expected, abs=1e-9)
+    assert robust(ExpIBP(alpha=0.3)) == pytest.approx((adversarial**0.7 * ibp**0.3).mean().item(), abs=1e-9)
+    assert robust(CCIBP(alpha=0.0)) == pytest.approx(adversarial.mean().item(), abs=1e-9)
+    assert robust(CCIBP(alpha=1.0)) == pytest.approx(ibp.mean().item(), abs=1e-9)
+    assert adversarial.mean() < robust(CCIBP(alpha=0.5)) < ibp.mean()
+    assert robust(SABR(share=0.3)) < ibp.mean()
+    cap = bound_margins(model, x, y, threat, "cap", intersect=True)
+    assert robust(CAP()) >= robust_cross_entropy(cap).mean().item() - 1e-9
+    assert robust(OneStepRelaxation(fused=False)) <= robust(CROWNIBP(beta=1.0, fused=False, relaxation="one"))
+
+
+def test_lipschitz_losses_take_the_margins_less_the_norms() -> None:
+    model, x, y, _ = small_problem()
+    threat = Threat("l2", 0.2)
+    end = Progress.end()
+    first = operator_norm(model[0], (1, 8, 8)) * operator_norm(model[3])
+    logits, weight = model(x), model[-1].weight
+    radius = 0.2 * first
+    reach = radius * (weight[:, None] - weight).norm(dim=2)
+    worst = logits + reach[y]
+    expected = F.cross_entropy(worst, y).item()
+    lmt = LMT(power_iterations=300).loss(model, x, y, threat, end).total.item()
+    assert lmt == pytest.approx(expected, rel=1e-4)
+    bcp = BCP(power_iterations=300).loss(model, x, y, threat, end).total.item()
+    assert F.cross_entropy(logits, y).item() < bcp < lmt
+    best = logits.argmax(1)
+    rivals = (logits + reach[best]).scatter(1, best[:, None], -INF).amax(1, keepdim=True)
+    extended = F.cross_entropy(torch.cat([logits, rivals], 1), y).item()
+    gloro = GloRo(power_iterations=300).loss(model, x, y, threat, end).total.item()
+    assert gloro == pytest.approx(extended, rel=1e-4)
+
+
+def test_the_gradient_of_bcp_is_that_of_finite_differences() -> None:
+    model, x, y, _ = small_problem()
+    threat, objective = Threat("l2", 0.2), BCP(power_iterations=400)
+    loss = objective.loss(model, x, y, threat, Progress.end()).total
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    direction = [torch.randn_like(parameter) for parameter in model.parameters()]
+    slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True)).item()
+    values = []
+    with torch.no_grad():
+        for sign in (1, -2):
+            for parameter, d in zip(model.parameters(), direction, strict=True):
+                parameter += sign * 1e-6 * d
+            values.append(objective.loss(model, x, y, threat, Progress.end()).total.item())
+    assert (values[0] - values[1]) / 2e-6 == pytest.approx(slope, rel=1e-3)
+
+
+def test_shi_initialisation_keeps_the_width_of_intervals() -> None:
+    torch.manual_seed(0)
+    layers = [layer for _ in range(5) for layer in (nn.Linear(400, 400), nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Linear(400, 4))
+    wide_initialisation(model, seed=1)
+    x = torch.rand(3, 400)
+    graph = trace(model, x)
+    values = intervals(graph, region_of(x, Threat("linf", 0.01, -INF, INF)))
+    widths = [values[node.inputs[0]].radius.mean().item() for node in graph.nodes[1::2]]
+    assert widths[-1] / widths[0] == pytest.approx(1, abs=0.5)
+    assert widths[0] == pytest.approx(0.01 * 400 * math.sqrt(2 / math.pi) * math.sqrt(2 * math.pi) / 400, rel=0.05)
+    plain = nn.Sequential(
+        *[type(m)(400, 400) if isinstance(m, nn.Linear) else m for m in layers], nn.Linear(400, 4)
+    )
+    wide = intervals(trace(plain, x), region_of(x, Threat("linf", 0.01, -INF, INF)))
+    tight = interval_regulariser(graph, values, 0.5)
+    assert interval_regulariser(trace(plain, x), wide, 0.5) > tight
+    regular = IBP(kappa=0.0, regularisation=0.5, ramp_end=1.0)
+    early = regular.loss(model, x, torch.tensor([0, 1, 2]), Threat("linf", 0.01), Progress(1, 100))
+    assert early.parts["regulariser"] > 0
+    assert (
+        "regulariser"
+        not in regular.loss(model, x, torch.tensor([0, 1, 2]), Threat("linf", 0.01), Progress.end()).parts
+    )
+
+
+def test_the_gradient_enters_a_latent_box_where_the_attack_reached_its_ends() -> None:
+    lower = torch.zeros(1, 3, requires_grad=True)
+    upper = torch.ones(1, 3, requires_grad=True)
+    points = connected(torch.tensor([[[0.0, 0.5, 0.9]]]), Interval.between(lower, upper))
+    assert torch.allclose(points, torch.tensor([[[0.0, 0.5, 0.9]]]))
+    points.sum().backward()
+    assert torch.allclose(lower.grad, torch.tensor([[1.0, 0.0, 0.0]]))
+    assert torch.allclose(upper.grad, torch.tensor([[0.0, 0.0, 0.8]]))
+
+
+def test_staps_attacks_what_follows_the_last_relu_but_so_many() -> None:
+    model, x, y, threat = small_problem()
+    graph = trace(model, x)
+    assert [cut_before(graph, count) for count in (1, 2, 9)] == [4, 1, 1]
+    loss = STAPS(share=1.0).loss(model, x, y, threat, Progress.end())
+    ibp = robust_cross_entropy(bound_margins(model, x, y, threat, "ibp"))
+    found = loss.total.item()
+    adversarial = F.cross_entropy(model(loss.x_adv), y, reduction="none")
+    assert (adversarial * ibp).mean().item() - 1e-6 <= found <= ibp.square().mean().item() + 1e-6
+
+
+def test_what_is_trained_with_batch_norm_is_bounded_with_the_statistics_of_the_clean_batch() -> None:
+    x, y = images(16)
+    for objective in (CROWNIBP(beta=1.0), CCIBP(alpha=0.5), BCP()):
+        model = small_cnn().train()
+        clean = F.cross_entropy(small_cnn().train().requires_grad_(False)(x), y)
+        loss = objective.loss(model, x, y, Threat("l2", 0.0), Progress.end())
+        # Dropout perturbs the clean pass only.
+        assert abs(loss.total.item() - clean.item()) < 0.7
+        loss.total.backward()
+        assert model[1].weight.grad.abs().max() > 0
