@@ -83,16 +83,16 @@ def test_the_one_step_slopes_equal_the_original(certified_nets: Nets, k: int) ->
 
 
 @pytest.mark.parametrize("kind", ["linear", "smoothed"])
-@pytest.mark.parametrize("data", ["mnist", "cifar", "svhn"])
+@pytest.mark.parametrize("data", ["mnist", "cifar"])
 def test_the_ramp_is_the_published_schedule(reference: Read, data: str, kind: str) -> None:
     arrays = reference("certified_misc")
-    if f"sched_{data}_{kind}_eps" not in arrays:
-        return
-    start, length, eps, _, epochs = arrays[f"sched_{data}_{kind}_args"].tolist()
+    start, length, eps, per_epoch, epochs = arrays[f"sched_{data}_{kind}_args"].tolist()
     objective = IBP(warmup=start / epochs, ramp_end=(start + length - 1) / epochs, ramp_shape=kind)
-    steps = 2 * int(epochs)
-    ramps = [eps * objective.ramp(Progress(step, steps)) for step in range(steps)]
-    assert np.allclose(ramps, arrays[f"sched_{data}_{kind}_eps"].numpy(), atol=1e-9)
+    steps = (arrays[f"sched_{data}_{kind}_epoch"] * per_epoch).ceil().long().tolist()
+    ramps = [eps * objective.ramp(Progress(step, int(epochs * per_epoch))) for step in steps]
+    # Their smoothed ramp bends at a whole step.
+    tolerance = 1e-9 if kind == "linear" else 1e-5 * eps / 0.4
+    assert np.allclose(ramps, arrays[f"sched_{data}_{kind}_eps"].numpy(), rtol=0, atol=tolerance)
 
 
 def test_the_smoothed_ramp_has_no_jump() -> None:

@@ -26,6 +26,7 @@ from holdfast.bounds.operators import (
     PairwiseMax,
     Sum,
     UnsupportedOperator,
+    apply,
     run,
 )
 from holdfast.bounds.region import Ball, Region
@@ -68,34 +69,18 @@ def _(operator: Affine, gain: Tensor, value: CutBall) -> CutBall:
     return CutBall(centre, value.radius * gain, box).cut(per_example(value.radius, centre) * rows)
 
 
-def _through(operator: Operator, steepest: float, value: CutBall) -> CutBall:
+@advance.register(Elementwise)
+@advance.register(MaxPool)
+@advance.register(PairwiseMax)
+def _(operator: Operator, gain: None, value: CutBall) -> CutBall:
     """A function whose Lipschitz constant is known, and which intervals can bound."""
-    reach = per_example(value.radius, value.centre).expand_as(value.centre)
-    around = rule(operator, Interval(value.centre, reach))
-    box = rule(operator, value.box).intersect(around.lower, around.upper)
-    centre = rule(operator, Interval.point(value.centre)).centre
-    return CutBall(centre, value.radius * steepest, box)
-
-
-@advance.register
-def _(operator: Elementwise, gain: None, value: CutBall) -> CutBall:
-    return _through(operator, operator.steepest, value)
-
-
-@advance.register
-def _(operator: MaxPool, gain: None, value: CutBall) -> CutBall:
-    return _through(operator, math.sqrt(operator.overlap), value)
-
-
-@advance.register
-def _(operator: PairwiseMax, gain: None, value: CutBall) -> CutBall:
-    return _through(operator, 1.0, value)
+    return CutBall(apply(operator, value.centre), _radius(operator, None, value.radius), rule(operator, value.box))
 
 
 @advance.register
 def _(operator: Sum, gain: None, first: CutBall, second: CutBall) -> CutBall:
     centre = first.centre + operator.sign * second.centre
-    radius = first.radius + second.radius
+    radius = _radius(operator, None, first.radius, second.radius)
     return CutBall(centre, radius, rule(operator, first.box, second.box)).cut(per_example(radius, centre))
 
 
@@ -103,7 +88,7 @@ def _(operator: Sum, gain: None, first: CutBall, second: CutBall) -> CutBall:
 def _(operator: Concatenate, gain: None, *values: CutBall) -> CutBall:
     return CutBall(
         torch.cat([value.centre for value in values], operator.dim),
-        torch.stack([value.radius for value in values]).norm(dim=0),
+        _radius(operator, None, *(value.radius for value in values)),
         rule(operator, *(value.box for value in values)),
     )
 

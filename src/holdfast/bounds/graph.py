@@ -18,7 +18,7 @@ from holdfast.bounds.operators import Affine, Graph, Monotone, Node, Operator, U
 from holdfast.bounds.rules import FUNCTIONS, MODULES, Argument, Call, batch_norm
 from holdfast.inference import eval_mode
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _TAKE_INPLACE = {"relu", "relu6", "leaky_relu", "hardtanh", "elu", "dropout"}
 _SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "__len__"}
 
@@ -181,7 +181,7 @@ class _Normaliser(fx.Interpreter):
             if module._forward_hooks or module._forward_pre_hooks:
                 raise UnsupportedOperator("the module has forward hooks, which bounds cannot see; remove them")
             kind = type_before_parametrizations(module)
-            if kind in _BATCH_NORMS:
+            if kind in BATCH_NORMS:
                 mean, var = self.statistics.get(module, (module.running_mean, module.running_var))
                 return batch_norm(module, mean, var)
             if kind in MODULES:
@@ -280,7 +280,7 @@ def batch_statistics(model: nn.Module) -> Iterator[Statistics]:
             dims = [0, *range(2, x.dim())]
             statistics[module] = (x.mean(dims), x.var(dims, correction=0))
 
-    hooks = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, _BATCH_NORMS)]
+    hooks = [m.register_forward_pre_hook(record) for m in model.modules() if isinstance(m, BATCH_NORMS)]
     # A compiled model does not notice hooks that come and go.
     eager = torch.compiler.set_stance("force_eager") if hooks else contextlib.nullcontext()
     try:

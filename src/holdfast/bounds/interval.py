@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import cached_property, singledispatch
 
 import torch
 from torch import Tensor
@@ -31,15 +31,15 @@ class Interval:
         return Interval(self.centre[rows], self.radius[rows])
 
     def intersect(self, lower: Tensor, upper: Tensor) -> Interval:
-        """What lies in both; should rounding leave nothing, the nearest ends. A NaN stays."""
+        """What lies in both; a point between them, should rounding leave nothing. A NaN stays."""
         low, high = torch.maximum(self.lower, lower), torch.minimum(self.upper, upper)
-        return Interval.between(torch.minimum(low, high), torch.maximum(low, high))
+        return Interval((high + low) / 2, ((high - low) / 2).clamp(min=0))
 
-    @property
+    @cached_property
     def lower(self) -> Tensor:
         return self.centre - self.radius
 
-    @property
+    @cached_property
     def upper(self) -> Tensor:
         return self.centre + self.radius
 

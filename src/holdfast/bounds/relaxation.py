@@ -46,9 +46,10 @@ class Relaxation(Protocol):
 
 @dataclass(frozen=True)
 class Lines:
-    """slope · v + offset below and above, entry by entry: (N, ...), or (N, S, ...) for S functions of their own."""
+    """slope · v + offset below and above, entry by entry, (N, ...)."""
 
     lower_slope: Tensor
+    """Where each function has slopes of its own: (N, S, ...)."""
     upper_slope: Tensor
     lower_offset: Tensor | None
     """None where the lower lines pass through the origin."""
@@ -58,14 +59,10 @@ class Lines:
         lower, upper = (t if t.dim() == a.dim() else t[:, None] for t in (self.lower_slope, self.upper_slope))
         below = a.clamp(min=0)
         above = a - below
-        offset = (above.flatten(2) * self._rows(self.upper_offset, a)).sum(2)
+        offset = _products(above, self.upper_offset)
         if self.lower_offset is not None:
-            offset = offset + (below.flatten(2) * self._rows(self.lower_offset, a)).sum(2)
+            offset = offset + _products(below, self.lower_offset)
         return above * upper + below * lower, offset
-
-    @staticmethod
-    def _rows(values: Tensor, a: Tensor) -> Tensor:
-        return values.flatten(2) if values.dim() == a.dim() else values.flatten(1)[:, None]
 
     def take(self, rows: Tensor) -> Lines:
         return Lines(
@@ -74,6 +71,11 @@ class Lines:
             None if self.lower_offset is None else self.lower_offset[rows],
             self.upper_offset[rows],
         )
+
+
+def _products(a: Tensor, offsets: Tensor) -> Tensor:
+    """⟨a, offsets⟩ for (N, S, ...) and (N, ...), (N, S)."""
+    return torch.bmm(a.flatten(2), offsets.flatten(1)[:, :, None])[:, :, 0]
 
 
 @dataclass(frozen=True)
@@ -152,13 +154,13 @@ def _(operator: Rectifier, value: Interval, slopes: Slopes) -> Relaxation:
 def rectifier_lines(value: Interval, slopes: Slopes, leak: float = 0.0) -> Lines:
     """Above an unstable entry the chord, below a line through the origin; a stable entry is itself."""
     lower, upper = value.lower.clamp(max=0), value.upper.clamp(min=0)
-    width = (upper - lower).clamp(min=torch.finfo(lower.dtype).tiny)
-    chord = (upper - leak * lower) / width
+    share = upper / (upper - lower).clamp(min=torch.finfo(lower.dtype).tiny)
+    chord = leak + (1 - leak) * share if leak else share
     active, unstable = value.lower >= 0, (value.lower < 0) & (value.upper > 0)
-    share = slopes(value)
-    if share.dim() > chord.dim():
+    below = slopes(value)
+    if below.dim() > chord.dim():
         active, unstable = active[:, None], unstable[:, None]
-    slope = torch.where(unstable, leak + (1 - leak) * share, torch.where(active, 1.0, leak).to(share))
+    slope = torch.where(unstable, leak + (1 - leak) * below, torch.where(active, 1.0, leak).to(below))
     return Lines(slope, chord, None, (leak - chord) * lower)
 
 

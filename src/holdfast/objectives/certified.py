@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from holdfast.bounds import Graph, Region, batch_statistics, region_of, trace
+from holdfast.bounds.graph import BATCH_NORMS, Statistics
 from holdfast.inference import frozen_eval
 from holdfast.objectives.objective import Loss, Objective, Progress
 from holdfast.search import climb
@@ -83,16 +84,20 @@ class CertifiedTraining(Objective):
             raise ValueError("a certified loss needs labels, not probabilities: no mixup and no label smoothing")
         ramp = self.ramp(progress)
         kappa = 1 - ramp * (1 - self.kappa)
-        with batch_statistics(model) as statistics:
-            natural = F.cross_entropy(model(x), y, reduction="none").mean()
-        parts = {"cross_entropy": natural.detach()}
-        if kappa == 1:
-            return Loss(natural, parts)
+        parts: dict[str, Tensor] = {}
+        statistics: Statistics = {}
+        natural = None
+        if kappa > 0 or any(isinstance(module, BATCH_NORMS) for module in model.modules()):
+            with batch_statistics(model) as statistics:
+                natural = F.cross_entropy(model(x), y, reduction="none").mean()
+            parts = {"cross_entropy": natural.detach()}
+            if kappa == 1:
+                return Loss(natural, parts)
         now = threat.with_eps(ramp * threat.eps)
         robust = self.robust(Batch(model, trace(model, x, statistics), x, y, now, ramp, progress))
         mean = robust.loss.mean()
-        # A term of weight 0 is left out, so that nothing is differentiated for it.
-        total = kappa * natural + (1 - kappa) * mean if kappa > 0 else mean
+        # A term of weight 0 is left out: no forward is made and nothing differentiated for it alone.
+        total = mean if natural is None or kappa == 0 else kappa * natural + (1 - kappa) * mean
         parts["robust_cross_entropy"] = mean.detach()
         if robust.extra is not None:
             total = total + robust.extra
