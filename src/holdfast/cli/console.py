@@ -147,6 +147,25 @@ def print_run(run: Run) -> None:
     print(run.path)
 
 
+def print_runs(runs: Sequence[Run]) -> None:
+    """One column for each threat; on the last line the folder of the last evaluation."""
+    from holdfast.component import distinct_labels
+
+    settings = runs[0].experiment.evaluation
+    rows = [["Standard", *(percent(run.result["standard"]) for run in runs)]]
+    for kind, parts in (("attacked", settings.attacks), ("certified", settings.certifiers)):
+        for label, part in zip(distinct_labels(parts), parts, strict=True):
+            title = part.title if kind == "attacked" else f"Certified ({part.title})"
+            rows.append([title, *(percent(run.result[kind][label]) for run in runs)])
+    title = f"accuracy on {runs[0].result['examples']} examples"
+    print_table(title, ["", *(str(run.experiment.threat) for run in runs)], rows)
+    for run in runs:
+        for warning in run.result.get("warnings", []):
+            text = f"warning: {run.experiment.threat}: {warning}"
+            Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+    print(runs[-1].path)
+
+
 def _row(title: str, result: dict[str, Any], kind: str, label: str | None = None) -> tuple[str, ...]:
     accuracy, interval, count = (part[kind] for part in (result, result["intervals"], result["counts"]))
     if label:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli.console import RUNS, answer_for, print_run
+from holdfast.cli.console import RUNS, answer_for, print_run, print_runs
 from holdfast.cli.train import RunsOption
 
 NAMES = "Names separated by commas, in place of the recipe's; settings go in as evaluation.{}=[{{name: ...}}]."
@@ -20,9 +20,16 @@ def evaluate(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="threat=..., evaluation.KEY=..., data.KEY=... or model.KEY=...")
     ] = None,
-    threat: Annotated[str | None, typer.Option(help="Another threat model, such as linf:8/255.")] = None,
+    threat: Annotated[
+        str | None,
+        typer.Option(help="Another threat model, such as linf:8/255; or several: linf:2/255,4/255,l2:0.5."),
+    ] = None,
     attacks: Annotated[str | None, typer.Option(help=NAMES.format("attacks"))] = None,
     certifiers: Annotated[str | None, typer.Option(help=NAMES.format("certifiers"))] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Bound methods separated by commas: one certifier for each, such as ibp,crown."),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="Data set, for weights or a factory.")] = None,
     architecture: Annotated[str | None, typer.Option(help="Model that the weights belong to.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Evaluate weights or a factory anew.")] = False,
@@ -34,23 +41,39 @@ def evaluate(
     its path. An evaluation that was cut off goes on where it stopped.
     """
     chosen = list(overrides or [])
-    chosen += [f"threat={threat}"] if threat else []
     chosen += [f"evaluation.attacks=[{attacks}]"] if attacks is not None else []
     chosen += [f"evaluation.certifiers=[{certifiers}]"] if certifiers is not None else []
+    if methods is not None:
+        listed = ", ".join(f"{{name: bounds, method: {method}}}" for method in methods.split(","))
+        chosen.append(f"evaluation.certifiers=[{listed}]")
+    threats = several(threat)
     with answer_for() as progress:
         from holdfast.experiments import evaluate_model, evaluate_run
 
         weights = Path(model).is_file()
         if architecture and not weights:
             raise FileNotFoundError(f"there is no file {model}")
-        if weights or ":" in model:
-            if not data or not threat or (weights and not architecture):
-                needed = "--data, --threat and --architecture" if weights else "--data and --threat"
-                raise ValueError(f"{model} is no run: say {needed}")
-            network: dict[str, Any] = {"name": architecture, "weights": model} if weights else {"name": model}
-            recipe = {"data": {"name": data}, "model": network, "threat": threat, "evaluation": {}}
-            if certifiers is None:
-                recipe["evaluation"] = {"certifiers": []}
-            print_run(evaluate_model(recipe, *chosen, runs=runs, again=again, reporter=progress))
-        else:
-            print_run(evaluate_run(model, *chosen, runs=runs, reporter=progress))
+        done = []
+        for one in threats or [""]:
+            if weights or ":" in model:
+                if not data or not one or (weights and not architecture):
+                    needed = "--data, --threat and --architecture" if weights else "--data and --threat"
+                    raise ValueError(f"{model} is no run: say {needed}")
+                network: dict[str, Any] = {"name": architecture, "weights": model} if weights else {"name": model}
+                recipe = {"data": {"name": data}, "model": network, "threat": one, "evaluation": {}}
+                if certifiers is None:
+                    recipe["evaluation"] = {"certifiers": []}
+                done.append(evaluate_model(recipe, *chosen, runs=runs, again=again, reporter=progress))
+            else:
+                here = [f"threat={one}"] if one else []
+                done.append(evaluate_run(model, *chosen, *here, runs=runs, reporter=progress))
+        print_run(done[0]) if len(done) == 1 else print_runs(done)
+
+
+def several(threats: str | None) -> list[str]:
+    """``linf:0.1,0.2,l2:1`` as three threats: a radius alone takes the norm before it."""
+    result: list[str] = []
+    for part in threats.split(",") if threats else ():
+        norm = result[-1].partition(":")[0] + ":" if ":" not in part and result else ""
+        result.append(norm + part.strip())
+    return result
