@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from holdfast.cli.analyze import analyze
 from holdfast.cli.evaluate import evaluate
 from holdfast.cli.list import list_
 from holdfast.cli.runs import runs
@@ -17,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, show, runs):
+for command in (train, evaluate, analyze, show, runs):
     app.command()(command)
 app.command("list")(list_)
 

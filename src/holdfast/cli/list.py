@@ -18,6 +18,7 @@ FAMILIES = (
     "certifiers",
     "optimizers",
     "schedules",
+    "analyses",
 )
 
 

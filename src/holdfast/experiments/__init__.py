@@ -1,5 +1,6 @@
 """Experiments: the typed recipe, running one, and the folder in which it is kept."""
 
+from holdfast.experiments.analyze import analyze
 from holdfast.experiments.experiment import EvaluationSettings, Experiment
 from holdfast.experiments.folder import Run, find_run
 from holdfast.experiments.recipe import recipe_names, resolve
@@ -9,6 +10,7 @@ __all__ = [
     "EvaluationSettings",
     "Experiment",
     "Run",
+    "analyze",
     "evaluate_model",
     "evaluate_run",
     "find_run",

@@ -6,13 +6,14 @@ from holdfast.attacks import Attack
 from holdfast.certify import Certifier
 from holdfast.component import Component
 from holdfast.data import Augmentation, Data
+from holdfast.experiments.analyses import Analysis
 from holdfast.experiments.recipe import recipe_names, recipe_note
 from holdfast.models import Model
 from holdfast.objectives import Objective
 from holdfast.training import Optimizer, Schedule
 
 FAMILIES: tuple[type[Component], ...] = (
-    *(Data, Augmentation, Model, Objective, Attack, Certifier, Optimizer, Schedule),
+    *(Data, Augmentation, Model, Objective, Attack, Certifier, Optimizer, Schedule, Analysis),
 )
 
 

@@ -11,6 +11,7 @@ from holdfast.attacks import PGD, Attack
 from holdfast.certify import BoundCertifier, Certifier
 from holdfast.component import Settings, distinct_labels
 from holdfast.data import Data
+from holdfast.experiments.analyses import Analysis
 from holdfast.models import Model
 from holdfast.objectives import Objective
 from holdfast.threat import Threat
@@ -58,6 +59,8 @@ class Experiment(Settings):
     """How long and in what portions."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """What is asked of the trained model."""
+    analysis: list[Analysis] = []
+    """What is measured while the model is trained."""
     engine: Engine = Engine()
     """Where it runs."""
     seed: NonNegativeInt = 0

@@ -28,7 +28,7 @@ from holdfast.inference import check_inputs, check_logits, eval_mode, fingerprin
 from holdfast.objectives import Progress
 from holdfast.plots import contact_sheet, sandwich_figure, save_figure
 from holdfast.threat import Threat
-from holdfast.training import Reporter, fit
+from holdfast.training import Observer, Reporter, fit
 
 VALIDATION_ATTACK = PGD(steps=10)
 """The attack of the progress line; the evaluation's own attacks are for the last line."""
@@ -117,6 +117,7 @@ def train(
             validate=validate,
             resume=checkpoint,
             save=run.write_checkpoint,
+            observers=_observers(experiment, model) if leads else [],
             reporter=TrackedReporter(reporter, followers) if followers else reporter,
         )
     if leads:
@@ -126,6 +127,17 @@ def train(
         tracker.end(run.result)
     engine.wait()
     return run
+
+
+def _observers(experiment: Experiment, model: nn.Module) -> list[Observer]:
+    """What the recipe has measured while the model trains."""
+    assert experiment.objective is not None
+
+    def rate(progress: Progress) -> float:
+        return experiment.optimizer.lr * experiment.schedule.factor(progress.step, progress.total_steps)
+
+    watches = [one.watch(model, experiment.objective, experiment.threat, rate) for one in experiment.analysis]
+    return [watch for watch in watches if watch is not None]
 
 
 def evaluate_run(

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from holdfast.files import whole_file, write_text
 
 BLUE, VERMILION, GREY, BLACK = "#0072B2", "#D55E00", "#999999", "#000000"
+SEQUENCE = [BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 
 
 def save_figure(figure: Figure, stem: Path, table: pd.DataFrame) -> None:

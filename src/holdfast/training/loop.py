@@ -54,6 +54,9 @@ class Observer(Protocol):
     def observe(self, x: Tensor, y: Tensor, x_adv: Tensor | None, progress: Progress) -> None:
         """The clean inputs, their labels, what the objective perturbed them to, and when; after the step."""
 
+    def record(self) -> dict[str, float]:
+        """What goes into the epoch's line of the history; the next epoch starts afresh."""
+
 
 class _TrainingStep(nn.Module):
     """One forward: the loss of one batch. A module, so that the engine can wrap all of it at once."""
@@ -297,6 +300,8 @@ class _Fitting:
         record |= {"step": self.step, "lr": self.settings.lr * self.schedule.factor(progress.step, plan.total)}
         for name, (total, count) in self.tally.over_processes(engine).items():
             record[name] = (total / count).item()
+        for observer in observers:
+            record |= observer.record()
         return record | {"train_seconds": self.seconds, "seconds": self.seconds}
 
     def train_step(

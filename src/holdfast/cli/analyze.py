@@ -1,0 +1,52 @@
+"""holdfast analyze."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from holdfast.cli.console import RUNS, answer_for, print_table
+from holdfast.cli.train import RunsOption
+
+
+def analyze(
+    run: Annotated[str, typer.Argument(help="A run: its folder or its name.")],
+    analysis: Annotated[str, typer.Argument(help="What to measure; holdfast list analyses names them.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="threat=..., and KEY=... for settings of the analysis.")
+    ] = None,
+    beside: Annotated[
+        list[str] | None, typer.Option("--with", help="Another run to show beside it; may be repeated.")
+    ] = None,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Explain a trained model: numbers, tables and figures in a folder below the run's.
+
+    The last line of the output is the folder's path.
+    """
+    with answer_for() as progress:
+        import yaml
+        from pydantic import ValidationError
+
+        from holdfast.component import explain
+        from holdfast.experiments import analyze
+        from holdfast.experiments.analyses import Analysis
+
+        own: dict[str, object] = {"name": analysis}
+        rest = []
+        for override in overrides or ():
+            key, separator, value = override.partition("=")
+            if not separator:
+                raise ValueError(f"expected key=value, given {override!r}")
+            if key in ("threat", "data.root"):
+                rest.append(override)
+            else:
+                own[key] = yaml.safe_load(value)
+        try:
+            chosen = Analysis.parse(own)
+        except ValidationError as fault:
+            raise ValueError(explain(fault)) from fault
+        findings, folder = analyze(run, chosen, *rest, beside=beside or (), runs=runs, reporter=progress)
+        print_table(analysis, ["", ""], findings.summary)
+        print(folder)

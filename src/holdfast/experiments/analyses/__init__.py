@@ -1,0 +1,6 @@
+"""Analyses of runs: what a recipe can have measured while it trains, and ``holdfast analyze`` afterwards."""
+
+from holdfast.experiments.analyses.analysis import Analysis, Findings, Subject
+from holdfast.experiments.analyses.landscape import LandscapeAnalysis
+
+__all__ = ["Analysis", "Findings", "LandscapeAnalysis", "Subject"]

@@ -1,0 +1,62 @@
+"""Analysis: something measured while a model is trained, or of a trained one."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from torch import Tensor, nn
+
+from holdfast.component import Component
+from holdfast.objectives import Objective, Progress
+from holdfast.threat import Threat
+from holdfast.training import Observer
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model and what is known of its training."""
+
+    model: nn.Module
+    x: Tensor
+    """Test images, (N, ...)."""
+    y: Tensor
+    threat: Threat
+    objective: Objective | None
+    lr: float
+    """Learning rate at the start."""
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Of this run and of others to compare with, by the names to show."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an analysis found."""
+
+    summary: list[tuple[str, str]]
+    """Lines of the table that is shown."""
+    tables: dict[str, pd.DataFrame]
+    """Tidy tables, by the names of their files."""
+    figures: dict[str, tuple[Callable[[pd.DataFrame], Any], str]]
+    """By the name of the file: what draws it, and the table it is drawn from."""
+
+
+class Analysis(Component, family="analyses"):
+    """Measures a trained model, and some of it while it is trained."""
+
+    def watch(
+        self, model: nn.Module, objective: Objective, threat: Threat, rate: Callable[[Progress], float]
+    ) -> Observer | None:
+        """What looks on while the model is trained; None where there is nothing to see.
+
+        Args:
+            rate: the learning rate of a step.
+        """
+        return None
+
+    @abstractmethod
+    def of(self, subject: Subject) -> Findings:
+        """Measure a trained model."""
