@@ -6,6 +6,7 @@ import typer
 
 from holdfast.cli.analyze import analyze
 from holdfast.cli.evaluate import evaluate
+from holdfast.cli.export import export
 from holdfast.cli.list import list_
 from holdfast.cli.runs import runs
 from holdfast.cli.show import show
@@ -18,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, analyze, show, runs):
+for command in (train, evaluate, analyze, export, show, runs):
     app.command()(command)
 app.command("list")(list_)
 

@@ -1,6 +1,6 @@
 """Experiments: the typed recipe, running one, and the folder in which it is kept."""
 
-from holdfast.experiments.analyze import analyze
+from holdfast.experiments.analyze import analyze, export_run
 from holdfast.experiments.experiment import EvaluationSettings, Experiment
 from holdfast.experiments.folder import Run, find_run
 from holdfast.experiments.recipe import recipe_names, resolve
@@ -13,6 +13,7 @@ __all__ = [
     "analyze",
     "evaluate_model",
     "evaluate_run",
+    "export_run",
     "find_run",
     "load",
     "recipe_names",

@@ -1,4 +1,4 @@
-"""Analysing a run: numbers, tables and figures below its folder."""
+"""Analysing a run: numbers, tables and figures below its folder, and problems for other tools."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from holdfast.certify import export_problems
 from holdfast.experiments.analyses import Analysis, Findings, Subject
 from holdfast.experiments.experiment import Experiment
 from holdfast.experiments.folder import Run, find_run
@@ -14,6 +15,7 @@ from holdfast.experiments.recipe import apply_all
 from holdfast.files import write_text
 from holdfast.inference import frozen_eval
 from holdfast.plots import save_figure
+from holdfast.threat import Threat
 from holdfast.training import Reporter
 
 EXAMPLES = 1000
@@ -71,3 +73,28 @@ def _title(run: Run) -> str:
     experiment: Experiment = run.experiment
     objective = experiment.objective.name if experiment.objective else experiment.model.name
     return f"{objective}, {experiment.threat} ({run.path.name[:6]})"
+
+
+def export_run(
+    name: str | Path, folder: Path, *, threat: str | None = None, examples: int = 10, runs: str | Path = "runs"
+) -> tuple[Path, int]:
+    """Write verification problems of a run's undecided test images; the list of them, and their number.
+
+    Raises:
+        ValueError: nothing is undecided, or the threat set is no box.
+        ImportError: onnx is not installed.
+    """
+    run = find_run(name, Path(runs))
+    experiment = run.experiment
+    chosen = Threat.parse(threat) if threat else experiment.threat
+    table = run.examples
+    standing = table["correct"].to_numpy()
+    if chosen == experiment.threat:
+        for column in table.columns:
+            if column.endswith((".verified", ".success")):
+                standing = standing & ~table[column].to_numpy().astype(bool)
+    rows = table["index"].to_numpy()[standing][:examples]
+    if not len(rows):
+        raise ValueError(f"{run.path} leaves no test image undecided in {chosen}")
+    x, y = experiment.data.load().test.batch(torch.from_numpy(rows.copy()))
+    return export_problems(run.model(), x, y, chosen, folder, indices=rows.tolist()), len(rows)

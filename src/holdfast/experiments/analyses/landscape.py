@@ -52,7 +52,7 @@ class LandscapeAnalysis(Analysis, name="landscape"):
         for method in RELAXATIONS:
             settings = {name: getattr(method, name) for name in ("relaxation", "intersect")}
 
-            def loss(probe: nn.Module, method: BoundMethod = method, settings: dict = settings) -> Tensor:  # type: ignore[type-arg]
+            def loss(probe: nn.Module, method: BoundMethod = method, settings: dict = settings) -> Tensor:
                 margins = bound_margins(probe, x, y, threat, method.method, **settings)
                 return robust_cross_entropy(margins).mean()
 
