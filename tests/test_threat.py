@@ -212,3 +212,31 @@ def test_l0_counts_entries() -> None:
     assert torch.equal(Threat("l0", 0.5).interval(x)[0], x)
     with pytest.raises(ValueError, match="no steepest direction"):
         threat.steepest(x, x)
+
+
+def test_an_l0_ball_covers_the_box_when_it_may_change_every_entry() -> None:
+    assert Threat("l0", 4, 0.0, 0.5).covering_eps(8) == 8
+    assert Threat("l1", 4, 0.0, 0.5).covering_eps(8) == 4
+    assert Threat("l2", 4, 0.0, 0.5).covering_eps(16) == 2
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+@pytest.mark.parametrize("scale", [1e-24, 1.0, 1e18])
+def test_support_is_what_the_best_point_gains(norm: str, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    eps = {"linf": 0.2, "l2": 0.6, "l1": 1.5, "l0": 3}[norm]
+    threat, x = Threat(norm, eps), torch.rand(30, 10, generator=generator)
+    direction = torch.randn(30, 10, generator=generator)
+    found = threat.support(x, scale * direction) / scale
+    best = torch.full((30,), -torch.inf)
+    if norm == "l0":
+        room = torch.where(direction > 0, 1 - x, x) * direction.abs()
+        best = room.topk(3, dim=1).values.sum(1)
+    else:
+        point = x.clone()
+        for _ in range(300):
+            point = threat.project(x, point + 0.05 * eps * threat.steepest(direction, point))
+            best = torch.maximum(best, (direction * (point - x)).sum(1))
+    assert (found >= best - 1e-5).all()
+    assert (found <= best * 1.02 + 1e-5).all()
+    assert threat.with_eps(0.0).support(x, direction).abs().max() < 1e-6

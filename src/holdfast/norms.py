@@ -50,8 +50,8 @@ class Norm(Protocol):
         """A random point of the unit sphere, in place."""
 
     @staticmethod
-    def box_radius(dimensions: int) -> float:
-        """Length of the vector of ones."""
+    def box_radius(dimensions: int, width: float) -> float:
+        """The largest distance within a cube of this width."""
 
     @staticmethod
     def reach(eps: Tensor) -> Tensor:
@@ -100,8 +100,8 @@ class Linf:
         row.uniform_(-1, 1, generator=generator)
 
     @staticmethod
-    def box_radius(dimensions: int) -> float:
-        return 1.0
+    def box_radius(dimensions: int, width: float) -> float:
+        return width
 
 
 class L2:
@@ -125,13 +125,16 @@ class L2:
         1/ν is the λ at which min(λ w, room) has length eps. From λ = 0 it climbs: entries beyond their room
         are fixed there, and the rest is stretched to the length that is left.
         """
+        # In units of the largest weight, whose square neither vanishes nor overflows.
+        scale = weight.detach().amax(1, keepdim=True)
+        weight = weight / torch.where(scale > 0, scale, 1)
         space = room.nan_to_num(posinf=torch.finfo(room.dtype).max)
         with torch.no_grad():
             free, level = torch.ones_like(weight, dtype=torch.bool), torch.zeros_like(eps)
             for _ in range(100):
                 spare = eps.square() - torch.where(free, 0, space).square().sum(1, keepdim=True)
                 slope = torch.where(free, weight, 0).square().sum(1, keepdim=True)
-                level = torch.maximum(level, (spare.clamp(min=0) / slope.clamp(min=1e-300)).sqrt())
+                level = torch.maximum(level, (spare.clamp(min=0) / torch.where(slope > 0, slope, 1)).sqrt())
                 level = torch.where(slope > 0, level, 0)
                 beyond = free & (level * weight > space)
                 if not beyond.any():
@@ -143,7 +146,7 @@ class L2:
         delta = torch.minimum(weight / nu, space)
         dual = (weight * delta - nu * delta.square() / 2).sum(1, keepdim=True) + nu * eps.square() / 2
         corner = (weight * space).sum(1, keepdim=True)
-        return torch.where(within, corner, dual).squeeze(1)
+        return (scale * torch.where(within, corner, dual)).squeeze(1)
 
     @staticmethod
     def euclidean_radius(dimensions: int) -> float:
@@ -177,8 +180,8 @@ class L2:
         row.mul_(radius / row.norm())
 
     @staticmethod
-    def box_radius(dimensions: int) -> float:
-        return math.sqrt(dimensions)
+    def box_radius(dimensions: int, width: float) -> float:
+        return width * math.sqrt(dimensions)
 
 
 class L1:
@@ -261,8 +264,8 @@ class L1:
         row.mul_(sign / (row.sum() + spare))
 
     @staticmethod
-    def box_radius(dimensions: int) -> float:
-        return float(dimensions)
+    def box_radius(dimensions: int, width: float) -> float:
+        return width * dimensions
 
 
 class L0:
@@ -313,7 +316,7 @@ class L0:
         raise ValueError("l0 balls have no uniform distribution; attack them with fmn")
 
     @staticmethod
-    def box_radius(dimensions: int) -> float:
+    def box_radius(dimensions: int, width: float) -> float:
         return float(dimensions)
 
     @staticmethod

@@ -212,7 +212,7 @@ class Threat:
 
     def covering_eps(self, dimensions: int) -> float:
         """The radius from which the ball around any point of the box holds the whole box; inf without one."""
-        return (self.high - self.low) * self._norm.box_radius(dimensions)
+        return self._norm.box_radius(dimensions, self.high - self.low)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers import images
 from torch import Tensor, nn
 
 from holdfast import Threat
@@ -42,3 +43,38 @@ def test_it_is_a_component() -> None:
     assert certifier.title == "IBP"
     with pytest.raises(ValueError, match="ibp"):
         BoundCertifier(method="ipb")
+
+
+def test_a_cascade_decides_what_its_last_stage_decides_and_says_by_which() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4)
+    )
+    x, _ = images(40)
+    y = model(x).argmax(1)
+    threat = Threat("linf", 0.02)
+    cascade = BoundCertifier(method="cascade")(model, x, y, threat)
+    single = {name: BoundCertifier(method=name)(model, x, y, threat) for name in ("ibp", "crown-ibp", "crown")}
+    union = torch.stack([certificate.verified for certificate in single.values()]).any(0)
+    assert torch.equal(cascade.verified, union)
+    assert single["ibp"].verified.sum() < union.sum()
+    for row, name in enumerate(cascade.method or []):
+        if cascade.verified[row]:
+            assert single[name].verified[row]
+    assert cascade.margin is not None
+    assert torch.equal(cascade.verified, cascade.margin > 0)
+    assert (cascade.radius[cascade.verified] >= threat.eps).all()
+    parts = [
+        BoundCertifier(method="cascade")(model, x[part], y[part], threat) for part in torch.arange(40).split(7)
+    ]
+    assert torch.equal(cascade.verified, torch.cat([part.verified for part in parts]))
+
+
+def test_methods_of_l2_certify_in_order_of_their_tightness() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4))
+    x, _ = images(40)
+    y, threat = model(x).argmax(1), Threat("l2", 0.05)
+    radius = {name: BoundCertifier(method=name)(model, x, y, threat).radius for name in ("lmt", "bcp", "crown-ibp")}
+    assert (radius["bcp"] >= 0.99 * radius["lmt"]).all()
+    assert radius["crown-ibp"].median() > radius["lmt"].median()

@@ -67,3 +67,19 @@ def test_a_dense_layer_is_exact() -> None:
         operator_norm(nn.ReLU())
     with pytest.raises(ValueError, match="give input_shape"):
         operator_norm(nn.Conv2d(1, 1, 3), estimate=True)
+
+
+def test_circular_padding_that_makes_more_positions_is_taken_as_a_matrix() -> None:
+    for layer, shape in (
+        (nn.Conv2d(1, 1, 1, padding=1, padding_mode="circular"), (1, 2, 2)),
+        (nn.Conv2d(1, 1, 5, padding=4, padding_mode="circular"), (1, 5, 5)),
+        (nn.Conv1d(1, 1, 2, stride=2, padding=1, padding_mode="circular"), (1, 3)),
+        (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), (1, 6, 6)),
+    ):
+        nn.init.ones_(layer.weight)
+        assert operator_norm(layer, shape) >= exact(layer, shape)
+        with pytest.raises(ValueError, match="needs input_shape"):
+            operator_norm(layer.float())
+    strided = nn.Conv2d(1, 1, 3, stride=2, padding=1, padding_mode="circular")
+    nn.init.ones_(strided.weight)
+    assert operator_norm(strided) >= exact(strided, (1, 7, 7))

@@ -166,6 +166,17 @@ def test_every_loss_is_what_its_formula_says() -> None:
     assert robust(OneStepRelaxation(fused=False)) <= robust(CROWNIBP(beta=1.0, fused=False, relaxation="one"))
 
 
+def test_gloro_is_about_the_centre_of_a_clipped_box() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([torch.zeros(36), torch.ones(36)]))
+        model[1].bias.copy_(torch.tensor([5.0, 0.0]))
+    x, y = torch.zeros(1, 1, 6, 6), torch.tensor([0])
+    loss = GloRo().loss(model, x, y, Threat("linf", 0.2), Progress.end()).total
+    worst = model(x + 0.2)
+    assert loss >= torch.log1p((worst[0, 1] - worst[0, 0]).exp()) - 1e-4
+
+
 def test_lipschitz_losses_take_the_margins_less_the_norms() -> None:
     model, x, y, _ = small_problem()
     threat = Threat("l2", 0.2)
@@ -237,6 +248,26 @@ def test_the_gradient_enters_a_latent_box_where_the_attack_reached_its_ends() ->
     points.sum().backward()
     assert torch.allclose(lower.grad, torch.tensor([[1.0, 0.0, 0.0]]))
     assert torch.allclose(upper.grad, torch.tensor([[0.0, 0.0, 0.8]]))
+
+
+def test_staps_weighs_the_gradients_of_its_two_factors() -> None:
+    model, x, y, threat = small_problem()
+    gradients = {}
+    for emphasis in (1.0, 5.0, 1e9):
+        loss = STAPS(emphasis=emphasis).loss(model, x, y, threat, Progress.end())
+        gradients[emphasis] = torch.autograd.grad(loss.total, model[-1].weight)[0]
+    # α weighs the attacked factor 2 α / (1 + α) and the bound 2 / (1 + α): from 1 each to 2 and 0.
+    attacked = gradients[1e9] / 2
+    bounded = gradients[1.0] - attacked
+    assert torch.allclose(gradients[5.0], 10 / 6 * attacked + 2 / 6 * bounded, atol=1e-7)
+    # With equal weights it is the gradient of the product.
+    product = STAPS(emphasis=1.0)
+    direction, values = torch.randn_like(model[-1].weight), []
+    for sign in (1, -2):
+        with torch.no_grad():
+            model[-1].weight += sign * 1e-6 * direction
+        values.append(product.loss(model, x, y, threat, Progress.end()).total.item())
+    assert (values[0] - values[1]) / 2e-6 == pytest.approx((gradients[1.0] * direction).sum().item(), rel=0.01)
 
 
 def test_staps_attacks_what_follows_the_last_relu_but_so_many() -> None:

@@ -303,6 +303,9 @@ def test_observers_see_every_batch_with_what_it_was_perturbed_to(images: ImageSe
         def observe(self, x: Tensor, y: Tensor, x_adv: Tensor | None, progress: Progress) -> None:
             self.seen.append((x, y, x_adv, progress))
 
+        def record(self) -> dict[str, float]:
+            return {"batches_seen": float(len(self.seen))}
+
     plain, watched, watcher = small_cnn(), small_cnn(), Watcher()
     objective = AdversarialTraining(steps=2)
     run(images, plain, epochs=2, objective=objective)

@@ -28,6 +28,7 @@ from holdfast.bounds.operators import (
     UnsupportedOperator,
     apply,
     run,
+    transposed,
 )
 from holdfast.bounds.region import Ball, Region
 from holdfast.bounds.specification import interval_margins_at, margin_rows
@@ -136,13 +137,18 @@ def lipschitz_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> 
     """The same by the ball alone: z_y − z_j − r ‖W_y − W_j‖₂, the pairwise form of Lipschitz-margin training."""
     last = graph.nodes[-1]
     if not isinstance(last.operator, Linear):
-        logits = run(graph, _start(region).centre)
+        logits = run(graph, ball_centre(region))
         rows = margin_rows(y, logits.shape[1], logits.dtype)
         return _margins(rows, logits) - math.sqrt(2) * ball_radius(graph, region, gains)[:, None]
-    hidden = run(graph, _start(region).centre, stop=last.inputs[0])
+    hidden = run(graph, ball_centre(region), stop=last.inputs[0])
     radius = ball_radius(graph, region, gains, last.inputs[0])
     margins, rows = _last_layer(last.operator, hidden, y)
     return margins - radius[:, None] * rows.norm(dim=2)
+
+
+def ball_centre(region: Region) -> Tensor:
+    """The input that the balls are around, (N, ...)."""
+    return _start(region).centre
 
 
 def ball_radius(graph: Graph, region: Region, gains: Gains, stop: int | None = None) -> Tensor:
@@ -158,7 +164,7 @@ def _radius(operator: Operator, gain: Tensor | None, *radii: Tensor) -> Tensor:
         return radii[0] * gain
     if isinstance(operator, Elementwise):
         return radii[0] * operator.steepest
-    if isinstance(operator, MaxPool):
+    if isinstance(operator, MaxPool) and operator.overlap:
         return radii[0] * math.sqrt(operator.overlap)
     if isinstance(operator, PairwiseMax):
         return radii[0]
@@ -213,8 +219,12 @@ def _certified(graph: Graph, number: int, like: Tensor) -> Tensor:
         return convolution_norm(operator.weight, operator.stride, operator.dilation, operator.groups)
     zero = like.new_zeros(1, *shape)
     if not operator.entrywise and is_small(operator.forward, zero):
-        return dense_norm(operator.forward, zero) * (1 + 1e-6)
-    return operator.gain(zero, shape, 2.0) * (1 + 1e-6)
+        # Through the adjoint, in which the bias has no part; in the model's own precision.
+        outputs = graph.nodes[number].shape
+        one = torch.eye(math.prod(outputs), dtype=like.dtype, device=like.device).view(-1, *outputs)
+        rows = [transposed(operator.forward, part, shape).flatten(1) for part in one.split(512)]
+        return matrix_norm(torch.cat(rows)) * (1 + 1e-5)
+    return operator.gain(zero, shape, 2.0) * (1 + 1e-5)
 
 
 def _estimated(graph: Graph, number: int, like: Tensor, iterations: int) -> Tensor:

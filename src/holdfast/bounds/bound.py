@@ -130,7 +130,9 @@ def bound_margins(
     An example whose bounds are all positive is certified. Otherwise as ``bound_outputs``.
     """
     bounder, region = _prepared(model, x, threat, method, settings)
-    y = check_inputs(x, y, _wide(threat))
+    y, classes = check_inputs(x, y, _wide(threat)), bounder.graph.shape(len(bounder.graph.nodes))[0]
+    if len(y) and y.max() >= classes:
+        raise ValueError(f"label {y.max().item()} does not fit a model of {classes} classes")
     return bounder.margins(region, y)
 
 

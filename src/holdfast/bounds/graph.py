@@ -49,7 +49,7 @@ def trace(
     """
     model = getattr(model, "_orig_mod", model)  # under torch.compile
     _refuse_what_tracing_skips(model)
-    sample = (x[:2] if len(x) > 1 else x.repeat(2, *[1] * (x.dim() - 1))).detach().clone()
+    sample = x[[0, -1]].detach().clone() if len(x) else x.new_zeros(2, *x.shape[1:])
     with eval_mode(model), torch.no_grad():
         try:
             root, calls = model, _Tracer().trace(model)
@@ -68,7 +68,7 @@ def trace(
     with eval_mode(model):
         normaliser.run(*inputs)
         graph = Graph(normaliser.nodes[: normaliser.last], tuple(sample.shape[1:]))
-        if statistics is None:
+        if statistics is None and len(x):
             _check(graph, model, torch.cat([x.detach(), *(box or ())]))
     return graph
 

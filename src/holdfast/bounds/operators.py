@@ -125,6 +125,8 @@ class Convolution(Affine):
 
 def transposed(linear: Map, coefficients: Tensor, shape: Shape) -> Tensor:
     """The adjoint of a linear (or affine) map of (M, *shape), applied to a (M, ...); differentiable."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("bounds differentiate on the way: use torch.no_grad() in place of torch.inference_mode()")
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         zero = coefficients.new_zeros(len(coefficients), *shape).requires_grad_(True)
@@ -166,8 +168,8 @@ class MaxPool(Monotone):
 
     where: Callable[[Tensor], tuple[Tensor, Tensor]]
     """x ↦ the pooled values, and for each the number of its entry within a flat channel."""
-    overlap: int
-    """At most so many windows share an entry."""
+    overlap: int | None
+    """At most so many windows share an entry; None where that is not known."""
 
 
 @dataclass(frozen=True)

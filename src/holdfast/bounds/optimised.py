@@ -118,8 +118,12 @@ def optimised_margins(graph: Graph, region: Region, y: Tensor, iterations: int, 
         base = sweep(graph, region, lambda _: adaptive, tighten=True, intersect=intersect)
         best = linear_margins(graph, region, base, y)
     passes = _passes(graph, region, base, y)
+    if passes is None:  # too many at a time: whether an example is optimised whole is its own affair
+        halves = torch.arange(len(y), device=y.device).chunk(2)
+        parts = [optimised_margins(graph, region.take(half), y[half], iterations, intersect) for half in halves]
+        return torch.cat(parts)
     leaves = [slope for one in passes for slope in one.slopes.values()]
-    if not leaves:
+    if not leaves or not len(y):
         return best
     optimizer = torch.optim.Adam(leaves, lr=0.5)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
@@ -154,8 +158,11 @@ def _margins(graph: Graph, region: Region, base: Sweep, passes: list[_Pass]) -> 
     return passes[-1].bound(graph, region, values)
 
 
-def _passes(graph: Graph, region: Region, base: Sweep, y: Tensor) -> list[_Pass]:
-    """One for each value that a relaxation reads, but for those that intervals know exactly; the margins last."""
+def _passes(graph: Graph, region: Region, base: Sweep, y: Tensor) -> list[_Pass] | None:
+    """One for each value that a relaxation reads, but for those that intervals know exactly; the margins last.
+
+    None where several examples have too many slopes together; one alone has then the last pass only.
+    """
     last, like = len(graph.nodes), region.box.centre
     rows = margin_rows(y, graph.shape(last)[0], like.dtype)
     everyone = torch.arange(len(y), device=y.device)
@@ -170,7 +177,7 @@ def _passes(graph: Graph, region: Region, base: Sweep, y: Tensor) -> list[_Pass]
         a = both_ways(owner, neuron, graph.shape(source), like)
         inner.append(_Pass(source, owner, neuron, a, slopes))
         if sum(slope.numel() for one in inner for slope in one.slopes.values()) > LIMIT:
-            return [final]
+            return [final] if len(y) == 1 else None
     return [*inner, final]
 
 

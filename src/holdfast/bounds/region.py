@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,6 +72,8 @@ def region_of(x: Tensor, threat: Threat, eps: Tensor | None = None) -> Region:
     Args:
         eps: another radius for each example, (N,); the threat's own by default.
     """
+    if threat.order == 0 and not (math.isfinite(threat.low) and math.isfinite(threat.high)):
+        raise ValueError(f"an l0 ball without a finite box is unbounded, given {threat}")
     if threat.is_box:
         return Box(Interval.between(*threat.interval(x, eps)))
     return Ball(x, threat, torch.full_like(x.flatten(1)[:, 0], threat.eps) if eps is None else eps)

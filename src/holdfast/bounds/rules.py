@@ -157,9 +157,10 @@ def _max_pool_module(module: Any) -> Operator:
 
 def _adaptive_max_pool_module(module: Any) -> Operator:
     function: Any = F.adaptive_max_pool1d if isinstance(module, nn.AdaptiveMaxPool1d) else F.adaptive_max_pool2d
-    return MaxPool(
-        lambda x: function(x, module.output_size), lambda x: function(x, module.output_size, True), overlap=4
-    )
+    size = module.output_size
+    sizes = (size,) if isinstance(size, int) else tuple(size)
+    overlap = 1 if set(sizes) == {1} else None
+    return MaxPool(lambda x: function(x, size), lambda x: function(x, size, True), overlap)
 
 
 def _normalize(module: Normalize) -> Operator:
@@ -392,7 +393,10 @@ def _adaptive_max_pool(call: Call) -> Operator:
     if not isinstance(call.result, Tensor):
         raise UnsupportedOperator("max-pooling that returns indices has no rule")
     size = tuple(call.result.shape[2:])
-    return MaxPool(lambda x: F.adaptive_max_pool2d(x, size), lambda x: F.adaptive_max_pool2d(x, size, True), 4)
+    even = all(n % k == 0 for n, k in zip(call.activation.shape[2:], size, strict=True))
+    overlap = 1 if even else None
+    function: Any = F.adaptive_max_pool2d
+    return MaxPool(lambda x: function(x, size), lambda x: function(x, size, True), overlap)
 
 
 def _export_batch_norm(call: Call) -> Operator:

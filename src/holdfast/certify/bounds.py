@@ -56,9 +56,9 @@ class BoundCertifier(Certifier, name="bounds"):
         with frozen_eval(model):
             for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True) if len(x) else ():
                 logits = predict(model, batch, batch_size)
-                check_logits(logits, labels)
+                check_logits(logits.nan_to_num(), labels)
                 prediction = logits.argmax(1)
-                right = prediction == labels
+                right = (prediction == labels) & logits.isfinite().all(1)
                 bound = _MarginBound(model, batch, labels, threat, self._stages())
                 lowest, stage = bound(torch.full_like(batch.flatten(1)[:, 0], threat.eps), right=right)
                 holds = right & (lowest > 0) & lowest.isfinite()

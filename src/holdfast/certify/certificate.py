@@ -31,7 +31,7 @@ class Certificate:
     """The largest radius found for which the example is verified, (N,) float64 in input units: at least eps where
     verified, 0 where the prediction is wrong, inf where nothing in the box changes it."""
     status: list[str]
-    """"verified", "undecided", "wrong" (the clean prediction is) or "error" (a bound is NaN or inf)."""
+    """"verified", "undecided", "wrong" (the clean prediction is) or "error" (a bound or a logit is NaN or inf)."""
     guarantee: str
     """"deterministic", "probabilistic(alpha)" or "estimate"."""
     margin: Tensor | None = None
@@ -58,5 +58,4 @@ class Certifier(Component, family="certifiers"):
 
         Raises:
             ValueError: inputs or labels that make no sense, or a model the method cannot handle.
-            FloatingPointError: the model answers with NaN or inf.
         """

@@ -41,12 +41,23 @@ def operator_norm(layer: nn.Module, input_shape: tuple[int, ...] | None = None, 
         if input_shape is None:
             raise ValueError("the norm of a convolution depends on the size of its input: give input_shape")
         return float(power_iteration(forward, weight.new_zeros(1, *input_shape), iterations=100))
-    wrapped = layer.padding_mode in ("reflect", "replicate")
-    if input_shape is not None and (wrapped or is_small(forward, weight.new_zeros(1, *input_shape))):
+    circular = layer.padding_mode == "circular"
+    repeats = layer.padding_mode in ("reflect", "replicate") or (circular and _laps(layer))
+    if input_shape is not None and (repeats or is_small(forward, weight.new_zeros(1, *input_shape))):
         return float(dense_norm(forward, weight.new_zeros(1, *input_shape)))
-    if wrapped:
-        raise ValueError(f"a convolution with {layer.padding_mode} padding needs input_shape")
-    return float(convolution_norm(weight, tuple(layer.stride), tuple(layer.dilation), layer.groups))
+    if repeats:
+        raise ValueError(f"a convolution that pads {layer.padding_mode} entries so often needs input_shape")
+    # Without the stride a circular one samples frequencies of its own; with it the phases need not fit.
+    stride = (1,) * len(layer.stride) if circular else tuple(layer.stride)
+    return float(convolution_norm(weight, stride, tuple(layer.dilation), layer.groups))
+
+
+def _laps(layer: nn.Conv1d | nn.Conv2d) -> bool:
+    """Whether circular padding makes more positions than the input has."""
+    if isinstance(layer.padding, str):
+        return False
+    axes = zip(layer.padding, layer.kernel_size, layer.dilation, strict=True)
+    return any(2 * p > d * (k - 1) for p, k, d in axes)
 
 
 @torch.no_grad()
@@ -79,7 +90,8 @@ def is_small(forward: Callable[[Tensor], Tensor], zero: Tensor) -> bool:
 def convolution_norm(
     weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...], groups: int, grid: int = 64
 ) -> Tensor:
-    """sup_ω ‖ŵ(ω)‖₂, which no zero-padded or circular convolution of any size exceeds.
+    """sup_ω ‖ŵ(ω)‖₂, which no zero-padded convolution of any size exceeds, nor a circular one of stride 1 with no
+    more positions than its input.
 
     A strided convolution is one of stride 1 on the s_1 · s_2 phases of its input. The supremum exceeds the
     maximum over an N × N grid of frequencies at most by the factor Π cos(π (k − 1) / N)^(−1/2) over the axes (M.

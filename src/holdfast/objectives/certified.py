@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from holdfast.attacks.fold import folded
 from holdfast.bounds import Graph, Region, batch_statistics, region_of, trace
 from holdfast.bounds.graph import BATCH_NORMS, Statistics
 from holdfast.inference import frozen_eval
@@ -40,8 +41,9 @@ class Batch:
     def attacked(self, threat: Threat, steps: int, step_size: float) -> Tensor:
         """The last point of PGD on the cross-entropy, in eval mode; (N, ...)."""
         with frozen_eval(self.model):
+            copy = folded(self.model, self.x[:2])
             return climb(
-                lambda points, rows: (F.cross_entropy(self.model(points), self.y[rows], reduction="none"), None),
+                lambda points, rows: (F.cross_entropy(copy(points), self.y[rows], reduction="none"), None),
                 self.x,
                 threat,
                 steps=steps,

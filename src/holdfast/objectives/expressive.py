@@ -124,9 +124,9 @@ class STAPS(_Attacking, name="staps"):
         logits = run(graph, points.flatten(0, 1), cut).view(*rows.shape[:2], -1)
         found = robust_cross_entropy((rows * logits).sum(2))
         weight = 2 * self.emphasis / (1 + self.emphasis)
-        # The product itself, with the gradients of its two factors weighed.
+        # The value of the product, with the gradients of its two factors weighed.
         loss = weight * found * bounded.detach() + (2 - weight) * found.detach() * bounded
-        return Robust(loss / 2, None, x_adv)
+        return Robust(loss - (found * bounded).detach(), None, x_adv)
 
     def _worst_points(self, graph: Graph, cut: int, latent: Interval, rows: Tensor) -> Tensor:
         """For each other class a point of the latent box where it comes close to the label, (N, K−1, ...)."""

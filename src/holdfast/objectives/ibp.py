@@ -27,7 +27,7 @@ class IBP(CertifiedTraining, name="ibp"):
     initialisation: Literal["model", "shi"] = "model"
     """``shi`` draws weights with deviation √(2π) / fan-in, for which intervals keep their width through a ReLU."""
     regularisation: NonNegativeFloat = 0.0
-    """Weight of the regulariser while the radius is 0; it falls to 0 along the ramp. Shi et al. take 0.5."""
+    """Weight of the regulariser where the ramp begins; it falls to 0 along it. Shi et al. take 0.5."""
     tolerance: float = Field(default=0.5, gt=0, le=1)
     """What the regulariser leaves alone: intervals up to 1 / tolerance times as wide as the input's, and ratios of
     active to inactive neurons down to it."""

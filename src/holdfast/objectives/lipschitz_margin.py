@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import PositiveInt
 
 from holdfast.bounds import UnsupportedOperator, robust_cross_entropy
-from holdfast.bounds.ball import Gains, ball_margins, ball_radius, estimated_gains, lipschitz_margins
+from holdfast.bounds.ball import Gains, ball_centre, ball_margins, ball_radius, estimated_gains, lipschitz_margins
 from holdfast.bounds.operators import Linear, run
 from holdfast.objectives.certified import Batch, CertifiedTraining, Robust
 
@@ -54,7 +54,7 @@ class GloRo(_PowerIteration, name="gloro"):
         if not isinstance(last, Linear):
             raise UnsupportedOperator("gloro needs a dense last layer")
         radius = ball_radius(batch.graph, batch.region, self.gains(batch), batch.graph.nodes[-1].inputs[0])
-        logits = run(batch.graph, batch.x)
+        logits = run(batch.graph, ball_centre(batch.region))
         own = F.one_hot(logits.argmax(1), logits.shape[1]).to(logits)
         distance = torch.cdist(own @ last.weight, last.weight, compute_mode="donot_use_mm_for_euclid_dist")
         rivals = (logits + radius[:, None] * distance).masked_fill(own.bool(), -torch.inf)

@@ -1,0 +1,79 @@
+"""evaluate with several threats and methods, analyze, export: as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from helpers import TINY
+from typer.testing import CliRunner, Result
+
+from holdfast.cli import app
+from holdfast.cli.evaluate import several
+from holdfast.experiments import Run
+
+
+def holdfast(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    objective = "objective={name: crown-ibp, beta: 1.0}"
+    result = holdfast("train", "digits", *TINY, objective, "analysis=[{name: landscape, every: 2}]", "--runs", runs)
+    assert result.exit_code == 0, result.output
+    return Path(result.stdout.splitlines()[-1])
+
+
+def test_a_radius_alone_takes_the_norm_before_it() -> None:
+    assert several("linf:2/255,4/255,l2:0.5, 1") == ["linf:2/255", "linf:4/255", "l2:0.5", "l2:1"]
+    assert several(None) == []
+
+
+def test_one_table_for_several_threats_and_methods(run: Path) -> None:
+    result = holdfast("evaluate", run, "--threat", "linf:0.01,0.02", "--methods", "ibp,crown,cascade")
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["linf:0.01", "linf:0.02"] in lines
+    shown = {line[0] if line[0] != "Certified" else line[1].strip("()"): line for line in lines if line}
+    last = Run(Path(result.stdout.splitlines()[-1])).result
+    for name, label in (("IBP", "ibp"), ("CROWN", "crown"), ("CASCADE", "cascade")):
+        value = last["certified"][f"bounds(method={label})"] if label != "ibp" else None
+        if value is not None:
+            assert shown[name][-2:] == [f"{100 * value:.1f}", "%"]
+    typo = holdfast("evaluate", run, "--methods", "ibp,crwn")
+    assert typo.exit_code == 2
+    assert "given 'crwn'" in typo.output
+
+
+def test_the_landscape_is_recorded_while_training_and_drawn_afterwards(run: Path) -> None:
+    records = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert all(record["landscape_loss_low"] <= record["landscape_loss_high"] for record in records)
+    result = holdfast("analyze", run, "landscape", "batch=16", "--with", run)
+    assert result.exit_code == 0, result.output
+    folder = Path(result.stdout.splitlines()[-1])
+    names = {path.name for path in folder.iterdir()}
+    assert {"band.png", "band.csv", "tightness.png", "tightness.pdf", "landscape.csv"} <= names
+    step = pd.read_csv(folder / "landscape.csv")
+    assert set(step["relaxation"]) >= {"ibp", "crown-ibp adaptive", "one-step"}
+    assert step["smoothness"].between(0, 1e9).all()
+    for arguments, hint in (
+        (("analyze", run, "landscpe"), "did you mean 'landscape'"),
+        (("analyze", run, "landscape", "bach=3"), "did you mean 'batch'"),
+        (("analyze", run / "nowhere", "landscape"), "is not a run folder"),
+    ):
+        refused = holdfast(*arguments)
+        assert refused.exit_code == 2
+        assert hint in refused.output
+
+
+def test_what_is_undecided_is_exported(run: Path, tmp_path: Path) -> None:
+    result = holdfast("export", run, tmp_path / "problems", "--threat", "linf:0.2", "--examples", "2")
+    assert result.exit_code == 0, result.output
+    instances = Path(result.stdout.splitlines()[-1])
+    assert len(instances.read_text().splitlines()) == 2
+    assert (instances.parent / "model.onnx").exists()
+    assert holdfast("export", run, tmp_path / "other", "--threat", "l2:1").exit_code == 2
