@@ -81,8 +81,8 @@ class BoundCertifier(Certifier, name="bounds"):
         """The largest radius per example that was verified: doubled from eps, then bisected."""
         cap = threat.covering_eps(bound.x[0].numel())
         unit = min(threat.eps or 1.0, cap)
-        low = torch.where(holds, threat.eps, 0.0).double()  # verified
-        high = torch.where(holds, torch.inf, threat.eps).to(low)  # tried in vain, or inf
+        low = holds.double() * threat.eps  # verified
+        high = torch.full_like(low, threat.eps).masked_fill(holds, torch.inf)  # tried in vain, or inf
         for _ in range(64):
             open_ends = right & (low < cap) & (high - low > self.radius_tolerance * unit)
             rows = open_ends.nonzero().squeeze(1)
