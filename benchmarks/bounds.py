@@ -106,12 +106,13 @@ def compare(title: str, sides: dict[str, Callable[[], None]], rounds: int) -> No
 
 
 def trained() -> nn.Module:
-    images = load_data("mnist", train_size=30_000).train
+    images = load_data("mnist", train_size=20_000).train
     model, engine = network(), Engine(accelerator="cpu").start()
+    objective = IBP(kappa=0.5, ramp_end=0.6, initialisation="shi")
     fit(
         model,
         images,
-        IBP(kappa=0.0, ramp_end=0.7),
+        objective,
         THREAT,
         Adam(lr=1e-3),
         OneCycle(),

@@ -23,12 +23,16 @@ BUDGETS: dict[str, Attack] = {
     "pgd": PGD(steps=40, step_size=1 / 8),
     "apgd": APGD(steps=50),
     "apgd-dlr": APGD(steps=50, loss="dlr"),
-    "apgd-t": APGDTargeted(steps=30),
-    "fab": FAB(steps=30),
-    "square": Square(queries=1000),
+    "apgd-t": APGDTargeted(steps=20),
+    "fab": FAB(steps=20),
+    "square": Square(queries=500),
     "fmn": FMN(steps=100),
     "ddn": DDN(steps=100),
 }
+
+
+DRAWING = ("pgd", "apgd", "apgd-dlr", "square")
+"""Compared by means over seeds: a single one moves by two images."""
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -43,8 +47,10 @@ def test_attacks_are_as_strong_as_their_peers(network: str) -> None:
     for name, attack in BUDGETS.items():
         if f"{network}/robust/{name}" not in STORED.files:
             continue
-        result = attack(model, x, y, threat)
-        robust, peer = int((~result.success).sum()), int(STORED[f"{network}/robust/{name}"])
+        seeds = range(3 if name in DRAWING else 1)
+        results = [attack(model, x, y, threat, seed=seed) for seed in seeds]
+        robust = float(np.mean([int((~result.success).sum()) for result in results]))
+        peer, result = float(STORED[f"{network}/robust/{name}"]), results[0]
         assert robust <= peer + 0.005 * IMAGES, (name, robust, peer)
         if f"{network}/median/{name}" in STORED.files:
             median, theirs = result.distance[right].median().item(), float(STORED[f"{network}/median/{name}"])
