@@ -101,7 +101,23 @@ def test_the_bounds_of_neurons_are_those_of_the_original(certified_nets: Nets) -
         )
 
 
+class Block(nn.Module):
+    """h + f(h) with BatchNorm before each activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
+        self.convolutions = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)])
+
+    def forward(self, h: Tensor) -> Tensor:
+        out = h
+        for norm, convolution in zip(self.norms, self.convolutions, strict=True):
+            out = convolution(torch.relu(norm(out)))
+        return h + out
+
+
 LAYERS: dict[str, nn.Module] = {
+    "residual block": Block(),
     "ReLU": nn.ReLU(),
     "LeakyReLU": nn.LeakyReLU(0.2),
     "steep LeakyReLU": nn.LeakyReLU(1.7),
