@@ -13,9 +13,11 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils import _pytree
 
+from holdfast.bounds.functions import FUNCTIONS, Argument, Call
 from holdfast.bounds.interval import Interval, propagate
+from holdfast.bounds.kinds import batch_norm
 from holdfast.bounds.operators import Affine, Graph, Monotone, Node, Operator, UnsupportedOperator
-from holdfast.bounds.rules import FUNCTIONS, MODULES, Argument, Call, batch_norm
+from holdfast.bounds.rules import MODULES
 from holdfast.inference import eval_mode
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
