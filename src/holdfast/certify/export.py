@@ -38,8 +38,8 @@ def export_problems(
         ``folder / "instances.csv"``.
 
     Raises:
-        ValueError: a threat set that is no box, which VNN-LIB cannot say; inputs that make no sense.
-        ImportError: onnx and onnxscript are not installed (``pip install holdfast[verify]``).
+        ValueError: a threat set that is no box, which VNN-LIB cannot say; inputs that make no sense; onnx and
+            onnxscript are not installed (``pip install holdfast[verify]``).
     """
     y = check_inputs(x, y, threat)
     if not threat.is_box:
@@ -48,7 +48,7 @@ def export_problems(
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as fault:
-        raise ImportError("exporting needs onnx and onnxscript: pip install holdfast[verify]") from fault
+        raise ValueError("exporting needs onnx and onnxscript: pip install holdfast[verify]") from fault
     folder.mkdir(parents=True, exist_ok=True)
     with frozen_eval(model), whole_file(folder / "model.onnx") as temporary:
         program = torch.onnx.export(

@@ -81,8 +81,7 @@ def export_run(
     """Write verification problems of a run's undecided test images; the list of them, and their number.
 
     Raises:
-        ValueError: nothing is undecided, or the threat set is no box.
-        ImportError: onnx is not installed.
+        ValueError: nothing is undecided, the threat set is no box, or onnx is not installed.
     """
     run = find_run(name, Path(runs))
     experiment = run.experiment
