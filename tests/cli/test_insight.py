@@ -44,6 +44,10 @@ def test_one_table_for_several_threats_and_methods(run: Path) -> None:
         value = last["certified"][f"bounds(method={label})"] if label != "ibp" else None
         if value is not None:
             assert shown[name][-2:] == [f"{100 * value:.1f}", "%"]
+    late = holdfast("evaluate", run, "--threat", "linf:0.015,foo")
+    assert late.exit_code == 2
+    assert "given 'foo'" in late.output
+    assert not any("0.015" in path.read_text() for path in run.glob("evaluations/*/experiment.yaml"))
     typo = holdfast("evaluate", run, "--methods", "ibp,crwn")
     assert typo.exit_code == 2
     assert "given 'crwn'" in typo.output

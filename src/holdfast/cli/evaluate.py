@@ -48,8 +48,11 @@ def evaluate(
         chosen.append(f"evaluation.certifiers=[{listed}]")
     threats = several(threat)
     with answer_for() as progress:
+        from holdfast import Threat
         from holdfast.experiments import evaluate_model, evaluate_run
 
+        for one in threats:
+            Threat.parse(one)  # all of them, before the first is evaluated
         weights = Path(model).is_file()
         if architecture and not weights:
             raise FileNotFoundError(f"there is no file {model}")

@@ -33,6 +33,10 @@ def components(name: str) -> list[type[Component]]:
 def settings_of(component: type[Component]) -> list[tuple[str, str, str]]:
     """Name, default and meaning of each setting."""
     return [
-        (name, "required" if field.is_required() else str(field.get_default()), field.description or "")
+        (
+            name,
+            "required" if field.is_required() else str(field.get_default()),
+            " ".join((field.description or "").split()),
+        )
         for name, field in component.model_fields.items()
     ]
