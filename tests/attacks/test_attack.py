@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from helpers import Trace, images, linear_model, small_cnn
+from helpers import Trace, images, linear_model, linear_radius, small_cnn
 from torch import nn
 
 from holdfast import Threat
-from holdfast.attacks import APGD, FMN, PGD, Attack, AttackResult, AutoAttack, CarliniWagner
+from holdfast.attacks import APGD, FAB, FMN, PGD, Attack, AttackResult, AutoAttack, CarliniWagner
 from holdfast.attacks.fold import folded
 
 ATTACKS = sorted(Attack.registry)
@@ -294,6 +294,20 @@ def test_batch_norm_is_folded_only_where_the_copy_answers_alike() -> None:
 
     moody = Moody().eval().requires_grad_(False)
     assert folded(moody, x) is moody
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_fab_without_targets_finds_the_nearest_class_of_a_linear_model(norm: str) -> None:
+    model, x = linear_model(classes=5, shape=(1, 4, 4)).double(), torch.rand(20, 1, 4, 4).double()
+    y, threat = model(x).argmax(1), Threat(norm, 100.0, -math.inf, math.inf)
+    result = FAB(targeted=False, steps=20)(model, x, y, threat)
+    exact = linear_radius(model, x, y, norm)
+    assert (result.distance >= exact * (1 - 1e-9)).all()
+    assert (result.distance <= 1.05 * exact).all()
+    # The clean pass; two forwards a step; a backward pass for each of the other classes.
+    assert result.forwards.tolist() == [41] * 20
+    assert result.backwards.tolist() == [80] * 20
+    assert all("target" not in text for text in result.origin)
 
 
 def test_autoattack_is_the_published_ensemble() -> None:

@@ -22,8 +22,7 @@ class AutoAttack(Attack, name="autoattack"):
     """The ensemble of Croce & Hein (2020), each part on what the ones before left standing.
 
     ``standard``: APGD-CE, targeted APGD on 9 classes, targeted FAB on 9 classes, Square of 5,000 queries; 100
-    steps each. ``plus``: five restarts of APGD-CE, APGD-DLR and FAB, Square, targeted APGD and FAB
-    (the first FAB, too, is targeted here: stronger and dearer than the one published).
+    steps each. ``plus``: five restarts of APGD-CE, APGD-DLR and FAB without targets, Square, targeted APGD and FAB.
     ``rand``: APGD-CE and APGD-DLR with gradients averaged over 20 passes, for models that answer at random.
     For l_1 APGD-CE has five restarts and the targeted parts five classes. ``quick``: APGD-CE and three classes of
     targeted APGD, 30 steps each, which is no published protocol. With fewer than four classes the margin
@@ -57,7 +56,7 @@ class AutoAttack(Attack, name="autoattack"):
         if self.version == "standard":
             return [ce, targeted, fab, square]
         dlr = APGD(loss="dlr", restarts=5, precision=precision)
-        return [ce, dlr, fab.model_copy(update={"restarts": 5}), square, targeted, fab]
+        return [ce, dlr, fab.model_copy(update={"restarts": 5, "targeted": False}), square, targeted, fab]
 
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         classes = targets.logits.shape[1]

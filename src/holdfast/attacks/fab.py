@@ -22,7 +22,8 @@ class FAB(Attack, name="fab"):
 
     From a point, the boundary z_t = z_y is linearised; the point and the original are both projected onto it
     within the box, and the next point lies between the two projections, a little beyond the boundary. A
-    wrong point counts with its distance, and the walk goes on from a tenth nearer the original.
+    wrong point counts with its distance, and the walk goes on from a tenth nearer the original. Without
+    targets each step takes the class whose linearised boundary is nearest, at one backward pass per class.
     """
 
     minimum_norm: ClassVar[bool] = True
@@ -30,6 +31,8 @@ class FAB(Attack, name="fab"):
     """Gradient steps towards each class."""
     targets: PositiveInt = 9
     """The so many likeliest other classes."""
+    targeted: bool = True
+    """Walk towards these classes, one after the other; otherwise one walk, towards whichever class is nearest."""
     restarts: PositiveInt = 1
     """Walks towards each class; the first begins at the input, the others near it at random."""
     overshoot: float = Field(default=1.05, ge=1)
@@ -43,10 +46,10 @@ class FAB(Attack, name="fab"):
 
     @property
     def title(self) -> str:
-        return f"FAB-T-{self.steps} × {self.targets}"
+        return f"FAB-T-{self.steps} × {self.targets}" if self.targeted else f"FAB-{self.steps}"
 
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
-        classes = torch.stack(likeliest(targets, self.targets), 1)
+        classes = torch.stack(likeliest(targets, self.targets if self.targeted else 1), 1)
         result = Ascent.before(targets.x)
         best = torch.full((len(targets.x),), torch.inf, dtype=targets.x.dtype, device=targets.x.device)
         for restart in range(self.restarts):
@@ -93,8 +96,13 @@ class FAB(Attack, name="fab"):
             points = points.detach().requires_grad_(True)
             with torch.enable_grad():
                 logits = model(points.clone())
-                gap = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-            gradient = gradient_of(gap, points)
+                gaps = logits - logits.gather(1, y[:, None])
+                gap = gaps.gather(1, target[:, None]).squeeze(1)
+            if self.targeted:
+                gradient = gradient_of(gap, points)
+            else:
+                gap, gradient = nearest_boundary(gaps, y, points, threat)
+                result.backwards[rows] += gaps.shape[1] - 2
             points = self._step(x, points.detach(), gradient, gap.detach(), threat)
             with torch.no_grad():
                 answer = model(points.clone())
@@ -130,4 +138,23 @@ class FAB(Attack, name="fab"):
         return mixed.clamp(threat.low, threat.high)
 
     def describe(self, restart: int, step: int) -> str:
-        return f"{self.name} restart {restart // STRIDE} target {restart % STRIDE} step {step}"
+        target = f" target {restart % STRIDE}" if self.targeted else ""
+        return f"{self.name} restart {restart // STRIDE}{target} step {step}"
+
+
+def nearest_boundary(gaps: Tensor, y: Tensor, points: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
+    """The gap z_k − z_y (n,) and its gradient for the class k ≠ y with the least |gap| / ‖gradient‖_dual.
+
+    Args:
+        gaps: z_k − z_y for every class, (n, K), differentiable in the points.
+    """
+    nearest = torch.full_like(gaps[:, 0], torch.inf)
+    gap, gradient = gaps[:, 0].detach().clone(), torch.zeros_like(points)
+    for k in range(gaps.shape[1]):
+        slope = gradient_of(gaps[:, k], points, keep=k + 1 < gaps.shape[1])
+        away = gaps[:, k].detach().abs() / threat.dual_length(slope).clamp(min=1e-12)
+        better = (y != k) & (away < nearest)
+        nearest = torch.where(better, away, nearest)
+        gap = torch.where(better, gaps[:, k].detach(), gap)
+        gradient = torch.where(per_example(better, points), slope, gradient)
+    return gap, gradient
