@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 from helpers import Trace, images, linear_model, linear_radius, small_cnn
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from holdfast import Threat
@@ -413,3 +415,32 @@ def test_autoattack_leaves_square_out_where_there_are_no_images() -> None:
     x = torch.rand(8, 10)
     result = AutoAttack()(model, x, model(x).argmax(1), Threat("linf", 1e-3))
     assert result.success.sum() < 8
+
+
+CHEAP = sorted(name for name in Attack.registry if name not in ("autoattack", "square", "multi-targeted"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from(CHEAP),
+    st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    st.integers(1, 4),
+    st.integers(4, 6),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_attacks_take_inputs_of_any_shape(
+    name: str, shape: list[int], count: int, classes: int, dtype: torch.dtype
+) -> None:
+    model = linear_model(classes=classes, shape=tuple(shape)).to(dtype)
+    x, threat = torch.rand(count, *shape).to(dtype), Threat("l2", 0.5)
+    y = model(x).argmax(1)
+    kind = Attack.registry[name]
+    attack = kind(steps=3) if "steps" in kind.model_fields else kind()
+    result = attack(model, x, y, threat)
+    assert result.x_adv.shape == x.shape
+    assert result.x_adv.dtype == dtype
+    assert torch.equal(
+        model(result.x_adv[result.success]).argmax(1) != y[result.success], result.success[result.success]
+    )
+    assert (threat.distance(x, result.x_adv)[result.success] <= threat.eps * (1 + 1e-5)).all()
+    assert 0 <= result.x_adv.min() <= result.x_adv.max() <= 1

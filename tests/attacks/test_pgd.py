@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from holdfast import Threat
 from holdfast.attacks import FGSM, PGD
-from holdfast.attacks.losses import until_wrong
+from holdfast.attacks.attack import Targets
+from holdfast.attacks.losses import cross_entropy, until_wrong, until_wrong_towards
+from holdfast.attacks.pgd import choose_target
 from holdfast.layers import Normalize
 from holdfast.search import climb
 
@@ -96,6 +98,30 @@ def test_steps_equal_the_neural_collapse_line(
     start = x + arrays[f"f64_pgd_{norm}_rand_it0"]
     x_adv = climb(function, x, Threat(norm, eps), steps=10, step_size=step, start=start)
     assert torch.allclose(x_adv - x, arrays[f"f64_pgd_{norm}_rand_it10"], atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "step"), [("linf", 8 / 255, 2 / 255), ("l2", 128 / 255, 15 / 255)], ids=["linf", "l2"]
+)
+def test_the_cyclic_target_equals_the_neural_collapse_line(
+    reference: Arrays, nc_net: nn.Module, norm: str, eps: float, step: float
+) -> None:
+    arrays = reference("nc_attacks")
+    x, y = arrays["in_X"].double(), arrays["in_y"]
+    targets = Targets(x, y, nc_net(x).detach(), torch.arange(len(x)), 0, 256)
+    target = choose_target("next", targets)
+    assert target.tolist() == ((y + 1) % 5).tolist()
+    function = until_wrong_towards(nc_net, y, target, lambda z, y, t: -cross_entropy(z, t))
+    x_adv = climb(function, x, Threat(norm, eps), steps=10, step_size=step, start=x)
+    assert torch.allclose(x_adv - x, arrays[f"f64_pgd_{norm}_zero_targeted_it10"], atol=1e-8)
+    # The attack itself takes these steps, stops at the first wrong answer and keeps the best point.
+    attack = PGD(target="next", steps=10, step_size=step / eps, random_start=False)
+    right = nc_net(x).argmax(1) == y
+    result = attack(nc_net, x, y, Threat(norm, eps))
+    never = right & ~result.success
+    reached = F.cross_entropy(nc_net(result.x_adv), target, reduction="none")
+    last = F.cross_entropy(nc_net(x_adv), target, reduction="none")
+    assert (reached[never] <= last[never] + 1e-9).all()
 
 
 def test_fgsm_is_pgd_with_one_whole_step() -> None:
