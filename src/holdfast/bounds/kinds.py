@@ -44,8 +44,8 @@ def leaky(slope: float) -> Operator:
     if slope < 0:
         raise UnsupportedOperator(f"an activation of negative slope {slope} is not monotone")
     if slope <= 1:
-        return Rectifier(lambda v: F.leaky_relu(v, slope), (0.0,), leak=slope)
-    return Elementwise(lambda v: F.leaky_relu(v, slope), (0.0,), steepest=slope)
+        return Rectifier(lambda v: F.leaky_relu(v, slope), (0.0,), 0.0, 1.0, leak=slope)
+    return Elementwise(lambda v: F.leaky_relu(v, slope), (0.0,), 0.0, steepest=slope)
 
 
 def elu(alpha: float) -> Operator:
@@ -56,19 +56,19 @@ def elu(alpha: float) -> Operator:
 
 def between(low: float | None, high: float | None) -> Operator:
     kinks = tuple(float(limit) for limit in (low, high) if limit is not None)
-    return Elementwise(lambda v: v.clamp(low, high), kinks)
+    return Elementwise(lambda v: v.clamp(low, high), kinks, 0.0, 1.0)
 
 
 def gelu(approximate: str = "none") -> Operator:
     turn = {"none": -0.7517915, "tanh": -0.7524614}[approximate]
-    return Elementwise(lambda v: F.gelu(v, approximate=approximate), curvature=0.82, turns=(turn,), steepest=1.13)
+    return Elementwise(lambda v: F.gelu(v, approximate=approximate), (), 0.82, 1.13, turns=(turn,))
 
 
-RELU = Rectifier(torch.relu, (0.0,))
-SIGMOID = Elementwise(torch.sigmoid, curvature=0.0963, steepest=0.25)
-TANH = Elementwise(torch.tanh, curvature=0.7699)
-SILU = Elementwise(F.silu, curvature=0.5, turns=(-1.2784645,), steepest=1.1)
-ABS = Elementwise(torch.abs, (0.0,), turns=(0.0,))
+RELU = Rectifier(torch.relu, (0.0,), 0.0, 1.0)
+SIGMOID = Elementwise(torch.sigmoid, (), curvature=0.0963, steepest=0.25)
+TANH = Elementwise(torch.tanh, (), curvature=0.7699, steepest=1.0)
+SILU = Elementwise(F.silu, (), curvature=0.5, steepest=1.1, turns=(-1.2784645,))
+ABS = Elementwise(torch.abs, (0.0,), 0.0, 1.0, turns=(0.0,))
 
 
 def max_pool_of(size: Any, stride: Any, dilation: Any, dims: int, rest: Callable[..., Any]) -> Operator:

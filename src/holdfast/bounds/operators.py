@@ -145,14 +145,14 @@ class Elementwise(Operator):
     """A function f of each entry by itself: sigmoid, GELU, clamp."""
 
     function: Map
-    kinks: tuple[float, ...] = ()
+    kinks: tuple[float, ...]
     """Where the slope of f jumps."""
-    curvature: float = 0.0
-    """The largest |f''| elsewhere."""
+    curvature: float
+    """The largest |f''| elsewhere: 0 for straight pieces. Linear bounds are sound only if it is."""
+    steepest: float
+    """The largest |f'|. Bounds by balls are sound only if it is."""
     turns: tuple[float, ...] = ()
     """Where f passes from falling to rising or back; none for a monotone function."""
-    steepest: float = 1.0
-    """The largest |f'|."""
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def _average_pool_module(module: nn.AvgPool2d) -> Operator:
 def _softplus(module: nn.Softplus) -> Operator:
     if module.beta <= 0 or module.threshold < 15:
         raise UnsupportedOperator("softplus jumps down at its threshold; only the usual one, 20, has a rule")
-    return Elementwise(module, curvature=module.beta / 4)
+    return Elementwise(module, (), curvature=module.beta / 4, steepest=1.0)
 
 
 MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
