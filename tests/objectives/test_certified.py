@@ -34,9 +34,9 @@ from holdfast.objectives import (
     OneStepRelaxation,
     Progress,
 )
-from holdfast.objectives.certified import smoothed
+from holdfast.objectives.certified import smoothed, wide_initialisation
 from holdfast.objectives.expressive import connected, cut_before
-from holdfast.objectives.ibp import interval_regulariser, wide_initialisation
+from holdfast.objectives.ibp import interval_regulariser
 
 INF = math.inf
 Nets = dict[str, tuple[nn.Module, dict[str, Tensor]]]

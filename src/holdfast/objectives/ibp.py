@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
-
 import torch
 from pydantic import Field, NonNegativeFloat
-from torch import Tensor, nn
+from torch import Tensor
 
 from holdfast.bounds import Graph, Interval, Rectifier, robust_cross_entropy
 from holdfast.bounds.linear import intervals
 from holdfast.bounds.specification import before_the_end, interval_margins_at
-from holdfast.inference import mix_seed
 from holdfast.objectives.certified import Batch, CertifiedTraining, Robust
 
 
@@ -24,17 +20,11 @@ class IBP(CertifiedTraining, name="ibp"):
 
     kappa: float = Field(default=0.5, ge=0, le=1)
     """Weight of the clean loss at the end of the ramp."""
-    initialisation: Literal["model", "shi"] = "model"
-    """``shi`` draws weights with deviation √(2π) / fan-in, for which intervals keep their width through a ReLU."""
     regularisation: NonNegativeFloat = 0.0
     """Weight of the regulariser where the ramp begins; it falls to 0 along it. Shi et al. take 0.5."""
     tolerance: float = Field(default=0.5, gt=0, le=1)
     """What the regulariser leaves alone: intervals up to 1 / tolerance times as wide as the input's, and ratios of
     active to inactive neurons down to it."""
-
-    def initialise(self, model: nn.Module, seed: int) -> None:
-        if self.initialisation == "shi":
-            wide_initialisation(model, seed)
 
     def robust(self, batch: Batch) -> Robust:
         values = intervals(batch.graph, batch.region, before_the_end(batch.graph))
@@ -42,18 +32,6 @@ class IBP(CertifiedTraining, name="ibp"):
         weight = self.regularisation * (1 - batch.ramp)
         extra = weight * interval_regulariser(batch.graph, values, self.tolerance) if weight else None
         return Robust(loss, extra)
-
-
-@torch.no_grad()
-def wide_initialisation(model: nn.Module, seed: int) -> None:
-    """Weights of convolutions and dense layers from N(0, 2π / fan-in²), biases 0 (Shi et al., 2021, 3.1)."""
-    for number, module in enumerate(model.modules()):
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-            generator = torch.Generator().manual_seed(mix_seed(seed, number, 9))
-            draws = torch.randn(module.weight.shape, generator=generator)
-            module.weight.copy_(draws * math.sqrt(2 * math.pi) / module.weight[0].numel())
-            if module.bias is not None:
-                module.bias.zero_()
 
 
 def interval_regulariser(graph: Graph, values: list[Interval], tolerance: float) -> Tensor:
