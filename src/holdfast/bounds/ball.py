@@ -21,6 +21,7 @@ from holdfast.bounds.operators import (
     Elementwise,
     Graph,
     Linear,
+    LipschitzMap,
     MaxPool,
     Operator,
     PairwiseMax,
@@ -73,6 +74,7 @@ def _(operator: Affine, gain: Tensor, value: CutBall) -> CutBall:
 @advance.register(Elementwise)
 @advance.register(MaxPool)
 @advance.register(PairwiseMax)
+@advance.register(LipschitzMap)
 def _(operator: Operator, gain: None, value: CutBall) -> CutBall:
     """A function whose Lipschitz constant is known, and which intervals can bound."""
     return CutBall(apply(operator, value.centre), _radius(operator, None, value.radius), rule(operator, value.box))
@@ -153,10 +155,42 @@ def ball_centre(region: Region) -> Tensor:
 
 def ball_radius(graph: Graph, region: Region, gains: Gains, stop: int | None = None) -> Tensor:
     """The radius of the ball alone at the last value, or at number ``stop``, (N,)."""
-    radii = [_start(region).radius]
+    return _grown(graph, _start(region).radius, gains, stop)
+
+
+def _grown(graph: Graph, radius: Tensor, gains: Gains, stop: int | None) -> Tensor:
+    radii = [radius]
     for number, node in enumerate(graph.nodes[:stop]):
         radii.append(_radius(node.operator, gains.get(number), *(radii[i] for i in node.inputs)))
     return radii[-1]
+
+
+def lipschitz_constant(graph: Graph, gains: Gains) -> Tensor:
+    """Of the whole network from l_2 to l_2: products over layers, sums over branches; a float64 scalar."""
+    last, operator = len(graph.nodes) - 1, graph.nodes[-1].operator
+    if isinstance(operator, Linear):  # whose gain the margins take pair by pair
+        gains = {**gains, last: matrix_norm(operator.weight.detach())}
+    return _grown(graph, torch.ones((), dtype=torch.float64), gains, None)
+
+
+def lipschitz_radii(graph: Graph, x: Tensor, y: Tensor, gains: Gains) -> Tensor:
+    """The l_2 radius within which z_y stays above every other z_j, (N,) float64; negative where it is not.
+
+    min_j (z_y − z_j) / (L ‖W_y − W_j‖₂) with L the constant up to a dense last layer W; without one
+    min_j (z_y − z_j) / (√2 L).
+    """
+    last, stop = graph.nodes[-1], None
+    if isinstance(last.operator, Linear):
+        stop = last.inputs[0]
+        margins, rows = _last_layer(last.operator, run(graph, x, stop=stop), y)
+        lengths = rows.double().norm(dim=2)
+    else:
+        logits = run(graph, x)
+        margins = _margins(margin_rows(y, logits.shape[1], logits.dtype), logits)
+        lengths = torch.full_like(margins, math.sqrt(2), dtype=torch.float64)
+    constant = _grown(graph, torch.ones((), dtype=torch.float64, device=x.device), gains, stop)
+    # Equal rows make equal logits but for the bias: what is positive then stays so.
+    return (margins.double() / (constant * lengths).clamp(min=1e-30)).amin(1)
 
 
 def _radius(operator: Operator, gain: Tensor | None, *radii: Tensor) -> Tensor:
@@ -168,6 +202,8 @@ def _radius(operator: Operator, gain: Tensor | None, *radii: Tensor) -> Tensor:
         return radii[0] * math.sqrt(operator.overlap)
     if isinstance(operator, PairwiseMax):
         return radii[0]
+    if isinstance(operator, LipschitzMap):
+        return radii[0] * operator.constant
     if isinstance(operator, Sum):
         return radii[0] + radii[1]
     if isinstance(operator, Concatenate):
@@ -207,6 +243,8 @@ def _affine(graph: Graph) -> list[int]:
 def _certified(graph: Graph, number: int, like: Tensor) -> Tensor:
     operator, shape = graph.nodes[number].operator, graph.shape(graph.nodes[number].inputs[0])
     assert isinstance(operator, Affine)
+    if operator.norm:
+        return like.new_tensor(operator.norm(), dtype=torch.float64)
     if isinstance(operator, Linear):
         return matrix_norm(operator.weight)
     if isinstance(operator, Convolution):

@@ -8,7 +8,7 @@ from functools import cached_property, singledispatch
 import torch
 from torch import Tensor
 
-from holdfast.bounds.operators import Affine, Concatenate, Elementwise, Graph, Monotone, Operator, Sum
+from holdfast.bounds.operators import Affine, Concatenate, Elementwise, Graph, LipschitzMap, Monotone, Operator, Sum
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,14 @@ def _(operator: Elementwise, value: Interval) -> Interval:
         ends.append(operator.function(inner))
     every = torch.stack(ends)
     return Interval.between(every.amin(0), every.amax(0))
+
+
+@rule.register
+def _(operator: LipschitzMap, value: Interval) -> Interval:
+    """No entry moves farther than the whole does in l_2."""
+    centre = operator.function(value.centre)
+    reach = operator.constant * value.radius.flatten(1).norm(dim=1)
+    return Interval(centre, reach.view(-1, *[1] * (centre.dim() - 1)).expand_as(centre))
 
 
 @rule.register

@@ -39,6 +39,8 @@ class Affine(Operator):
     """|W| r, for r ≥ 0."""
     entrywise: bool = field(default=False, kw_only=True)
     """Whether each entry of the result reads one entry of the input: scaling, shifting, reshaping."""
+    norm: Callable[[], float] | None = field(default=None, kw_only=True)
+    """At least the operator norm of W in l_2, where how W is made tells it."""
 
     def adjoint(self, coefficients: Tensor, shape: Shape) -> Tensor:
         """Wᵀ a for a (M, ...), where an input has this shape; (M, *shape)."""
@@ -192,6 +194,14 @@ class Concatenate(Operator):
 
 
 @dataclass(frozen=True)
+class LipschitzMap(Operator):
+    """A function of each example of which nothing is known but a Lipschitz constant, from l_2 to l_2."""
+
+    function: Map
+    constant: float
+
+
+@dataclass(frozen=True)
 class Node:
     """An operator, which earlier values it reads (0 is the network's input), and where it stands."""
 
@@ -229,7 +239,8 @@ def _(operator: Affine, value: Tensor) -> Tensor:
 
 @apply.register(Monotone)
 @apply.register(Elementwise)
-def _(operator: Monotone | Elementwise, value: Tensor) -> Tensor:
+@apply.register(LipschitzMap)
+def _(operator: Monotone | Elementwise | LipschitzMap, value: Tensor) -> Tensor:
     return operator.function(value)
 
 

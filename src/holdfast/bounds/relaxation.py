@@ -197,6 +197,8 @@ def _(operator: Monotone, value: Interval, slopes: Slopes) -> Relaxation:
 @relax.register
 def _(operator: PairwiseMax, value: Interval, slopes: Slopes) -> Relaxation:
     lower, upper = value.lower, value.upper
+    if lower.shape[1] % 2:
+        raise UnsupportedOperator("MaxMin of an odd number of channels has no linear relaxation; ibp and bcp do")
     difference = Interval.between(lower[:, ::2] - upper[:, 1::2], upper[:, ::2] - lower[:, 1::2])
     return SortedPairs(rectifier_lines(difference, adaptive))
 

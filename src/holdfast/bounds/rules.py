@@ -10,6 +10,7 @@ from torch import nn
 
 from holdfast.bounds.functions import FUNCTIONS
 from holdfast.bounds.kinds import (
+    ABS,
     RELU,
     SIGMOID,
     SILU,
@@ -27,6 +28,7 @@ from holdfast.bounds.operators import (
     Convolution,
     Elementwise,
     Linear,
+    LipschitzMap,
     MaxPool,
     Operator,
     PairwiseMax,
@@ -34,7 +36,34 @@ from holdfast.bounds.operators import (
     moved,
     positive,
 )
-from holdfast.layers import MaxMin, Normalize
+from holdfast.layers import (
+    Abs,
+    AOLConv2d,
+    AOLLinear,
+    BatchCentering,
+    BCOPConv2d,
+    BjorckLinear,
+    CayleyConv2d,
+    CayleyLinear,
+    CPLConv2d,
+    CPLLinear,
+    FirstChannels,
+    GroupSort,
+    Householder,
+    L2NormPool2d,
+    LinearResidualConv2d,
+    LOTConv2d,
+    MaxMin,
+    NActivation,
+    Normalize,
+    NormalizedLinear,
+    SandwichLinear,
+    SLLConv2d,
+    SLLLinear,
+    SOCConv2d,
+    ZeroChannelConcatenation,
+)
+from holdfast.layers.lipschitz import AffineConv2d, AffineLinear, LipschitzLayer, convolve
 
 
 def _convolution(module: Any) -> Operator:
@@ -84,6 +113,38 @@ def _normalize(module: Normalize) -> Operator:
     return Affine(module, lambda radius: radius / scaled_to(radius, module.std), entrywise=True)
 
 
+def _effective_convolution(module: AffineConv2d) -> Operator:
+    kernel = module.effective_weight()
+    if module.padding_mode == "zeros" and not (module.unshuffles and module.stride > 1):
+        padding = tuple(side // 2 for side in module.kernel_size)
+        return Convolution(
+            kernel, module.bias, (module.stride,) * 2, padding, (1, 1), 1, norm=module.lipschitz_bound
+        )
+    stride = 1 if module.unshuffles else module.stride
+    return Affine(
+        lambda x: convolve(module.unshuffled(x), kernel, module.bias, module.padding_mode, stride),
+        lambda radius: convolve(module.unshuffled(radius), kernel.abs(), None, module.padding_mode, stride),
+        norm=module.lipschitz_bound,
+    )
+
+
+def _effective_linear(module: AffineLinear) -> Operator:
+    return Linear(module.effective_weight(), module.bias, norm=module.lipschitz_bound)
+
+
+def _bounded(module: LipschitzLayer) -> Operator:
+    return LipschitzMap(module, module.lipschitz_bound())
+
+
+def _one_lipschitz(module: nn.Module) -> Operator:
+    return LipschitzMap(module, 1.0)
+
+
+def _centering(module: BatchCentering) -> Operator:
+    mean = module.running_mean
+    return Affine(lambda x: x - scaled_to(x, mean), lambda radius: radius, entrywise=True)
+
+
 def _dropout(module: Any) -> Operator:
     return moved(lambda x: x)  # bounds are those of the network in eval mode
 
@@ -102,6 +163,15 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
     nn.Linear: lambda module: Linear(module.weight, module.bias),
     Normalize: _normalize,
     MaxMin: lambda module: PairwiseMax(module),
+    Abs: lambda module: ABS,
+    BatchCentering: _centering,
+    **dict.fromkeys([AOLConv2d, BCOPConv2d, LinearResidualConv2d], _effective_convolution),
+    **dict.fromkeys([AOLLinear, BjorckLinear, CayleyLinear, NormalizedLinear], _effective_linear),
+    **dict.fromkeys(
+        [CPLConv2d, CPLLinear, SLLConv2d, SLLLinear, SOCConv2d, CayleyConv2d, LOTConv2d, SandwichLinear], _bounded
+    ),
+    **dict.fromkeys([GroupSort, Householder, NActivation, L2NormPool2d], _one_lipschitz),
+    **dict.fromkeys([FirstChannels, ZeroChannelConcatenation], moved),
     **dict.fromkeys([nn.Conv1d, nn.Conv2d], _convolution),
     **dict.fromkeys([nn.ConvTranspose1d, nn.ConvTranspose2d], _transposed_convolution),
     nn.ReLU: lambda module: RELU,
@@ -119,8 +189,10 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
     **dict.fromkeys([nn.MaxPool1d, nn.MaxPool2d], _max_pool_module),
     **dict.fromkeys([nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d], _adaptive_max_pool_module),
     **dict.fromkeys([nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d], positive),
-    **dict.fromkeys([nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle], moved),
-    **dict.fromkeys([nn.ZeroPad2d, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d], positive),
+    **dict.fromkeys(
+        [nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d], moved
+    ),
+    **dict.fromkeys([nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d], positive),
     **dict.fromkeys([nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout], _dropout),
 }
 """Operator of a leaf module, by its exact type; BatchNorm apart, which needs the statistics of the pass."""

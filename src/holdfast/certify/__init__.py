@@ -3,5 +3,6 @@
 from holdfast.certify.bounds import BoundCertifier
 from holdfast.certify.certificate import Certificate, Certifier, SoundnessError
 from holdfast.certify.export import export_problems
+from holdfast.certify.lipschitz import LipschitzCertifier
 
-__all__ = ["BoundCertifier", "Certificate", "Certifier", "SoundnessError", "export_problems"]
+__all__ = ["BoundCertifier", "Certificate", "Certifier", "LipschitzCertifier", "SoundnessError", "export_problems"]

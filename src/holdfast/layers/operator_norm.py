@@ -64,9 +64,7 @@ def _laps(layer: nn.Conv1d | nn.Conv2d) -> bool:
 def matrix_norm(weight: Tensor) -> Tensor:
     """The largest singular value of a matrix (m, n), or of each of a batch, from its Gram matrix; rounded up."""
     weight = weight.to(torch.complex128 if weight.is_complex() else torch.float64)
-    tall = weight.shape[-2] >= weight.shape[-1]
-    gram = weight.mH @ weight if tall else weight @ weight.mH
-    return torch.linalg.eigvalsh(gram)[..., -1].clamp(min=0).sqrt() * (1 + ROUNDING)
+    return _gram_spectrum(weight)[..., -1].clamp(min=0).sqrt() * (1 + ROUNDING)
 
 
 @torch.no_grad()
@@ -88,19 +86,27 @@ def is_small(forward: Callable[[Tensor], Tensor], zero: Tensor) -> bool:
 
 @torch.no_grad()
 def convolution_norm(
-    weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...], groups: int, grid: int = 64
+    weight: Tensor,
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    grid: int = 64,
+    torus: tuple[int, int] | None = None,
 ) -> Tensor:
     """sup_ω ‖ŵ(ω)‖₂, which no zero-padded convolution of any size exceeds, nor a circular one of stride 1 with no
     more positions than its input.
 
-    A strided convolution is one of stride 1 on the s_1 · s_2 phases of its input. The supremum exceeds the
-    maximum over an N × N grid of frequencies at most by the factor Π cos(π (k − 1) / N)^(−1/2) over the axes (M.
-    Riesz: a non-negative trigonometric polynomial of degree k − 1 stays above M cos((k − 1) · distance) near
-    its maximum M). A dilation relabels frequencies; beside a stride > 1 the stride is left out, which only
-    loosens the bound.
+    A strided convolution is one of stride 1 on the s_1 · s_2 phases of its input. Between the frequencies of an
+    N × N grid M. Riesz helps: a real trigonometric polynomial of degree k − 1 stays above M cos((k − 1) · distance)
+    near its largest absolute value M, so that sup ‖ŵᴴŵ − c‖ is at most the maximum over the grid divided by
+    Π cos(π (k − 1) / N) over the axes. With c in the middle of the spectrum that costs nothing where ŵ is
+    orthogonal. A dilation relabels frequencies; beside a stride > 1 the stride is left out, which only loosens
+    the bound.
 
     Args:
         weight: (out, in / groups, k) or (out, in / groups, k, k).
+        torus: the only frequencies that occur, those of a torus of this size: exact for a circular convolution of
+            stride 1; for images with p zeros around them a torus p larger keeps the border from wrapping round.
     """
     kernel = weight.double()
     if kernel.dim() == 3:
@@ -115,14 +121,38 @@ def convolution_norm(
     phases = kernel.view(out, channels, high, stride[0], wide, stride[1]).permute(0, 1, 3, 5, 2, 4)
     phases = phases.reshape(groups, out // groups, -1, high, wide)
     grid = max(grid, 4 * (max(high, wide) - 1))
-    sizes = [1 if k == 1 else grid for k in (high, wide)]  # a kernel of one entry has a flat spectrum
+    sizes = torus or tuple(1 if k == 1 else grid for k in (high, wide))  # a kernel of one entry has a flat spectrum
+    slack = 1.0 if torus else math.prod(math.cos(math.pi * (k - 1) / grid) for k in (high, wide))
     largest = phases.new_zeros(())
     for group in phases:
-        spectrum = torch.fft.rfft2(group, s=sizes).permute(2, 3, 0, 1).flatten(0, 1)
-        for part in spectrum.split(256):
-            largest = torch.maximum(largest, matrix_norm(part).amax())
-    slack = math.prod(math.cos(math.pi * (k - 1) / grid) for k in (high, wide))
-    return largest / math.sqrt(slack) * (1 + ROUNDING)
+        spectrum = frequency_response(group, sizes).flatten(0, 1)
+        values = torch.cat([_gram_spectrum(part)[..., [0, -1]] for part in spectrum.split(256)])
+        middle = (values.amin() + values.amax()) / 2
+        largest = torch.maximum(largest, middle + (values.amax() - middle) / slack)
+    return largest.clamp(min=0).sqrt() * (1 + ROUNDING)
+
+
+def frequency_response(kernel: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """ŵ at the frequencies of a torus, conjugate ones left out; (n_1, n_2 // 2 + 1, out, in) complex.
+
+    Args:
+        kernel: (out, in, k_1, k_2); it may be larger than the torus.
+    """
+
+    def waves(size: int, taps: int, count: int) -> Tensor:
+        phase = torch.outer(torch.arange(count), torch.arange(taps)).to(kernel) * (-2 * math.pi / size)
+        return torch.polar(torch.ones_like(phase), phase)
+
+    rows = waves(sizes[0], kernel.shape[2], sizes[0])
+    columns = waves(sizes[1], kernel.shape[3], sizes[1] // 2 + 1)
+    half = torch.einsum("oiab,gb->goia", kernel.to(rows.dtype), columns)
+    return torch.einsum("goia,fa->fgoi", half, rows)
+
+
+def _gram_spectrum(matrices: Tensor) -> Tensor:
+    """Squared singular values of each matrix, the smaller side's count, ascending."""
+    tall = matrices.shape[-2] >= matrices.shape[-1]
+    return torch.linalg.eigvalsh(matrices.mH @ matrices if tall else matrices @ matrices.mH)
 
 
 def power_iteration(forward: Callable[[Tensor], Tensor], zero: Tensor, *, iterations: int) -> Tensor:
