@@ -14,10 +14,11 @@ import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     GetCoreSchemaHandler,
     SerializerFunctionWrapHandler,
@@ -47,6 +48,10 @@ def parse_number(value: object) -> float:
     if not math.isfinite(value):
         raise ValueError(f"expected a finite number, given {value!r}")
     return float(value)
+
+
+Number = Annotated[float, BeforeValidator(parse_number)]
+"""A setting that may be written as a fraction: ``36/255``."""
 
 
 class Settings(BaseModel):

@@ -1,4 +1,4 @@
-"""The contract of every registered certifier."""
+"""The contract of every certifier that proves what it says of the network itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from holdfast import Threat
 from holdfast.attacks import PGD
 from holdfast.certify import Certifier
 
-NAMES = sorted(Certifier.registry)
+SAMPLING = {"smoothing", "plug-in"}  # these speak of another classifier: see test_smoothing.py
+NAMES = sorted(set(Certifier.registry) - SAMPLING)
+NORM = {"bounds": "linf", "lipschitz": "l2"}
+"""Where each is exact for a linear model."""
 every_certifier = pytest.mark.parametrize("certifier", [Certifier.registry[n]() for n in NAMES], ids=NAMES)
 
 
@@ -32,7 +35,7 @@ def test_no_attack_breaks_what_is_certified(certifier: Certifier, norm: str) -> 
 
 @every_certifier
 def test_the_parts_of_a_certificate_agree(certifier: Certifier) -> None:
-    model, (x, y), threat = small_cnn(), images(60), Threat("linf", 0.01)
+    model, (x, y), threat = small_cnn(), images(60), Threat("l2", 0.03)
     certificate = certifier(model, x, y, threat)
     right = certificate.prediction == y
     assert torch.equal(certificate.prediction, model.eval()(x).argmax(1))
@@ -60,15 +63,15 @@ def test_leaves_no_trace_and_the_split_changes_nothing(certifier: Certifier) -> 
 
 
 @every_certifier
-def test_is_exact_for_a_linear_model_in_linf(certifier: Certifier) -> None:
+def test_is_exact_for_a_linear_model(certifier: Certifier) -> None:
     model = linear_model().double()
     x = torch.rand(20, 1, 2, 3, dtype=torch.float64)
     y = model(x).argmax(1)
-    exact = linear_radius(model, x, y, "linf")
+    exact = linear_radius(model, x, y, NORM[certifier.name])
     eps = 1.001 * exact.median().item()
-    certificate = certifier(model, x, y, Threat("linf", eps, -math.inf, math.inf))
+    certificate = certifier(model, x, y, Threat(NORM[certifier.name], eps, -math.inf, math.inf))
     assert torch.equal(certificate.verified, exact > eps)
-    assert (certificate.radius <= exact).all()
+    assert (certificate.radius <= exact * (1 + 1e-12)).all()
     assert (exact - certificate.radius <= 0.011 * eps).all()
 
 
@@ -118,7 +121,7 @@ def test_nonsense_is_never_verified(certifier: Certifier) -> None:
         model[1].weight[1] = -3e38
     x, y = torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64)
     overflow = certifier(model, x, y, Threat("linf", 1.0))
-    assert overflow.status == ["error"]
+    assert overflow.status == ["error" if certifier.name == "bounds" else "undecided"]
     assert not overflow.verified.any()
     with torch.no_grad():
         model[1].weight[0, 0] = torch.nan

@@ -2,7 +2,22 @@
 
 from holdfast.certify.bounds import BoundCertifier
 from holdfast.certify.certificate import Certificate, Certifier, SoundnessError
+from holdfast.certify.confidence import clopper_pearson_lower, smoothing_radius
 from holdfast.certify.export import export_problems
 from holdfast.certify.lipschitz import LipschitzCertifier
+from holdfast.certify.smoothed import SmoothedClassifier
+from holdfast.certify.smoothing import PlugInSmoothing, SmoothingCertifier
 
-__all__ = ["BoundCertifier", "Certificate", "Certifier", "LipschitzCertifier", "SoundnessError", "export_problems"]
+__all__ = [
+    "BoundCertifier",
+    "Certificate",
+    "Certifier",
+    "LipschitzCertifier",
+    "PlugInSmoothing",
+    "SmoothedClassifier",
+    "SmoothingCertifier",
+    "SoundnessError",
+    "clopper_pearson_lower",
+    "export_problems",
+    "smoothing_radius",
+]

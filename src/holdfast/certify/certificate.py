@@ -38,10 +38,18 @@ class Certificate:
     """The lowest margin bound on the threat set, (N,), where the method has one."""
     method: list[str] | None = None
     """By which of several methods each example was judged."""
+    samples: Tensor | None = None
+    """Noisy copies spent on each example, (N,) int64, by a certifier that samples."""
+    abstained: Tensor | None = None
+    """Where a certifier that samples is not sure of any class, (N,) bool."""
 
 
 class Certifier(Component, family="certifiers"):
     """Proves predictions constant on the threat set around each input."""
+
+    def subject(self, model: nn.Module) -> nn.Module:
+        """The classifier that the certificates speak of, where it is another one than the model."""
+        return model
 
     @abstractmethod
     def __call__(

@@ -142,6 +142,16 @@ def print_run(run: Run) -> None:
     how = objective.name if objective else run.experiment.model.name
     title = f"{how} on {run.experiment.data.name}, {result['threat']}"
     print_table(title, ["", "accuracy", "95 % interval", "count"], rows)
+    for name, spent in result.get("sampling", {}).items():
+        text = f"{name}: {spent['samples']:.0f} samples per image, abstained {percent(spent['abstained'])}"
+        Console(highlight=False, markup=False).print(text)
+    if radii := result.get("certified_at"):
+        columns = list(next(iter(radii.values())))
+        lines = [
+            [name, *(percent(found[column]) for column in columns[:-1]), f"{found[columns[-1]]:.3g}"]
+            for name, found in radii.items()
+        ]
+        print_table("certified at", ["", *columns], lines)
     for warning in result.get("warnings", []):
         Console(stderr=True).print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
     print(run.path)

@@ -2,6 +2,6 @@
 
 from holdfast.evaluation.curve import sandwich_curve
 from holdfast.evaluation.evaluate import Evaluation, evaluate
-from holdfast.evaluation.summary import proportion_interval
+from holdfast.evaluation.summary import certified_at, proportion_interval
 
-__all__ = ["Evaluation", "evaluate", "proportion_interval", "sandwich_curve"]
+__all__ = ["Evaluation", "certified_at", "evaluate", "proportion_interval", "sandwich_curve"]

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks import Attack, AttackResult
-from holdfast.certify import Certificate, Certifier, SoundnessError
+from holdfast.certify import Certificate, Certifier, SmoothedClassifier, SmoothingCertifier, SoundnessError
 from holdfast.component import distinct_labels
 from holdfast.evaluation.sanity import blind_successes, suspicions
 from holdfast.evaluation.summary import summarise
@@ -36,6 +37,8 @@ class Evaluation:
     """``examples``, ``threat``, ``standard``; ``attacked`` and ``certified`` per name; ``bracket``, the
     accuracy under all attacks and under any certificate; ``counts``, ``intervals`` (95 %), ``passes``,
     ``guarantees``, ``warnings`` (reasons to doubt the attacks), ``seconds`` and their ``timings`` per stage."""
+    subject: nn.Module = field(repr=False)
+    """The classifier that all of it is about: the model, or what the certifiers make of it (its smoothed one)."""
     adversarial: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """For each attack the numbers (M,) of the right examples it found an adversarial for, and those, (M, ...)."""
 
@@ -82,7 +85,8 @@ def evaluate(
         certifiers: certifiers, likewise.
         audit: share of the certified examples that are attacked too, 0 to 1.
         seed: with the example's number it determines everything drawn for an example.
-        on_progress: told of each finished piece: its stage, how many examples stand, how many are left to do.
+        on_progress: told of each finished piece: its stage, how many examples stand (−1 where that is not known
+            yet), how many are left to do.
         store: keeps finished pieces and gives them back.
 
     Raises:
@@ -103,8 +107,9 @@ def evaluate(
     report = on_progress or (lambda stage, standing, left: None)
     seconds: dict[str, float] = {}
 
+    subject = _subject(model, provers)
     with _timed(seconds, "standard"), frozen_eval(model):
-        logits = predict(model, x, batch_size)
+        logits = predict(subject, x, batch_size)
     check_logits(logits, y)
     prediction = logits.argmax(1)
     correct = prediction == y
@@ -120,7 +125,10 @@ def evaluate(
     proofs: dict[str, Certificate] = {}
     for name, certifier in zip(distinct_labels(provers), provers, strict=True):
         with _timed(seconds, name):
-            certificate = certifier(model, x, y, threat, seed=seed, batch_size=batch_size)
+            prove: Callable[..., Certificate] = certifier
+            if isinstance(certifier, SmoothingCertifier):
+                prove = partial(certifier, on_progress=_sometimes(partial(_tell_samples, report, name), len(x)))
+            certificate = prove(model, x, y, threat, seed=seed, batch_size=batch_size)
         guarantees[name] = certificate.guarantee
         columns[f"{name}.verified"] = _numpy(certificate.verified)
         columns[f"{name}.radius"] = _numpy(certificate.radius)
@@ -129,6 +137,9 @@ def evaluate(
             columns[f"{name}.margin"] = _numpy(certificate.margin)
         if certificate.method is not None:
             columns[f"{name}.method"] = certificate.method
+        if certificate.samples is not None and certificate.abstained is not None:
+            columns[f"{name}.samples"] = _numpy(certificate.samples)
+            columns[f"{name}.abstained"] = _numpy(certificate.abstained)
         if certificate.guarantee == "deterministic":
             proofs[name] = certificate
             _ring_if_wrong(name, certificate, correct, x, threat)
@@ -146,8 +157,10 @@ def evaluate(
                 result = store.get(key) if store else None
                 if result is None:
                     result = attack(
-                        model, x[piece], y[piece], threat, seed=seed, indices=piece.cpu(), batch_size=batch_size
+                        subject, x[piece], y[piece], threat, seed=seed, indices=piece.cpu(), batch_size=batch_size
                     )
+                    if isinstance(subject, SmoothedClassifier):
+                        result = subject.confirmed(result, y[piece])
                     if store:
                         store.put(key, result)
                 for proved_by, proof in proofs.items():
@@ -171,8 +184,37 @@ def evaluate(
 
     table = pd.DataFrame(columns)
     summary = summarise(table, threat, guarantees, seconds)
-    doubts = [*suspicions(model, x, y, threat), *blind_successes(table)] if attackers else []
-    return Evaluation(table, summary | {"warnings": doubts}, adversarial)
+    doubts = [*suspicions(subject, x, y, threat), *blind_successes(table)] if attackers else []
+    return Evaluation(table, summary | {"warnings": doubts}, subject, adversarial)
+
+
+def _subject(model: nn.Module, certifiers: Sequence[Certifier]) -> nn.Module:
+    """The one classifier that all certificates are about."""
+    subjects = [certifier.subject(model) for certifier in certifiers] or [model]
+    smoothed = [one for one in subjects if isinstance(one, SmoothedClassifier)]
+    if smoothed and (len(smoothed) < len(subjects) or len({one.noise for one in smoothed}) > 1):
+        raise ValueError(
+            "certifiers of a network, or of its vote under one noise or another, speak of different classifiers: "
+            "evaluate them one by one"
+        )
+    return subjects[0]
+
+
+def _sometimes(tell: Callable[[int, int], None], count: int) -> Callable[[int, int], None]:
+    """Passes on what is told of each further tenth of the examples."""
+    told = count
+
+    def perhaps(left: int, spent: int) -> None:
+        nonlocal told
+        if left and told - left >= count / 10:
+            told = left
+            tell(left, spent)
+
+    return perhaps
+
+
+def _tell_samples(report: Callable[[str, int, int], None], name: str, left: int, spent: int) -> None:
+    report(f"{name} ({spent} samples)", -1, left)
 
 
 def _joined(pieces: list[AttackResult], x: Tensor, device: torch.device) -> AttackResult:

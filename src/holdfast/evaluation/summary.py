@@ -48,6 +48,11 @@ def summarise(
         name: {key: int(table[f"{name}.{key}"].sum()) for key in ("attacked", "forwards", "backwards")}
         for name in attacks
     }
+    sampled = {name: table[f"{name}.samples"] for name in certifiers if f"{name}.samples" in table}
+    sampling = {
+        name: {"samples": float(spent.mean()), "abstained": float(table[f"{name}.abstained"].mean())}
+        for name, spent in sampled.items()
+    }
     return {
         "examples": len(table),
         "threat": str(threat),
@@ -57,9 +62,24 @@ def summarise(
         "intervals": _each(counts, lambda count: proportion_interval(count, len(table))),
         "guarantees": guarantees,
         "passes": passes,
+        **({"sampling": sampling} if sampling else {}),
         "seconds": sum(seconds.values()),
         "timings": seconds,
     }
+
+
+def certified_at(table: pd.DataFrame, threat: Threat, radii: list[float]) -> dict[str, dict[str, float]]:
+    """For each certifier the certified accuracy at each radius, by the threat's text, and the mean radius.
+
+    An example counts where its certified radius exceeds the given one. The mean radius takes 0 where the
+    prediction is wrong, and is inf where nothing in the box changes some example.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name in names(table, "verified"):
+        radius = table[f"{name}.radius"]
+        found[name] = {str(threat.with_eps(r)): float((radius > r).mean()) for r in radii}
+        found[name]["mean radius"] = float(radius.mean())
+    return found
 
 
 def _each(counts: Any, function: Callable[[int], Any]) -> Any:

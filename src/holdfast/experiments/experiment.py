@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from holdfast.attacks import PGD, Attack
 from holdfast.certify import BoundCertifier, Certifier
-from holdfast.component import Settings, distinct_labels
+from holdfast.component import Number, Settings, distinct_labels
 from holdfast.data import Data
 from holdfast.experiments.analyses import Analysis
 from holdfast.models import Model
@@ -28,6 +28,8 @@ class EvaluationSettings(Settings):
     """Certifiers of the test images."""
     examples: PositiveInt | None = None
     """Evaluate the first so many test images; all by default."""
+    radii: list[Number] = []
+    """Report certified accuracy at these radii, too, from the radius of each example: ``[36/255, 72/255]``."""
     audit: float = Field(default=0.1, ge=0, le=1)
     """Share of the certified examples that are attacked all the same, to test the certificates."""
     batch_size: PositiveInt = 256

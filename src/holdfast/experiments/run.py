@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from holdfast.attacks import PGD
 from holdfast.certify import SoundnessError
 from holdfast.data import Images
-from holdfast.evaluation import Evaluation, evaluate, sandwich_curve
+from holdfast.evaluation import Evaluation, certified_at, evaluate, sandwich_curve
 from holdfast.experiments.experiment import Experiment
 from holdfast.experiments.folder import Run, find_run
 from holdfast.experiments.recipe import apply_all, resolve
@@ -287,7 +287,8 @@ def _evaluate(
             seed=experiment.seed,
             batch_size=settings.batch_size,
             on_progress=lambda name, standing, left: reporter.stage(
-                f"{name}: {standing} of {len(labels)} stand" + (f", {left} to attack" if left else "")
+                (f"{name}: {standing} of {len(labels)} stand" if standing >= 0 else name)
+                + (f", {left} left" if left else "")
             ),
             store=run.pieces,
         )
@@ -302,7 +303,7 @@ def _evaluate(
         first = slice(settings.curve_examples)
         with _alarm_kept(run, "test"):
             curve = sandwich_curve(
-                model,
+                evaluation.subject,
                 images[first],
                 labels[first],
                 threat,
@@ -317,6 +318,7 @@ def _evaluate(
         reporter.stage(f"figure {run.path / 'figures' / 'sandwich.png'}")
     result: dict[str, Any] = {
         **evaluation.summary,
+        **({"certified_at": certified_at(evaluation.table, threat, settings.radii)} if settings.radii else {}),
         "seconds": seconds + time.perf_counter() - started,
         "peak_memory_bytes": peak_memory(),
     }

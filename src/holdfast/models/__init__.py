@@ -16,6 +16,7 @@ from holdfast.models.cnn import (
 )
 from holdfast.models.external import Factory, Timm
 from holdfast.models.features import Features, features
+from holdfast.models.lipschitz import AOLLCN, AOLMLP, CPLLCN, LipschitzConvNet, LiResNet
 from holdfast.models.mlp import MLP
 from holdfast.models.model import Model, build
 from holdfast.models.resnet import (
@@ -32,12 +33,15 @@ from holdfast.models.weights import load_weights
 from holdfast.models.wide_resnet import WideResNet
 
 __all__ = [
+    "AOLLCN",
+    "AOLMLP",
     "CNN001",
     "CNN002",
     "CNN4C3F",
     "CNN6C2F",
     "CNN7",
     "CNN8C2F",
+    "CPLLCN",
     "MLP",
     "VGG11",
     "VGG13",
@@ -52,6 +56,8 @@ __all__ = [
     "DMLarge",
     "Factory",
     "Features",
+    "LiResNet",
+    "LipschitzConvNet",
     "Model",
     "PreActResNet18",
     "PreActResNet34",

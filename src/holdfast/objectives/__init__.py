@@ -4,9 +4,11 @@ from holdfast.objectives.adversarial import AdversarialTraining
 from holdfast.objectives.cross_entropy import CrossEntropy
 from holdfast.objectives.expressive import CCIBP, MTLIBP, SABR, STAPS, ExpIBP
 from holdfast.objectives.ibp import IBP
+from holdfast.objectives.lipschitz import CertificateRegularisation, MarginHinge, OffsetCrossEntropy
 from holdfast.objectives.lipschitz_margin import BCP, LMT, GloRo
 from holdfast.objectives.objective import Loss, Objective, Progress
 from holdfast.objectives.relaxed import CAP, CROWNIBP, OneStepRelaxation
+from holdfast.objectives.smoothing import MACER, Consistency, GaussianNoise, SmoothAdv, Stability
 from holdfast.objectives.trades import TRADES
 
 __all__ = [
@@ -16,16 +18,24 @@ __all__ = [
     "CROWNIBP",
     "IBP",
     "LMT",
+    "MACER",
     "MTLIBP",
     "SABR",
     "STAPS",
     "TRADES",
     "AdversarialTraining",
+    "CertificateRegularisation",
+    "Consistency",
     "CrossEntropy",
     "ExpIBP",
+    "GaussianNoise",
     "GloRo",
     "Loss",
+    "MarginHinge",
     "Objective",
+    "OffsetCrossEntropy",
     "OneStepRelaxation",
     "Progress",
+    "SmoothAdv",
+    "Stability",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from holdfast.data import Images
 from holdfast.inference import mix_seed
+from holdfast.layers import shared_weights
 from holdfast.objectives import Objective, Progress
 from holdfast.threat import Threat
 from holdfast.training.averaging import WeightAverage
@@ -66,7 +67,8 @@ class _TrainingStep(nn.Module):
         self.model, self.objective, self.threat = model, objective, threat
 
     def forward(self, x: Tensor, y: Tensor, *progress: int) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        loss = self.objective.loss(self.model, x, y, self.threat, Progress(*progress))
+        with shared_weights():
+            loss = self.objective.loss(self.model, x, y, self.threat, Progress(*progress))
         return loss.total, loss.parts, loss.x_adv
 
 

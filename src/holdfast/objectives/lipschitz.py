@@ -1,0 +1,69 @@
+"""Losses for networks whose Lipschitz constant is known: the margin in the logits is the certificate."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
+
+from holdfast.component import Number
+from holdfast.objectives.objective import Loss, Objective, Progress
+from holdfast.threat import Threat
+
+
+def offset_cross_entropy(logits: Tensor, y: Tensor, offset: float, temperature: float) -> Tensor:
+    """t · CE((z − o e_y) / t, y) of each example, (N,) (Prach & Lampert, 2022).
+
+    Args:
+        y: labels (N,), or probabilities (N, K), which weigh the offset.
+    """
+    own = y if y.is_floating_point() else F.one_hot(y, logits.shape[1]).to(logits)
+    return temperature * F.cross_entropy((logits - offset * own) / temperature, y, reduction="none")
+
+
+def logit_margins(logits: Tensor, y: Tensor) -> Tensor:
+    """z_y − max_{j ≠ y} z_j, (N,)."""
+    own = F.one_hot(y, logits.shape[1]).bool()
+    return logits[own] - logits.masked_fill(own, -math.inf).amax(1)
+
+
+class OffsetCrossEntropy(Objective, name="offset-cross-entropy"):
+    """t · CE((z − o e_y) / t, y): the true class wins once it leads by the offset (Prach & Lampert, 2022).
+
+    The offset √2 r asks for the radius r of a 1-Lipschitz network; a small temperature cares little for more.
+    """
+
+    offset: Number = math.sqrt(2) * 36 / 255
+    """o, in logits."""
+    temperature: PositiveFloat = 0.25
+    """t, in logits."""
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+        total = offset_cross_entropy(model(x), y, self.offset, self.temperature).mean()
+        return Loss(total, {"offset_cross_entropy": total.detach()})
+
+
+class MarginHinge(Objective, name="margin-hinge"):
+    """max(0, m − (z_y − max_j z_j)): nothing beyond the margin counts (Anil et al., 2019)."""
+
+    margin: PositiveFloat = 2 * math.sqrt(2) * 36 / 255
+    """m, in logits."""
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+        total = (self.margin - logit_margins(model(x), y)).clamp(min=0).mean()
+        return Loss(total, {"hinge": total.detach()})
+
+
+class CertificateRegularisation(Objective, name="certificate-regularisation"):
+    """Cross-entropy − γ · max(0, margin) / √2: certified radii shall grow (Singla et al., 2022)."""
+
+    gamma: NonNegativeFloat = 0.5
+    """γ, per input unit."""
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+        logits = model(x)
+        natural = F.cross_entropy(logits, y)
+        radius = (logit_margins(logits, y).clamp(min=0) / math.sqrt(2)).mean()
+        return Loss(natural - self.gamma * radius, {"cross_entropy": natural.detach(), "radius": radius.detach()})

@@ -1,0 +1,179 @@
+"""Randomised smoothing on classifiers whose probabilities are known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from helpers import Trace, images, small_cnn
+from scipy import special
+from torch import Tensor, nn
+
+from holdfast import Threat, evaluate
+from holdfast.attacks import PGD
+from holdfast.certify import PlugInSmoothing, SmoothedClassifier, SmoothingCertifier
+from holdfast.certify.smoothing import plug_in_radius
+
+L2 = Threat("l2", 0.1)
+
+
+class HalfSpace(nn.Module):
+    """Class 1 where the first pixel exceeds ½: smoothed by Gaussian noise it is the same, and its radius is the
+    distance; by uniform noise of half-width w, too, as long as that is less than w."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x.flatten(1)[:, 0] - 0.5
+        return torch.stack([-first, first], 1)
+
+
+def at(*distances: float) -> tuple[Tensor, Tensor]:
+    """Images so far on the right side of the boundary."""
+    x = torch.full((len(distances), 1, 2, 2), 0.5)
+    x[:, 0, 0, 0] += torch.tensor(distances)
+    return x, torch.ones(len(distances), dtype=torch.int64)
+
+
+@pytest.mark.parametrize("settings", [{"mode": "fixed", "n": 20_000}, {"tolerance": 0.01, "n": 50_000}])
+def test_the_radius_of_a_half_space_from_below(settings: dict) -> None:
+    x, y = at(0.05, 0.15, 0.3, 0.45)
+    certificate = SmoothingCertifier(sigma=0.25, **settings)(HalfSpace(), x, y, L2)
+    exact = torch.tensor([0.05, 0.15, 0.3, 0.45], dtype=torch.float64)
+    assert (certificate.radius <= exact).all()
+    assert (certificate.radius >= exact - 0.02).all()
+    assert certificate.status == ["undecided", "verified", "verified", "verified"]
+    assert certificate.guarantee == "probabilistic(0.001)"
+    assert (certificate.samples > 100).all()
+
+
+def test_uniform_noise_in_l1() -> None:
+    x, y = at(0.05, 0.15, 0.3)
+    certifier = SmoothingCertifier(sigma=0.25, noise="uniform", mode="fixed", n=20_000)
+    certificate = certifier(HalfSpace(), x, y, Threat("l1", 0.1))
+    exact = torch.tensor([0.05, 0.15, 0.3], dtype=torch.float64)
+    assert (certificate.radius <= exact).all()
+    assert (certificate.radius >= exact - 0.02).all()
+
+
+@pytest.mark.parametrize("mode", ["fixed", "sequential"])
+def test_false_certificates_are_as_rare_as_promised(mode: str) -> None:
+    """A thousand images at a distance just below eps; each certificate for them is false."""
+    x, y = at(*[0.0995] * 1000)
+    certifier = SmoothingCertifier(sigma=0.25, alpha=0.05, mode=mode, n=300, n0=20)
+    certificate = certifier(HalfSpace(), x, y, L2, batch_size=8192)
+    false = certificate.verified.double().mean().item()
+    assert false <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
+    assert (certificate.radius > 0.0995).double().mean() <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_abstention_and_wrong_classes() -> None:
+    x, y = at(0.0, -0.3, 0.3)
+    certificate = SmoothingCertifier(sigma=0.25, mode="fixed", n=1000)(HalfSpace(), x, y, L2)
+    assert certificate.status == ["undecided", "wrong", "verified"]
+    assert certificate.abstained.tolist() == [True, False, False]
+    assert certificate.radius[:2].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("mode", ["fixed", "sequential"])
+def test_the_answer_depends_on_the_example_alone(mode: str) -> None:
+    model, (x, y) = small_cnn().train(), images(12)
+    trace = Trace(model)
+    certifier = SmoothingCertifier(sigma=0.1, n=1000, n0=30, mode=mode)
+    whole = certifier(model, x, y, Threat("l2", 0.02), batch_size=2048)
+    trace.check()
+    packed = certifier(model, x, y, Threat("l2", 0.02), batch_size=64)
+    for name in ("prediction", "verified", "radius", "samples", "abstained"):
+        assert torch.equal(getattr(whole, name), getattr(packed, name))
+    other = certifier(model, x, y, Threat("l2", 0.02), seed=1)
+    assert not torch.equal(other.radius, whole.radius)
+    assert certifier(model, x[:0], y[:0], Threat("l2", 0.02)).status == []
+
+
+def test_sequential_sampling_spends_little_where_it_is_clear() -> None:
+    x, y = at(0.4, 0.101, -0.4)
+    certifier = SmoothingCertifier(sigma=0.25, n=5000)
+    certificate = certifier(HalfSpace(), x, y, L2)
+    assert certificate.samples[0] <= 100 + 128
+    assert certificate.samples[1] == 100 + 5000
+    assert certificate.verified.tolist() == [True, False, False]
+    seen: list[tuple[int, int]] = []
+    certifier(HalfSpace(), x, y, L2, on_progress=lambda left, spent: seen.append((left, spent)))
+    assert seen[-1][0] == 0
+    assert [spent for _, spent in seen] == sorted(spent for _, spent in seen)
+
+
+def test_hopeless_settings_are_refused_with_the_arithmetic() -> None:
+    x, y = at(0.3)
+    with pytest.raises(ValueError, match=r"0.001\^\(1/9\) = 0.464"):
+        SmoothingCertifier(n=9, mode="fixed")(HalfSpace(), x, y, Threat("l2", 0.0))
+    with pytest.raises(ValueError, match="never certify l2:2"):
+        SmoothingCertifier(n=1000)(HalfSpace(), x, y, Threat("l2", 2.0))
+    with pytest.raises(ValueError, match="noise=uniform is for l1"):
+        SmoothingCertifier()(HalfSpace(), x, y, Threat("l1", 0.1))
+    with pytest.raises(ValueError, match="linf"):
+        SmoothingCertifier()(HalfSpace(), x, y, Threat("linf", 0.1))
+    with pytest.raises(ValueError, match="tolerance"):
+        SmoothingCertifier(tolerance=0.1, mode="fixed")
+
+
+def test_on_the_grid_sums_are_exact_and_radii_smaller() -> None:
+    x, y = at(0.2, 0.3)
+    plain = SmoothingCertifier(sigma=0.25, mode="fixed", n=5000)
+    fine = plain.model_copy(update={"grid_bits": 12})
+    seen: list[Tensor] = []
+
+    class Spy(HalfSpace):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x)
+            return super().forward(x)
+
+    radius = fine(Spy(), x, y, L2).radius
+    assert all(torch.equal(part * 2**12, (part * 2**12).round()) for part in seen)
+    assert (radius <= torch.tensor([0.2, 0.3])).all()
+    gap = plain(HalfSpace(), x, y, L2).radius - radius
+    assert (gap > -0.01).all()
+    assert fine.noise_model.radius(0.9, 4) == pytest.approx(plain.noise_model.radius(0.9, 4) - 2 * 2.0**-12)
+
+
+def test_plug_in_radii(reference: Callable[[str], dict[str, Tensor]]) -> None:
+    arrays = reference("intriguing_smoothing")
+    counts = arrays["counts"]
+    for column, sigma in enumerate(arrays["sigmas"].tolist()):
+        for label in range(4):
+            y = torch.full((len(counts),), label)
+            found = plug_in_radius(counts, y, sigma)
+            assert torch.allclose(found, arrays["repo_radius"][:, column, label].double(), rtol=0, atol=1e-9)
+    certificate = PlugInSmoothing(sigma=0.25)(HalfSpace(), *at(0.1, 5.0), L2.with_eps(0.05))
+    assert certificate.guarantee == "estimate"
+    assert certificate.radius[0] == pytest.approx(0.1, abs=0.03)
+    assert certificate.radius[1] == pytest.approx(0.25 * special.ndtri(0.99))  # clipped
+
+
+def test_the_smoothed_classifier_predicts_certifies_and_is_attacked() -> None:
+    x, y = at(0.0, 0.02, 0.3, -0.3)
+    certifier = SmoothingCertifier(sigma=0.1)
+    smoothed = SmoothedClassifier(HalfSpace(), certifier, certifier.noise_model)
+    assert smoothed.predict(x).tolist() == [-1, 1, 1, 0]
+    assert smoothed.certify(x, y, L2).status == ["undecided", "undecided", "verified", "wrong"]
+    points = x.clone().requires_grad_(True)
+    gradient = torch.autograd.grad(smoothed(points)[:, 1].sum(), points)[0]
+    assert (gradient[:, 0, 0, 0] > 0).all()
+    assert torch.equal(smoothed(x)[1:2], smoothed(x[1:2]))
+
+
+def test_the_sandwich_of_a_smoothed_network() -> None:
+    x, y = at(*np.linspace(-0.1, 0.4, 40).tolist())
+    certifiers = [SmoothingCertifier(sigma=0.1)]
+    evaluation = evaluate(HalfSpace(), x, y, L2, [PGD(steps=10)], certifiers)
+    assert isinstance(evaluation.subject, SmoothedClassifier)
+    table, summary = evaluation.table, evaluation.summary
+    assert not (table["smoothing.verified"] & table["pgd.success"]).any()
+    certified, attacked = summary["certified"]["smoothing"], summary["attacked"]["pgd"]
+    exact = (x[:, 0, 0, 0] > 0.6).double().mean().item()
+    assert certified <= exact <= attacked + 1e-9
+    assert attacked - certified <= 0.11
+    assert summary["sampling"]["smoothing"]["samples"] > 100
+    with pytest.raises(ValueError, match="different classifiers"):
+        evaluate(HalfSpace(), x, y, L2, [], [*certifiers, "bounds"])
