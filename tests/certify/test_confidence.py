@@ -32,7 +32,7 @@ def test_clopper_pearson_and_radii(reference: Callable[[str], dict[str, Tensor]]
 
 @pytest.mark.parametrize(("k", "n", "alpha"), [(5, 4, 0.1), (-1, 4, 0.1), (1, 0, 0.1), (1, 2, 0.0), (1, 2, 1.0)])
 def test_nonsense_is_refused(k: int, n: int, alpha: float) -> None:
-    with pytest.raises(ValueError, match="expected|alpha"):
+    with pytest.raises(ValueError, match=r"expected|alpha"):
         clopper_pearson_lower(k, n, alpha)
 
 
@@ -58,7 +58,7 @@ def test_evidence_is_a_martingale_at_p0_and_falls_below() -> None:
 
 @pytest.mark.parametrize("p", [0.55, 0.69, 0.95])
 def test_error_rates_over_thousands_of_runs(p: float) -> None:
-    """A true p is claimed to be exceeded at most as often as alpha says, also by whoever looks after every sample."""
+    """A true p is claimed to be exceeded at most as often as alpha says, also when one looks after every sample."""
     alpha, runs, samples = 0.05, 2000, 400
     draws = np.random.default_rng(0).random((runs, samples)) < p
     hits, trials = draws.cumsum(1), np.arange(1, samples + 1)

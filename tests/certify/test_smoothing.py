@@ -145,7 +145,7 @@ def test_plug_in_radii(reference: Callable[[str], dict[str, Tensor]]) -> None:
             y = torch.full((len(counts),), label)
             found = plug_in_radius(counts, y, sigma)
             assert torch.allclose(found, arrays["repo_radius"][:, column, label].double(), rtol=0, atol=1e-9)
-    certificate = PlugInSmoothing(sigma=0.25)(HalfSpace(), *at(0.1, 5.0), L2.with_eps(0.05))
+    certificate = PlugInSmoothing(sigma=0.25)(HalfSpace(), *at(0.1, 5.0), Threat("l2", 0.05, 0.0, 9.0))
     assert certificate.guarantee == "estimate"
     assert certificate.radius[0] == pytest.approx(0.1, abs=0.03)
     assert certificate.radius[1] == pytest.approx(0.25 * special.ndtri(0.99))  # clipped
