@@ -2,5 +2,6 @@
 
 from holdfast.experiments.analyses.analysis import Analysis, Findings, Subject
 from holdfast.experiments.analyses.landscape import LandscapeAnalysis
+from holdfast.experiments.analyses.lipschitz import LipschitzAnalysis
 
-__all__ = ["Analysis", "Findings", "LandscapeAnalysis", "Subject"]
+__all__ = ["Analysis", "Findings", "LandscapeAnalysis", "LipschitzAnalysis", "Subject"]
