@@ -4,9 +4,9 @@
 
 Convolutions 3 × 3 of 64 channels on 128 images of 16 × 16, dense layers of 512 features on 256 inputs; one thread.
 A training step is forward, backward to weights and input, and an SGD step; an evaluation is a forward without
-gradient of unchanged weights, against the plain layer, and for "frozen" that of the plain layer made of it. All layers
-take turns in every round; ratios are medians over rounds of the time against the plain layer's of the same round.
-Peers (deel-torchlip, orthogonium) run where they are installed.
+gradient of unchanged weights, against the plain layer, and for "frozen" that of the plain layer made of it. All
+layers take turns in every round; ratios are medians over rounds of the time against the plain layer's of the same
+round. Peers (deel-torchlip, orthogonium) run where they are installed.
 """
 
 from __future__ import annotations
