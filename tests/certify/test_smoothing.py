@@ -174,6 +174,9 @@ def test_the_sandwich_of_a_smoothed_network() -> None:
     exact = (x[:, 0, 0, 0] > 0.6).double().mean().item()
     assert certified <= exact <= attacked + 1e-9
     assert attacked - certified <= 0.11
-    assert summary["sampling"]["smoothing"]["samples"] > 100
+    sampling = summary["sampling"]["smoothing"]
+    assert sampling["samples"] > 100
+    assert (sampling["sigma"], sampling["n"], sampling["alpha"]) == (0.1, 100_000, 0.001)
+    assert 0 < sampling["abstained"] < 0.5
     with pytest.raises(ValueError, match="different classifiers"):
         evaluate(HalfSpace(), x, y, L2, [], [*certifiers, "bounds"])

@@ -52,7 +52,7 @@ class SmoothedClassifier(nn.Module):
         with frozen_eval(self.model):
             classes = self.model(x[:2].clone()).shape[1]
             voter = Voter(self.model, x, self.noise, seed, 1024)
-            votes, order = voter.counts(n, classes, 31, lambda left: None).topk(2, dim=1)
+            votes, order = voter.counts(n, classes, 31).topk(2, dim=1)
         first, second = votes.double().cpu().unbind(1)
         tail = torch.from_numpy(special.betainc(first.numpy(), second.numpy() + 1, 0.5)).to(order.device)
         return torch.where(2 * tail <= alpha, order[:, 0], -1)

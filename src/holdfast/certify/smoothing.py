@@ -130,7 +130,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
             voter = Voter(model, x, self.noise_model, seed, batch_size)
             classes = model(x[:2].clone()).shape[1]
             check_logits(model(x[:1].clone()), y[:1])
-            votes = voter.counts(self.n0, classes, 0, lambda left: report(left, 0))
+            votes = voter.counts(self.n0, classes, 0)
             candidate = votes.argmax(1)
             if self.mode == "fixed":
                 counts = voter.counts(self.n, classes, 1, lambda left: report(left, (len(x) - left) * self.n))
@@ -253,9 +253,7 @@ class PlugInSmoothing(_Smoothing, name="plug-in"):
             return Certificate(y, y.bool(), y.double(), [], "estimate")
         with frozen_eval(model):
             classes = model(x[:2].clone()).shape[1]
-            counts = Voter(model, x, self.noise_model, seed, batch_size).counts(
-                self.n, classes, 1, lambda left: None
-            )
+            counts = Voter(model, x, self.noise_model, seed, batch_size).counts(self.n, classes, 1)
         prediction = counts.argmax(1)
         radius = plug_in_radius(counts, y, self.sigma)
         right = prediction == y

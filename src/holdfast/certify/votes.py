@@ -96,8 +96,14 @@ class Voter:
         beyond = torch.arange(CHUNK, device=classes.device) >= counts[:, None]
         return classes.masked_fill(beyond, -1)
 
-    def counts(self, samples: int, classes: int, salt: int, progress: Callable[[int], None]) -> Tensor:
-        """Votes for each class in so many samples of every example, (N, K) int64; nothing leaves the device."""
+    def counts(
+        self, samples: int, classes: int, salt: int, progress: Callable[[int], None] = lambda left: None
+    ) -> Tensor:
+        """Votes for each class in so many samples of every example, (N, K) int64; nothing leaves the device.
+
+        Args:
+            progress: told how many examples are left.
+        """
         found = torch.zeros(len(self.x), classes + 1, dtype=torch.int64, device=self.x.device)
         tasks = (
             Task(example, number, min(CHUNK, samples - number * CHUNK))

@@ -143,7 +143,8 @@ def print_run(run: Run) -> None:
     title = f"{how} on {run.experiment.data.name}, {result['threat']}"
     print_table(title, ["", "accuracy", "95 % interval", "count"], rows)
     for name, spent in result.get("sampling", {}).items():
-        text = f"{name}: {spent['samples']:.0f} samples per image, abstained {percent(spent['abstained'])}"
+        text = f"{name}: {spent['samples']:.0f} samples per image, at most {spent['n0'] + spent['n']}"
+        text += f", α {spent['alpha']:g}, abstained {percent(spent['abstained'])}"
         Console(highlight=False, markup=False).print(text)
     if radii := result.get("certified_at"):
         columns = list(next(iter(radii.values())))

@@ -184,6 +184,9 @@ def evaluate(
 
     table = pd.DataFrame(columns)
     summary = summarise(table, threat, guarantees, seconds)
+    for name, certifier in zip(distinct_labels(provers), provers, strict=True):
+        if name in summary.get("sampling", {}):
+            summary["sampling"][name] |= certifier.model_dump(exclude={"name"})
     doubts = [*suspicions(subject, x, y, threat), *blind_successes(table)] if attackers else []
     return Evaluation(table, summary | {"warnings": doubts}, subject, adversarial)
 

@@ -81,7 +81,8 @@ def _same(copy: Tensor, source: Tensor) -> bool:
         return False
     plain = copy.device.type == "cpu" and copy.is_contiguous() and source.is_contiguous()
     if plain and copy.nbytes % 8 == 0:  # bit for bit: five times as fast
-        return np.array_equal(*(value.detach().view(-1).view(torch.int64).numpy() for value in (copy, source)))
+        first, second = (value.detach().view(-1).view(torch.int64).numpy() for value in (copy, source))
+        return np.array_equal(first, second)
     return torch.equal(copy, source)
 
 
