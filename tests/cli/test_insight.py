@@ -81,3 +81,27 @@ def test_what_is_undecided_is_exported(run: Path, tmp_path: Path) -> None:
     assert len(instances.read_text().splitlines()) == 2
     assert (instances.parent / "model.onnx").exists()
     assert holdfast("export", run, tmp_path / "other", "--threat", "l2:1").exit_code == 2
+
+
+def test_a_lipschitz_network_from_training_to_its_constants(tmp_path: Path) -> None:
+    overrides = (
+        *("model={name: aol-mlp, width: 64, depth: 2}", "threat=l2:36/255", "objective=offset-cross-entropy"),
+        *("evaluation.certifiers=[lipschitz]", "evaluation.radii=[0, 36/255, 1]"),
+    )
+    result = holdfast("train", "digits", *TINY, *overrides, "--runs", tmp_path)
+    assert result.exit_code == 0, result.output
+    run = Run(Path(result.stdout.splitlines()[-1]))
+    shown = next(line.split() for line in result.stdout.splitlines() if line.split()[:1] == ["lipschitz"])
+    found = run.result["certified_at"]["lipschitz"]
+    assert list(found) == ["l2:0.0", "l2:36/255", "l2:1.0", "mean radius"]
+    assert found["l2:36/255"] == run.result["certified"]["lipschitz"]
+    assert found["l2:0.0"] >= found["l2:36/255"] >= found["l2:1.0"]
+    assert shown[1] == f"{100 * found['l2:0.0']:.1f}"
+    analysis = holdfast("analyze", run.path, "lipschitz", "batch=4")
+    assert analysis.exit_code == 0, analysis.output
+    assert "AOLLinear" in analysis.output
+    layers = pd.read_csv(Path(analysis.stdout.splitlines()[-1]) / "layers.csv")
+    assert (layers["found"] <= layers["verified"] * (1 + 1e-5)).all()
+    refused = holdfast("evaluate", run.path, "evaluation.certifiers=[smoothing]", "--threat", "linf:0.1")
+    assert refused.exit_code == 2
+    assert "gaussian noise certifies l2" in refused.output

@@ -31,6 +31,7 @@ from holdfast.layers import (
     MaxMin,
     NActivation,
     NormalizedLinear,
+    SandwichConv2d,
     SandwichLinear,
     SLLConv2d,
     SLLLinear,
@@ -41,7 +42,7 @@ from holdfast.layers import (
 )
 from holdfast.layers.lipschitz import AffineConv2d
 
-CONVOLUTIONS = [AOLConv2d, CPLConv2d, SLLConv2d, SOCConv2d, BCOPConv2d, CayleyConv2d, LOTConv2d]
+CONVOLUTIONS = [AOLConv2d, CPLConv2d, SLLConv2d, SOCConv2d, BCOPConv2d, CayleyConv2d, LOTConv2d, SandwichConv2d]
 DENSE = [AOLLinear, CPLLinear, SLLLinear, CayleyLinear, BjorckLinear, SandwichLinear]
 ORTHOGONAL = {SOCConv2d, BCOPConv2d, CayleyConv2d, CayleyLinear, BjorckLinear}
 EVERY = [*CONVOLUTIONS, *DENSE]
@@ -113,7 +114,7 @@ def test_any_widths(kind: type, widths: tuple[int, int]) -> None:
         assert values.min() >= 1 - 1e-4
 
 
-@pytest.mark.parametrize("kind", [AOLConv2d, SOCConv2d, BCOPConv2d, CayleyConv2d, LOTConv2d])
+@pytest.mark.parametrize("kind", [AOLConv2d, SOCConv2d, BCOPConv2d, CayleyConv2d, LOTConv2d, SandwichConv2d])
 def test_strides(kind: type) -> None:
     torch.manual_seed(0)
     layer = kind(2, 8, stride=2).eval()

@@ -57,6 +57,7 @@ from holdfast.layers import (
     NActivation,
     Normalize,
     NormalizedLinear,
+    SandwichConv2d,
     SandwichLinear,
     SLLConv2d,
     SLLLinear,
@@ -168,7 +169,18 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
     **dict.fromkeys([AOLConv2d, BCOPConv2d, LinearResidualConv2d], _effective_convolution),
     **dict.fromkeys([AOLLinear, BjorckLinear, CayleyLinear, NormalizedLinear], _effective_linear),
     **dict.fromkeys(
-        [CPLConv2d, CPLLinear, SLLConv2d, SLLLinear, SOCConv2d, CayleyConv2d, LOTConv2d, SandwichLinear], _bounded
+        [
+            CPLConv2d,
+            CPLLinear,
+            SLLConv2d,
+            SLLLinear,
+            SOCConv2d,
+            CayleyConv2d,
+            LOTConv2d,
+            SandwichConv2d,
+            SandwichLinear,
+        ],
+        _bounded,
     ),
     **dict.fromkeys([GroupSort, Householder, NActivation, L2NormPool2d], _one_lipschitz),
     **dict.fromkeys([FirstChannels, ZeroChannelConcatenation], moved),

@@ -236,15 +236,7 @@ class PlugInSmoothing(_Smoothing, name="plug-in"):
 
     @torch.no_grad()
     def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        *,
-        seed: int = 0,
-        batch_size: int = 256,
-        on_progress: Callable[[int, int], None] | None = None,
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, batch_size: int = 256
     ) -> Certificate:
         y = check_inputs(x, y, threat)
         if threat.norm != "l2":

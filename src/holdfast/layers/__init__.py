@@ -2,7 +2,7 @@
 
 from holdfast.layers.activations import Abs, GroupSort, Householder, MaxMin, NActivation
 from holdfast.layers.aol import AOLConv2d, AOLLinear
-from holdfast.layers.cayley import CayleyConv2d, CayleyLinear, SandwichLinear
+from holdfast.layers.cayley import CayleyConv2d, CayleyLinear, SandwichConv2d, SandwichLinear
 from holdfast.layers.channels import BatchCentering, FirstChannels, L2NormPool2d, ZeroChannelConcatenation
 from holdfast.layers.heads import LinearResidualConv2d, NormalizedLinear
 from holdfast.layers.lipschitz import LipschitzLayer, freeze, shared_weights
@@ -38,6 +38,7 @@ __all__ = [
     "SLLConv2d",
     "SLLLinear",
     "SOCConv2d",
+    "SandwichConv2d",
     "SandwichLinear",
     "ZeroChannelConcatenation",
     "freeze",

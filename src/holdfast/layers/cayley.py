@@ -97,6 +97,39 @@ class CayleyConv2d(SpectralConv2d):
         return cayley(response * (self.alpha / self.weight.norm()))
 
 
+class SandwichConv2d(SpectralConv2d):
+    """Circular √2 Aᵀ Ψ relu(√2 Ψ⁻¹ B x + b), with [A, B] the Cayley transform at each frequency of a kernel
+    (out, out + in, k_1, k_2), and Ψ = diag(exp ``psi``) (Wang & Manchester, 2023).
+
+    A stride first turns pixels into channels. (N, in, H, W) → (N, out, H / stride, W / stride).
+    """
+
+    def __init__(self, *args: int, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.alpha = nn.Parameter(self.weight.detach().norm())
+        self.psi = nn.Parameter(torch.zeros(self.out_channels))
+
+    def initial_weight(self) -> Tensor:
+        channels = self.out_channels + self.read_channels
+        return nn.init.xavier_normal_(torch.empty(self.out_channels, channels, *self.kernel_size))
+
+    def factors(self, response: Tensor) -> Tensor:
+        return cayley(response * (self.alpha / self.weight.norm()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.unshuffled(x)
+        self._size = cast(tuple[int, int], tuple(x.shape[2:]))
+        both = self.derived(self._size)
+        scale = self.psi.exp()
+        hidden = filtered(x, math.sqrt(2) * both[..., self.out_channels :] / scale[:, None])
+        hidden = F.relu(hidden if self.bias is None else hidden + self.bias.view(-1, 1, 1))
+        return filtered(hidden, math.sqrt(2) * both[..., : self.out_channels].mH * scale)
+
+    def lipschitz_bound(self) -> float:
+        """‖[A, B]‖², as for ``SandwichLinear``, over the frequencies of the image size seen last."""
+        return super().lipschitz_bound() ** 2 * (1 + 4 * torch.finfo(self.weight.dtype).eps)
+
+
 class CayleyLinear(AffineLinear):
     """Dense layer with the Cayley transform of α W / ‖W‖ (Trockman & Kolter, 2021), α trained.
 
