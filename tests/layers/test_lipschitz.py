@@ -251,6 +251,24 @@ def test_eval_mode_can_be_differentiated_again_and_again(kind: type) -> None:
 
 
 @pytest.mark.parametrize("kind", EVERY)
+def test_transforms_of_torch_func(kind: type) -> None:
+    """What is derived first, or looked up again, within a transform serves outside as well."""
+    fresh, layer, x = (
+        made(kind).eval().requires_grad_(False),
+        made(kind).eval().requires_grad_(False),
+        example(kind),
+    )
+    for _ in range(2):
+        y, tangent = torch.func.jvp(layer, (x,), (x,))
+        assert torch.equal(layer(x), fresh(x))
+        assert torch.allclose(y, fresh(x), atol=1e-6)
+    points = x.clone().requires_grad_(True)
+    cotangent = torch.ones_like(y)
+    gradient = torch.autograd.grad(layer(points), points, cotangent)[0]
+    assert torch.allclose((tangent * cotangent).sum(), (gradient * x).sum(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", EVERY)
 def test_evaluation_derives_once_and_training_every_time(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = made(kind), example(kind)
     calls = []
