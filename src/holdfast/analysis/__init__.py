@@ -2,13 +2,16 @@
 
 from holdfast.analysis.lipschitz import LayerConstant, NetworkConstant, jacobian_norm, network_constant
 from holdfast.analysis.loss_landscape import Landscape, loss_landscape, relaxation_tightness
+from holdfast.analysis.separation import Separation, separation
 
 __all__ = [
     "Landscape",
     "LayerConstant",
     "NetworkConstant",
+    "Separation",
     "jacobian_norm",
     "loss_landscape",
     "network_constant",
     "relaxation_tightness",
+    "separation",
 ]
