@@ -1,0 +1,103 @@
+"""Local Lipschitz constants where they are known, and the order of the figures."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from helpers import Trace, images, linear_model, small_cnn
+from torch import nn
+
+from holdfast import Threat
+from holdfast.analysis import local_lipschitz
+
+
+def test_a_linear_model_in_l_inf_has_its_induced_norm() -> None:
+    """max ‖W s‖₁ over sign vectors s, all of which are tried here."""
+    for seed in range(4):
+        model = linear_model(seed=seed).double()
+        weight = model[1].weight.detach()
+        signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=6)), dtype=torch.float64)
+        exact = (signs @ weight.T).abs().sum(1).max()
+        x = torch.rand(5, 1, 2, 3, dtype=torch.float64)
+        threat = Threat("linf", 0.05, -math.inf, math.inf)
+        found = local_lipschitz(model, x, threat, restarts=8)
+        assert torch.allclose(found.value, exact.expand(5), rtol=1e-9)
+        assert (found.value <= found.upper).all()
+        assert torch.allclose(found.first_order, weight.abs().sum().expand(5))
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_a_single_gradient_in_other_norms(norm: str) -> None:
+    model = linear_model(classes=2).double()
+    weight = model[1].weight.detach()
+    x = torch.rand(3, 1, 2, 3, dtype=torch.float64)
+    found = local_lipschitz(model, x, Threat(norm, 0.1, -math.inf, math.inf), output_norm=2, restarts=4, steps=100)
+    exact = torch.linalg.svdvals(weight)[0] if norm == "l2" else weight.norm(dim=0).max()
+    assert (found.value <= exact * (1 + 1e-9)).all()
+    assert (found.value >= {"l2": 0.99, "l1": 0.8}[norm] * exact).all()  # l_1 moves one entry at a time
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("on", ["logits", "probabilities", "margins"])
+def test_the_order_of_the_figures(norm: str, on: str) -> None:
+    model, (x, _) = small_cnn().train(), images(6)
+    model[1].eval()
+    trace = Trace(model)
+    threat = Threat(norm, {"linf": 0.1, "l2": 0.5, "l1": 2.0}[norm])
+    found = {
+        steps: local_lipschitz(model, x, threat, on=on, steps=steps, restarts=restarts)
+        for steps, restarts in [(1, 1), (20, 1), (21, 3)]
+    }
+    trace.check()
+    assert (threat.distance(x, found[20].x) <= threat.eps * (1 + 1e-5)).all()
+    assert found[20].x.min() >= 0
+    assert (found[20].value >= found[1].value * 0.999).all()
+    for one in found.values():
+        assert (one.value <= one.upper * (1 + 1e-5)).all()
+    assert found[21].value.mean() >= found[20].value.mean() * 0.99
+    # The quotient is what it says, at the point that is given.
+    with torch.no_grad():
+        model.eval()
+        logits, moved = model(x), model(found[20].x)
+        if on == "probabilities":
+            logits, moved = logits.softmax(1), moved.softmax(1)
+        if on == "margins":
+            own = logits.argmax(1, keepdim=True)
+            logits, moved = logits.gather(1, own) - logits, moved.gather(1, own) - moved
+        distance = threat.distance(x, found[20].x).clamp(min=1e-3 * threat.eps)
+    assert torch.allclose((moved - logits).abs().sum(1) / distance, found[20].value, rtol=1e-3)
+
+
+def test_it_ascends_where_the_published_estimator_descends() -> None:
+    """A hill of known steepness: the best slope from 0 is at the end of the steep part."""
+
+    class Step(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z = 4 * (x.flatten(1)[:, :1] - 0.5).clamp(-0.1, 0.1)
+            return torch.cat([z, -z], 1)
+
+    x = torch.full((3, 1, 1, 2), 0.5)
+    found = local_lipschitz(Step(), x, Threat("linf", 0.3))
+    assert torch.allclose(found.value, torch.full((3,), 8.0), rtol=1e-4)
+
+
+def test_the_split_changes_nothing_and_nonsense_is_refused() -> None:
+    model, (x, _) = small_cnn(), images(7)
+    threat = Threat("linf", 0.05)
+    whole = local_lipschitz(model, x, threat, steps=5, restarts=2)
+    split = local_lipschitz(model, x, threat, steps=5, restarts=2, batch_size=3)
+    assert torch.allclose(whole.value, split.value, rtol=1e-4)
+    for options in ({"on": "logit"}, {"output_norm": 3}, {"steps": 0}):
+        with pytest.raises(ValueError, match="expected"):
+            local_lipschitz(model, x, threat, **options)
+    with pytest.raises(ValueError, match="eps > 0"):
+        local_lipschitz(model, x, threat.with_eps(0))
+
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1).cumsum(1)[:, :3]
+
+    assert local_lipschitz(Odd(), x, threat, steps=2).upper is None
