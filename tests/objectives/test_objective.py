@@ -76,7 +76,8 @@ def test_what_it_trains_on_lies_in_the_threat_set(objective: Objective, norm: st
 # GloRo's extra class counts the runner-up even at radius 0, and STAPS multiplies two losses; others add noise, or
 # ask for a margin whatever the radius.
 OTHERWISE = {"gloro", "staps", "gaussian-noise", "smooth-adv", "macer", "consistency", "stability"} | {
-    *("offset-cross-entropy", "margin-hinge", "certificate-regularisation")
+    *("offset-cross-entropy", "margin-hinge", "certificate-regularisation"),
+    *("tulip", "input-gradient", "cure", "mart", "clean-plus-adversarial", "rst"),
 }
 
 

@@ -1,9 +1,10 @@
 """Training losses: one file per family. ``objective.loss(model, x, y, threat, progress)`` → ``Loss``."""
 
-from holdfast.objectives.adversarial import AdversarialTraining
+from holdfast.objectives.adversarial import MART, RST, AdversarialTraining, CleanPlusAdversarial
 from holdfast.objectives.cross_entropy import CrossEntropy
 from holdfast.objectives.expressive import CCIBP, MTLIBP, SABR, STAPS, ExpIBP
 from holdfast.objectives.ibp import IBP
+from holdfast.objectives.input_gradient import CURE, LLR, TULIP, InputGradient
 from holdfast.objectives.lipschitz import CertificateRegularisation, MarginHinge, OffsetCrossEntropy
 from holdfast.objectives.lipschitz_margin import BCP, LMT, GloRo
 from holdfast.objectives.objective import Loss, Objective, Progress
@@ -16,20 +17,27 @@ __all__ = [
     "CAP",
     "CCIBP",
     "CROWNIBP",
+    "CURE",
     "IBP",
+    "LLR",
     "LMT",
     "MACER",
+    "MART",
     "MTLIBP",
+    "RST",
     "SABR",
     "STAPS",
     "TRADES",
+    "TULIP",
     "AdversarialTraining",
     "CertificateRegularisation",
+    "CleanPlusAdversarial",
     "Consistency",
     "CrossEntropy",
     "ExpIBP",
     "GaussianNoise",
     "GloRo",
+    "InputGradient",
     "Loss",
     "MarginHinge",
     "Objective",
