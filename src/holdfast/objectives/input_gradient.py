@@ -97,11 +97,11 @@ class CURE(Objective, name="cure"):
 
 
 class LLR(Objective, name="llr"):
-    """CE + λ γ + μ |⟨δ, ∇CE⟩| with γ = |CE(x + δ) − CE(x) − ⟨δ, ∇CE(x)⟩|, δ where ascent finds γ largest (Qin et al.,
-    2019).
+    """CE + λ γ + μ |⟨δ, ∇CE⟩|: the loss shall be linear in the threat set (Qin et al., 2019).
 
-    Everything is per example, δ is projected as the threat says, and the gradient is differentiated. In the code
-    of Yang et al. (2020) the gradient is wiped before it is used, so that it trains another loss.
+    γ = |CE(x + δ) − CE(x) − ⟨δ, ∇CE(x)⟩|, with the δ for which ascent finds it largest. Everything is per
+    example, δ is projected as the threat says, and the gradient is differentiated. In the code of Yang et al.
+    (2020) the gradient is wiped before it is used, so that it trains another loss.
     """
 
     weight: NonNegativeFloat = 4.0
