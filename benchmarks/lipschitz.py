@@ -29,7 +29,8 @@ def of(kind: type[nn.Module]) -> Callable[[int], nn.Module]:
 CONVOLUTIONS: dict[str, Callable[[int], nn.Module]] = {
     "plain": lambda c: nn.Conv2d(c, c, 3, padding=1),
     **{
-        name: of(getattr(layers, f"{name}Conv2d")) for name in ("AOL", "CPL", "SLL", "SOC", "BCOP", "Cayley", "LOT")
+        name: of(getattr(layers, f"{name}Conv2d"))
+        for name in ("AOL", "CPL", "SLL", "SOC", "BCOP", "Cayley", "LOT", "Sandwich")
     },
 }
 DENSE: dict[str, Callable[[int], nn.Module]] = {

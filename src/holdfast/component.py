@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Self
 
+from annotated_types import Gt
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -52,6 +53,7 @@ def parse_number(value: object) -> float:
 
 Number = Annotated[float, BeforeValidator(parse_number)]
 """A setting that may be written as a fraction: ``36/255``."""
+PositiveNumber = Annotated[Number, Gt(0)]
 
 
 class Settings(BaseModel):

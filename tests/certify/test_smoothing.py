@@ -13,9 +13,11 @@ from scipy import special
 from torch import Tensor, nn
 
 from holdfast import Threat, evaluate
-from holdfast.attacks import PGD
+from holdfast.attacks import DDN, PGD
 from holdfast.certify import PlugInSmoothing, SmoothedClassifier, SmoothingCertifier
 from holdfast.certify.smoothing import plug_in_radius
+from holdfast.evaluation import sandwich_curve
+from holdfast.experiments.recipe import resolve
 
 L2 = Threat("l2", 0.1)
 
@@ -118,6 +120,13 @@ def test_hopeless_settings_are_refused_with_the_arithmetic() -> None:
         SmoothingCertifier(tolerance=0.1, mode="fixed")
 
 
+def test_labels_must_fit_the_network() -> None:
+    x, _ = at(0.1, 0.2)
+    for certifier in (SmoothingCertifier(), PlugInSmoothing()):
+        with pytest.raises(ValueError, match="label 5"):
+            certifier(HalfSpace(), x, torch.tensor([1, 5]), L2)
+
+
 def test_on_the_grid_sums_are_exact_and_radii_smaller() -> None:
     x, y = at(0.2, 0.3)
     plain = SmoothingCertifier(sigma=0.25, mode="fixed", n=5000)
@@ -131,6 +140,11 @@ def test_on_the_grid_sums_are_exact_and_radii_smaller() -> None:
 
     radius = fine(Spy(), x, y, L2).radius
     assert all(torch.equal(part * 2**12, (part * 2**12).round()) for part in seen)
+    draw = fine.noise_model.draw(x[0], 7)
+    assert torch.equal(draw, fine.noise_model.on_grid(plain.noise_model.draw(x[0], 7)))
+    points = x.clone().requires_grad_(True)
+    smoothed = fine.subject(HalfSpace())
+    assert torch.autograd.grad(smoothed(points)[:, 1].sum(), points)[0][:, 0, 0, 0].abs().min() > 0
     assert (radius <= torch.tensor([0.2, 0.3])).all()
     gap = plain(HalfSpace(), x, y, L2).radius - radius
     assert (gap > -0.01).all()
@@ -163,20 +177,62 @@ def test_the_smoothed_classifier_predicts_certifies_and_is_attacked() -> None:
     assert torch.equal(smoothed(x)[1:2], smoothed(x[1:2]))
 
 
-def test_the_sandwich_of_a_smoothed_network() -> None:
-    x, y = at(*np.linspace(-0.1, 0.4, 40).tolist())
+@pytest.mark.parametrize("label", [0, 1])
+def test_the_sandwich_of_a_smoothed_network(label: int) -> None:
+    """For both classes: the few votes that an attack sees favour one of them."""
+    distances = np.linspace(-0.1, 0.4, 40)
+    x, _ = at(*(distances if label else -distances).tolist())
+    y = torch.full((40,), label)
     certifiers = [SmoothingCertifier(sigma=0.1)]
-    evaluation = evaluate(HalfSpace(), x, y, L2, [PGD(steps=10)], certifiers)
+    evaluation = evaluate(HalfSpace(), x, y, L2, [PGD(steps=10), DDN(steps=10)], certifiers)
     assert isinstance(evaluation.subject, SmoothedClassifier)
     table, summary = evaluation.table, evaluation.summary
-    assert not (table["smoothing.verified"] & table["pgd.success"]).any()
-    certified, attacked = summary["certified"]["smoothing"], summary["attacked"]["pgd"]
-    exact = (x[:, 0, 0, 0] > 0.6).double().mean().item()
-    assert certified <= exact <= attacked + 1e-9
-    assert attacked - certified <= 0.11
+    right, robust = distances > 0, distances > 0.1
+    assert (table["correct"] >= right).all()
+    assert (table["correct"] <= (distances > -0.02)).all()  # nearer the votes are open
+    assert (table["smoothing.verified"] <= robust).all()
+    for attack in ("pgd", "ddn"):
+        assert not (table["smoothing.verified"] & table[f"{attack}.success"]).any()
+        assert (table[f"{attack}.success"] <= ~robust).all()
+    assert (table["pgd.success"] >= (distances < 0.06)).all()
+    assert summary["certified"]["smoothing"] <= robust.mean() <= summary["attacked"]["pgd"] <= summary["standard"]
     sampling = summary["sampling"]["smoothing"]
     assert sampling["samples"] > 100
     assert (sampling["sigma"], sampling["n"], sampling["alpha"]) == (0.1, 100_000, 0.001)
     assert 0 < sampling["abstained"] < 0.5
     with pytest.raises(ValueError, match="different classifiers"):
         evaluate(HalfSpace(), x, y, L2, [], [*certifiers, "bounds"])
+
+
+def test_the_curve_of_a_smoothed_network_stays_above_the_truth() -> None:
+    distances = np.linspace(0, 0.3, 30)
+    x, _ = at(*(-distances).tolist())
+    y = torch.zeros(30, dtype=torch.int64)
+    evaluation = evaluate(HalfSpace(), x, y, L2, [PGD(steps=10)], [SmoothingCertifier(sigma=0.1)])
+    radii = [0.0, 0.1, 0.2]
+    curve = sandwich_curve(evaluation.subject, x, y, L2, evaluation, [PGD(steps=10)], radii)
+    truth = [(distances > radius).mean() for radius in radii]
+    assert (curve["attacked"] >= np.array(truth) - 1e-9).all()
+    assert (curve["attacked"] <= np.array(truth) + 0.2).all()
+
+
+def test_kept_pieces_of_one_classifier_are_not_another_s() -> None:
+    class Shelf(dict):
+        def put(self, key: str, result: object) -> None:
+            self[key] = result
+
+    x, y = at(*np.linspace(0.01, 0.3, 20).tolist())
+    shelf = Shelf()
+    evaluate(HalfSpace(), x, y, L2, [PGD(steps=5)], [], store=shelf)
+    for sigma in (0.05, 0.25):
+        evaluate(HalfSpace(), x, y, L2, [PGD(steps=5)], [SmoothingCertifier(sigma=sigma)], store=shelf)
+    assert len(shelf) == 3
+
+
+def test_radii_need_a_certifier_that_finds_them() -> None:
+    with pytest.raises(ValueError, match="tolerance"):
+        resolve("mnist-smoothing", ["evaluation.radii=[36/255]"])
+    resolve(
+        "mnist-smoothing",
+        ["evaluation.radii=[36/255]", "evaluation.certifiers=[{name: smoothing, tolerance: 1/50}]"],
+    )

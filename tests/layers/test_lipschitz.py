@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from holdfast.layers import (
     Abs,
@@ -251,6 +252,71 @@ def test_eval_mode_can_be_differentiated_again_and_again(kind: type) -> None:
 
 
 @pytest.mark.parametrize("kind", EVERY)
+def test_a_reparametrised_weight_is_followed(kind: type) -> None:
+    class Twisted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, weight: Tensor) -> Tensor:
+            return weight + self.scale * weight.roll(1, -1)
+
+    layer, x = made(kind).eval(), example(kind)
+    parametrize.register_parametrization(layer, "weight", Twisted())
+    with torch.no_grad():
+        before = layer(x)
+        layer.parametrizations.weight[0].scale.fill_(0.7)
+        assert not torch.allclose(layer(x), before, atol=1e-3)
+        assert torch.equal(layer(x), copy.deepcopy(layer)(x))
+    assert singular_values(layer, x).max() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_what_is_kept_has_no_history_and_full_precision(kind: type) -> None:
+    layer, fresh, x = made(kind).eval(), made(kind).eval(), example(kind)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    with torch.no_grad():
+        assert torch.equal(layer(x), fresh(x))
+    layer.requires_grad_(False)
+    points = x.clone().requires_grad_(True)
+    for _ in range(2):
+        layer(points).sum().backward()
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_tangents_of_parameters(kind: type) -> None:
+    layer, x = made(kind).eval(), example(kind)
+    with torch.no_grad():
+        layer(x)  # something is kept now
+    values = {name: value.detach() for name, value in layer.named_parameters()}
+    draws = {
+        name: torch.randn(value.shape, generator=torch.Generator().manual_seed(3)) for name, value in values.items()
+    }
+
+    def output(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(layer, parameters, (x,))
+
+    if kind in (CPLConv2d, CPLLinear):  # whose norm is a constant in eval mode
+        draws["weight"] = torch.zeros_like(draws["weight"])
+    _, tangent = torch.func.jvp(output, (values,), (draws,))
+    step = 1e-3
+    above, below = (output({n: v + sign * step * draws[n] for n, v in values.items()}) for sign in (1, -1))
+    difference = (above - below) / (2 * step)
+    assert (tangent - difference).norm() <= 0.05 * difference.norm() + 1e-3
+
+
+@pytest.mark.parametrize("kind", [BjorckLinear, BCOPConv2d, CayleyLinear, CayleyConv2d, SandwichLinear])
+@pytest.mark.parametrize("scale", [0.0, 1e-8, 1e12])
+def test_weights_of_any_size_give_numbers(kind: type, scale: float) -> None:
+    layer = made(kind).eval()
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+    assert layer(example(kind)).isfinite().all()
+    assert layer.lipschitz_bound() <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("kind", EVERY)
 def test_transforms_of_torch_func(kind: type) -> None:
     """What is derived first, or looked up again, within a transform serves outside as well."""
     fresh, layer, x = (
@@ -352,6 +418,8 @@ def test_freezing() -> None:
     assert torch.allclose(model(x), plain(x), atol=1e-6)
     assert isinstance(model[0], AOLConv2d)  # the model given is left alone
     assert type(freeze(model[0])) is nn.Conv2d
+    twice = AOLLinear(4, 4)
+    assert [type(part) for part in freeze(nn.Sequential(twice, MaxMin(), twice))] == [nn.Linear, MaxMin, nn.Linear]
 
 
 ACTIVATIONS = [MaxMin(), GroupSort(3), Householder(6), Abs(), NActivation(6), nn.ReLU()]

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from typing import Literal, Self
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from holdfast.certify.certificate import Certificate, Certifier
 from holdfast.certify.confidence import anytime_lower, clopper_pearson_lower, log_evidence
 from holdfast.certify.smoothed import SmoothedClassifier
 from holdfast.certify.votes import CHUNK, Noise, Task, Voter
+from holdfast.component import PositiveNumber
 from holdfast.inference import check_inputs, check_logits, frozen_eval
 from holdfast.threat import Threat
 
@@ -43,7 +44,7 @@ def plug_in_radius(counts: Tensor, y: Tensor, sigma: float) -> Tensor:
 class _Smoothing(Certifier):
     """What the smoothing certifiers share."""
 
-    sigma: PositiveFloat = 0.25
+    sigma: PositiveNumber = 0.25
     """Standard deviation of the noise, in input units."""
 
     def subject(self, model: nn.Module) -> nn.Module:
@@ -72,7 +73,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
     """Probability that a certificate is wrong, for each example."""
     mode: Literal["sequential", "fixed"] = "sequential"
     """When sampling ends."""
-    tolerance: PositiveFloat | None = None
+    tolerance: PositiveNumber | None = None
     """Go on until the radius is known to this, in input units; sequential mode only."""
     noise: Literal["gaussian", "uniform"] = "gaussian"
     """``gaussian`` for l_2, ``uniform`` for l_1."""
@@ -125,11 +126,9 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
             none = y.double()
             return Certificate(y, y.bool(), none, [], self.guarantee, samples=y, abstained=y.bool())
         report = on_progress or (lambda left, spent: None)
-        x = self.noise_model.on_grid(x)
         with frozen_eval(model):
             voter = Voter(model, x, self.noise_model, seed, batch_size)
-            classes = model(x[:2].clone()).shape[1]
-            check_logits(model(x[:1].clone()), y[:1])
+            classes = _classes(model, voter.x, y)
             votes = voter.counts(self.n0, classes, 0)
             candidate = votes.argmax(1)
             if self.mode == "fixed":
@@ -223,13 +222,20 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         return bool(high <= 0.5 or noise.radius(high, 1) - noise.radius(low, 1) <= self.tolerance)
 
 
+def _classes(model: nn.Module, x: Tensor, y: Tensor) -> int:
+    """How many the network tells apart; every label must be one of them."""
+    logits = model(x[:1].clone())
+    check_logits(logits.expand(len(y), -1) if logits.dim() == 2 else logits, y)
+    return int(logits.shape[1])
+
+
 class PlugInSmoothing(_Smoothing, name="plug-in"):
     """σ / 2 (Φ⁻¹(p_y) − Φ⁻¹(p_2)) with vote shares in place of bounds (Prach & Lampert, 2024): an estimate.
 
     Shares are clipped to [0.01, 0.99], so it never exceeds 2.326 σ. It is there to compare with published numbers.
     """
 
-    sigma: PositiveFloat = 0.125
+    sigma: PositiveNumber = 0.125
     """Standard deviation of the noise, in input units."""
     n: PositiveInt = 1000
     """Samples."""
@@ -244,7 +250,7 @@ class PlugInSmoothing(_Smoothing, name="plug-in"):
         if not len(x):
             return Certificate(y, y.bool(), y.double(), [], "estimate")
         with frozen_eval(model):
-            classes = model(x[:2].clone()).shape[1]
+            classes = _classes(model, x, y)
             counts = Voter(model, x, self.noise_model, seed, batch_size).counts(self.n, classes, 1)
         prediction = counts.argmax(1)
         radius = plug_in_radius(counts, y, self.sigma)

@@ -26,19 +26,24 @@ class Noise:
     sigma: float
     """Standard deviation, in input units."""
     grid_bits: int | None = None
-    """Round noisy inputs to multiples of 2^−bits."""
+    """Round inputs and noise to multiples of 2^−bits each."""
 
     def draw(self, x: Tensor, seed: int) -> Tensor:
         """``CHUNK`` draws for one example, (CHUNK, ...), on its device."""
         generator = torch.Generator(device=x.device).manual_seed(seed)
         shape = (CHUNK, *x.shape)
         if self.kind == "gaussian":
-            return self.sigma * torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
-        unit = 2 * torch.rand(shape, generator=generator, device=x.device, dtype=x.dtype) - 1
-        return math.sqrt(3) * self.sigma * unit
+            noise = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
+        else:
+            noise = math.sqrt(3) * (2 * torch.rand(shape, generator=generator, device=x.device, dtype=x.dtype) - 1)
+        return self.on_grid(self.sigma * noise)
 
     def on_grid(self, x: Tensor) -> Tensor:
-        return x if self.grid_bits is None else (x * 2**self.grid_bits).round() / 2**self.grid_bits
+        """Rounded; differentiated as if it were not."""
+        if self.grid_bits is None:
+            return x
+        rounded = (x.detach() * 2**self.grid_bits).round() / 2**self.grid_bits
+        return rounded + (x - x.detach())
 
     def radius(self, p: float, dimensions: int) -> float:
         """Within which a class of probability at least p stays the winner; 0 for p ≤ ½."""
@@ -78,7 +83,7 @@ class Voter:
     """Draws noisy copies of examples and counts the classes that the network gives them."""
 
     def __init__(self, model: nn.Module, x: Tensor, noise: Noise, seed: int, batch_size: int) -> None:
-        self.model, self.x, self.noise, self.seed = model, x, noise, seed
+        self.model, self.x, self.noise, self.seed = model, noise.on_grid(x), noise, seed
         self.tasks = max(1, batch_size // CHUNK)
         """In a forward pass: of whichever examples are pending."""
 
@@ -89,7 +94,7 @@ class Voter:
             for task in tasks
         ]
         copies = torch.cat([self.x[task.example] + draw for task, draw in zip(tasks, draws, strict=True)])
-        logits = self.model(self.noise.on_grid(copies))
+        logits = self.model(copies)
         check_logits(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
         classes = logits.argmax(1).view(len(tasks), CHUNK)
         counts = torch.tensor([task.count for task in tasks], device=classes.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks import Attack
+from holdfast.certify import SmoothedClassifier
 from holdfast.component import distinct_labels
 from holdfast.evaluation.evaluate import Evaluation, ring_if_unsound
 from holdfast.evaluation.summary import names
@@ -63,6 +64,8 @@ def sandwich_curve(
         here = rows.to(device)
         beyond = threat.with_eps(eps)
         result = attack(model, x[here], y[here], beyond, seed=seed, indices=rows, batch_size=batch_size)
+        if isinstance(model, SmoothedClassifier):
+            result = model.confirmed(result, x[here], y[here], beyond)
         radius = torch.from_numpy(certified[standing]).to(device)
         ring_if_unsound(" or ".join(proofs), radius > eps, radius, attack.name, result, x[here], rows, threat)
         distance = result.adversarial_distance.double()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks import Attack, AttackResult
 from holdfast.certify import Certificate, Certifier, SmoothedClassifier, SmoothingCertifier, SoundnessError
+from holdfast.certify.smoothed import sure
 from holdfast.component import distinct_labels
 from holdfast.evaluation.sanity import blind_successes, suspicions
 from holdfast.evaluation.summary import summarise
@@ -28,7 +29,8 @@ class Evaluation:
     """What is known of each example, and the accuracies that follow."""
 
     table: pd.DataFrame
-    """One row per example: ``index``, ``label``, ``prediction``, ``correct``; for each certifier
+    """One row per example: ``index``, ``label``, ``prediction``, ``correct`` (of a smoothed classifier: not surely
+    wrong after 1,000 votes, as its attacks count only where as many are sure); for each certifier
     ``NAME.verified``, ``NAME.radius``, ``NAME.status``; for each attack ``NAME.attacked`` (false where the
     clean prediction is wrong or a certificate made it needless), ``NAME.success`` (wrong inside the threat set),
     ``NAME.distance`` (of the adversarial example, inf without one; a minimum-norm attack's may exceed eps),
@@ -109,10 +111,15 @@ def evaluate(
 
     subject = _subject(model, provers)
     with _timed(seconds, "standard"), frozen_eval(model):
-        logits = predict(subject, x, batch_size)
-    check_logits(logits, y)
-    prediction = logits.argmax(1)
-    correct = prediction == y
+        logits = predict(model, x, batch_size)
+        check_logits(logits, y)
+        if isinstance(subject, SmoothedClassifier):
+            votes = subject.votes(x, seed=seed)
+            prediction, known = votes.argmax(1), sure(votes)
+            correct = (known == y) | (known < 0)
+        else:
+            prediction = logits.argmax(1)
+            correct = prediction == y
     report("standard", int(correct.sum()), 0)
     columns: dict[str, Any] = {
         "index": np.arange(len(y)),
@@ -153,15 +160,16 @@ def evaluate(
         standing = int(correct.sum())
         with _timed(seconds, name):
             for piece in rows.split(PIECE) if len(rows) else ():
-                key = f"{attack.name}-{fingerprint(model, x[piece], y[piece], piece, threat, seed, attack)}"
-                result = store.get(key) if store else None
+                noise = getattr(subject, "noise", None)
+                key = f"{attack.name}-{fingerprint(model, x[piece], y[piece], piece, threat, seed, attack, noise)}"
+                result = None if store is None else store.get(key)
                 if result is None:
                     result = attack(
                         subject, x[piece], y[piece], threat, seed=seed, indices=piece.cpu(), batch_size=batch_size
                     )
                     if isinstance(subject, SmoothedClassifier):
-                        result = subject.confirmed(result, y[piece])
-                    if store:
+                        result = subject.confirmed(result, x[piece], y[piece], threat)
+                    if store is not None:
                         store.put(key, result)
                 for proved_by, proof in proofs.items():
                     claims = proof.verified[piece], proof.radius[piece]

@@ -8,7 +8,7 @@ import json
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from holdfast.attacks import PGD, Attack
-from holdfast.certify import BoundCertifier, Certifier
+from holdfast.certify import BoundCertifier, Certifier, SmoothingCertifier
 from holdfast.component import Number, Settings, distinct_labels
 from holdfast.data import Data
 from holdfast.experiments.analyses import Analysis
@@ -69,6 +69,16 @@ class Experiment(Settings):
     """Seed of initialisation, order, augmentation and attacks."""
 
     def model_post_init(self, context: object) -> None:
+        for certifier in self.evaluation.certifiers if self.evaluation.radii else ():
+            if (
+                isinstance(certifier, SmoothingCertifier)
+                and certifier.mode == "sequential"
+                and not certifier.tolerance
+            ):
+                raise ValueError(
+                    "evaluation.radii reads the radius of each example, but sequential smoothing stops as soon as "
+                    "eps is decided: give it a tolerance, or mode=fixed"
+                )
         distinct_labels(self.evaluation.attacks)
         distinct_labels(self.evaluation.certifiers)
 

@@ -94,7 +94,7 @@ class CayleyConv2d(SpectralConv2d):
         self.alpha = nn.Parameter(self.weight.detach().norm())
 
     def factors(self, response: Tensor) -> Tensor:
-        return cayley(response * (self.alpha / self.weight.norm()))
+        return cayley(response * (self.alpha / self.weight.norm().clamp(min=1e-12)))
 
 
 class SandwichConv2d(SpectralConv2d):
@@ -114,7 +114,7 @@ class SandwichConv2d(SpectralConv2d):
         return nn.init.xavier_normal_(torch.empty(self.out_channels, channels, *self.kernel_size))
 
     def factors(self, response: Tensor) -> Tensor:
-        return cayley(response * (self.alpha / self.weight.norm()))
+        return cayley(response * (self.alpha / self.weight.norm().clamp(min=1e-12)))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.unshuffled(x)
@@ -144,7 +144,7 @@ class CayleyLinear(AffineLinear):
         return nn.init.xavier_normal_(torch.empty(self.out_features, self.in_features))
 
     def derive(self, size: object = None) -> Tensor:
-        return cayley(self.weight * (self.alpha / self.weight.norm()))
+        return cayley(self.weight * (self.alpha / self.weight.norm().clamp(min=1e-12)))
 
     def lipschitz_bound(self) -> float:
         return float(matrix_norm(self.effective_weight().detach()))
@@ -163,7 +163,7 @@ class SandwichLinear(LipschitzLinear):
         return nn.init.xavier_normal_(torch.empty(self.out_features, self.out_features + self.in_features))
 
     def derive(self, size: object = None) -> tuple[Tensor, Tensor]:
-        both = cayley(self.weight * (self.alpha / self.weight.norm()))
+        both = cayley(self.weight * (self.alpha / self.weight.norm().clamp(min=1e-12)))
         return (
             math.sqrt(2) * both[:, : self.out_features].T * self.psi.exp(),
             math.sqrt(2) * self.psi.neg().exp()[:, None] * both[:, self.out_features :],

@@ -60,16 +60,23 @@ class LipschitzLayer(nn.Module):
 
     def derived(self, size: Hashable = None) -> Any:
         """``derive``, or what is kept of it."""
-        sources = [value for name, value in self.named_parameters(recurse=False) if name != "bias"]
+        sources: list[Tensor] = [value for name, value in self.named_parameters() if name != "bias"]
+        sources += [value for name, value in self.named_buffers() if "." in name]  # a parametrisation's
         trains = torch.is_grad_enabled() and any(source.requires_grad for source in sources)
-        if trains != self.training or (trains and _step is None):
+        transformed = any(map(torch._C._functorch.is_functorch_wrapped_tensor, sources))  # parameters of torch.func
+        if trains != self.training or (trains and _step is None) or transformed:
             return self.derive(size)
         kept = _step.setdefault(id(self), {}) if trains and _step is not None else self._kept
         if any(not all(map(_same, copies, sources)) for copies, _ in list(kept.values())[:1]):
             kept.clear()
         if size not in kept:
-            with torch.inference_mode(False):  # or nothing could be differentiated through it afterwards
-                kept[size] = [source.detach().clone() for source in sources], self.derive(size)
+            copies = [source.detach().clone() for source in sources]
+            if trains:
+                kept[size] = copies, self.derive(size)
+            else:  # what is kept serves whatever comes: a later gradient, another precision
+                plain = torch.autocast(self.weight.device.type, enabled=False)
+                with torch.inference_mode(False), torch.no_grad(), plain:
+                    kept[size] = copies, self.derive(size)
         return kept[size][1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -245,7 +252,7 @@ def freeze(model: nn.Module) -> nn.Module:
     if isinstance(model, AffineConv2d | AffineLinear):
         return model.freeze()
     for module in list(model.modules()):
-        for name, child in module.named_children():
+        for name, child in module._modules.items():  # named_children leaves out what is there twice
             if isinstance(child, AffineConv2d | AffineLinear):
                 setattr(module, name, child.freeze())
     return model

@@ -33,6 +33,7 @@ def bjorck(matrices: Tensor, iterations: int, tolerance: float = 0.0) -> Tensor:
 
 def scaled(matrices: Tensor, steps: int = 10) -> Tensor:
     """Each matrix by its spectral norm, estimated by a few steps of power iteration from a fixed start."""
+    matrices = matrices / matrices.detach().abs().amax((-2, -1), keepdim=True).clamp(min=1e-30)
     with torch.no_grad():
         v = torch.arange(1, matrices.shape[-1] + 1).cos()[:, None].to(matrices)
         for _ in range(steps):

@@ -28,19 +28,21 @@ from holdfast.layers import (
     LOTConv2d,
     MaxMin,
     NormalizedLinear,
+    SandwichConv2d,
     SLLConv2d,
     SOCConv2d,
     ZeroChannelConcatenation,
 )
 from holdfast.models.model import Model, Shape
 
-Layer = Literal["aol", "bcop", "cayley", "cpl", "lot", "sll", "soc"]
+Layer = Literal["aol", "bcop", "cayley", "cpl", "lot", "sandwich", "sll", "soc"]
 _CONVOLUTIONS: dict[Layer, type[LipschitzLayer]] = {
     "aol": AOLConv2d,
     "bcop": BCOPConv2d,
     "cayley": CayleyConv2d,
     "cpl": CPLConv2d,
     "lot": LOTConv2d,
+    "sandwich": SandwichConv2d,
     "sll": SLLConv2d,
     "soc": SOCConv2d,
 }
@@ -100,7 +102,7 @@ class AOLMLP(Model, name="aol-mlp"):
 class _LCN(Model):
     """Lipschitz convolutional network (Prach & Lampert, 2024)."""
 
-    base_width: PositiveInt = 64
+    base_width: int = Field(default=64, gt=0, multiple_of=2)
     """Channels of the first block, even; they double from block to block."""
     blocks: PositiveInt = 5
     """Each halves the side of the image."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from holdfast.attacks.fold import folded
 from holdfast.attacks.losses import divergence
 from holdfast.inference import frozen_eval
-from holdfast.objectives.objective import Loss, Objective, Progress
+from holdfast.objectives.objective import Loss, Objective, Progress, labels_only
 from holdfast.search import climb
 from holdfast.threat import Threat
 
@@ -84,7 +84,7 @@ class MART(_Attacking, name="mart"):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         x_adv = self.attacked(model, x, y, threat, progress)
         clean, perturbed = model(torch.cat([x, x_adv])).chunk(2)
-        own = F.one_hot(y, clean.shape[1]).bool()
+        own = F.one_hot(labels_only(y), clean.shape[1]).bool()
         rival = perturbed.softmax(1).masked_fill(own, 0).amax(1)
         boosted = (F.cross_entropy(perturbed, y, reduction="none") - torch.log1p(-rival.clamp(max=1 - 1e-6))).mean()
         misclassified = 1 - clean.softmax(1)[own]

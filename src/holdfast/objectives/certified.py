@@ -16,7 +16,7 @@ from holdfast.attacks.fold import folded
 from holdfast.bounds import Graph, Region, batch_statistics, region_of, trace
 from holdfast.bounds.graph import BATCH_NORMS, Statistics
 from holdfast.inference import frozen_eval, mix_seed
-from holdfast.objectives.objective import Loss, Objective, Progress
+from holdfast.objectives.objective import Loss, Objective, Progress, labels_only
 from holdfast.search import climb
 from holdfast.threat import Threat
 
@@ -91,8 +91,7 @@ class CertifiedTraining(Objective):
             wide_initialisation(model, seed)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
-        if y.is_floating_point():
-            raise ValueError("a certified loss needs labels, not probabilities: no mixup and no label smoothing")
+        labels_only(y)
         ramp = self.ramp(progress)
         kappa = 1 - ramp * (1 - self.kappa)
         parts: dict[str, Tensor] = {}

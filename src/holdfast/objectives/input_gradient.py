@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks.fold import folded
 from holdfast.inference import frozen_eval
-from holdfast.objectives.objective import Loss, Objective, Progress
+from holdfast.objectives.objective import Loss, Objective, Progress, repeated
 from holdfast.search import climb, per_example
 from holdfast.threat import Threat
 
@@ -51,7 +51,9 @@ class TULIP(Objective, name="tulip"):
             v = gradient / per_example(length.masked_fill(length == 0, 1), x)
         else:
             v = threat.steepest(gradient, x)
-        here, there = F.cross_entropy(model(torch.cat([x, x + self.h * v])), y.repeat(2), reduction="none").chunk(2)
+        here, there = F.cross_entropy(
+            model(torch.cat([x, x + self.h * v])), repeated(y, 2), reduction="none"
+        ).chunk(2)
         natural = here.mean()
         penalty = (0.5 * ((there - here) / self.h).square()).mean()
         parts = {"cross_entropy": natural.detach(), "penalty": penalty.detach()}
@@ -88,7 +90,7 @@ class CURE(Objective, name="cure"):
         length = sign.flatten(1).norm(dim=1)
         z = sign / per_example(length.masked_fill(length == 0, 1), x)
         points = torch.cat([x, x + self.h * z]).requires_grad_(True)
-        each = F.cross_entropy(model(points), y.repeat(2), reduction="none")
+        each = F.cross_entropy(model(points), repeated(y, 2), reduction="none")
         here, there = torch.autograd.grad(each.sum(), points, create_graph=True)[0].chunk(2)
         penalty = (there - here).flatten(1).square().sum(1).mean()
         natural = each[: len(x)].mean()
@@ -135,7 +137,7 @@ class LLR(Objective, name="llr"):
             )
         delta = x_adv - x
         points = torch.cat([x, x_adv]).requires_grad_(True)
-        each = F.cross_entropy(model(points), y.repeat(2), reduction="none")
+        each = F.cross_entropy(model(points), repeated(y, 2), reduction="none")
         here, there = each.chunk(2)
         slope = torch.autograd.grad(here.sum(), points, create_graph=True)[0][: len(x)]
         linear = directional(slope, delta)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
-from holdfast.component import Number
-from holdfast.objectives.objective import Loss, Objective, Progress
+from holdfast.component import Number, PositiveNumber
+from holdfast.objectives.objective import Loss, Objective, Progress, labels_only
 from holdfast.threat import Threat
 
 
@@ -25,7 +25,7 @@ def offset_cross_entropy(logits: Tensor, y: Tensor, offset: float, temperature: 
 
 def logit_margins(logits: Tensor, y: Tensor) -> Tensor:
     """z_y − max_{j ≠ y} z_j, (N,)."""
-    own = F.one_hot(y, logits.shape[1]).bool()
+    own = F.one_hot(labels_only(y), logits.shape[1]).bool()
     return logits[own] - logits.masked_fill(own, -math.inf).amax(1)
 
 
@@ -37,7 +37,7 @@ class OffsetCrossEntropy(Objective, name="offset-cross-entropy"):
 
     offset: Number = math.sqrt(2) * 36 / 255
     """o, in logits."""
-    temperature: PositiveFloat = 0.25
+    temperature: PositiveNumber = 0.25
     """t, in logits."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
@@ -48,7 +48,7 @@ class OffsetCrossEntropy(Objective, name="offset-cross-entropy"):
 class MarginHinge(Objective, name="margin-hinge"):
     """max(0, m − (z_y − max_j z_j)): nothing beyond the margin counts (Anil et al., 2019)."""
 
-    margin: PositiveFloat = 2 * math.sqrt(2) * 36 / 255
+    margin: PositiveNumber = 2 * math.sqrt(2) * 36 / 255
     """m, in logits."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:

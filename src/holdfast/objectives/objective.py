@@ -43,6 +43,18 @@ class Progress:
         return threat.random_point(x, self.generators(len(x)))
 
 
+def labels_only(y: Tensor) -> Tensor:
+    """The labels; refuses probabilities, for losses that are defined by one class."""
+    if y.is_floating_point():
+        raise ValueError("this loss needs labels, not probabilities: no mixup and no label smoothing")
+    return y
+
+
+def repeated(y: Tensor, copies: int) -> Tensor:
+    """Labels or probabilities of so many copies of a batch, one behind the other."""
+    return y.repeat(copies, *[1] * (y.dim() - 1))
+
+
 @dataclass(frozen=True)
 class Loss:
     """The value to differentiate and what it consists of."""

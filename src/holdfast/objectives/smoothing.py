@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from holdfast.component import PositiveNumber
 from holdfast.inference import frozen_eval, mix_seed
-from holdfast.objectives.objective import Loss, Objective, Progress
+from holdfast.objectives.objective import Loss, Objective, Progress, labels_only, repeated
 from holdfast.search import climb
 from holdfast.threat import Threat
 
@@ -18,7 +19,7 @@ from holdfast.threat import Threat
 class _Noisy(Objective):
     """What they share: images under Gaussian noise, which may leave the box."""
 
-    sigma: PositiveFloat = 0.25
+    sigma: PositiveNumber = 0.25
     """Standard deviation of the noise, in input units."""
 
     def noise(self, x: Tensor, copies: int, progress: Progress) -> Tensor:
@@ -57,14 +58,14 @@ class SmoothAdv(_Noisy, name="smooth-adv"):
 
         def function(points: Tensor, rows: Tensor) -> tuple[Tensor, None]:
             noisy = (points + noise[:, rows]).flatten(0, 1)
-            labels = y[rows].repeat(self.copies)
+            labels = repeated(y[rows], self.copies)
             log_probability = -F.cross_entropy(model(noisy), labels, reduction="none").view(self.copies, -1)
             return math.log(self.copies) - log_probability.logsumexp(0), None
 
         with frozen_eval(model):
             step_size = self.step_size * now.eps
             x_adv = climb(function, x, now, steps=self.steps, step_size=step_size, start=x) if now.eps else x
-        total = F.cross_entropy(model((x_adv + noise).flatten(0, 1)), y.repeat(self.copies))
+        total = F.cross_entropy(model((x_adv + noise).flatten(0, 1)), repeated(y, self.copies))
         return Loss(total, {"cross_entropy": total.detach()}, x_adv)
 
 
@@ -87,7 +88,7 @@ class MACER(_Noisy, name="macer"):
         noisy = x.repeat(self.copies, *[1] * (x.dim() - 1)) + self.noise(x, self.copies, progress)
         logits = model(noisy).view(self.copies, len(x), -1)
         mean = logits.softmax(2).mean(0)
-        natural = F.nll_loss((mean + 1e-10).log(), y)
+        natural = F.nll_loss((mean + 1e-10).log(), labels_only(y))
         soft = (self.beta * logits).softmax(2).mean(0)
         best, order = soft.topk(2, dim=1)
         rows = (order[:, 0] == y).nonzero().squeeze(1)
@@ -111,7 +112,7 @@ class Consistency(_Noisy, name="consistency"):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         noisy = x.repeat(self.copies, *[1] * (x.dim() - 1)) + self.noise(x, self.copies, progress)
         logs = model(noisy).log_softmax(1).view(self.copies, len(x), -1)
-        natural = F.nll_loss(logs.flatten(0, 1), y.repeat(self.copies))
+        natural = F.nll_loss(logs.flatten(0, 1), repeated(labels_only(y), self.copies))
         mean = logs.exp().mean(0)
         log_mean = mean.clamp(min=1e-20).log()
         divergence = (mean * (log_mean - logs)).sum(2).mean()
