@@ -105,3 +105,12 @@ def test_a_lipschitz_network_from_training_to_its_constants(tmp_path: Path) -> N
     refused = holdfast("evaluate", run.path, "evaluation.certifiers=[smoothing]", "--threat", "linf:0.1")
     assert refused.exit_code == 2
     assert "gaussian noise certifies l2" in refused.output
+
+
+def test_local_lipschitz_of_a_run(run: Path) -> None:
+    result = holdfast("analyze", run, "local-lipschitz", "examples=8", "steps=5", "on=margins")
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(Path(result.stdout.splitlines()[-1]) / "quotients.csv")
+    assert len(table) == 8
+    assert (table["quotient"] <= table["upper"]).all()
+    assert holdfast("analyze", run, "local-lipschitz", "on=logit").exit_code == 2

@@ -1,0 +1,28 @@
+"""Figure of local Lipschitz constants: their distribution, and against the margin."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from holdfast.plots.style import BLACK, BLUE, GREY
+
+
+def quotient_figure(table: pd.DataFrame) -> Figure:
+    """A histogram of the largest quotients, and each against its image's margin.
+
+    Args:
+        table: columns ``quotient``, ``margin``.
+    """
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.hist(table["quotient"], bins=30, color=BLUE, alpha=0.6)
+    left.axvline(table["quotient"].mean(), color=BLACK, lw=1)
+    left.set(xlabel="largest quotient found", ylabel="images")
+    right.plot(table["margin"], table["quotient"], "o", color=BLUE, ms=3, alpha=0.6, mew=0)
+    right.axvline(0, color=GREY, lw=0.8)
+    right.set(xlabel="margin of the logits", ylabel="largest quotient found")
+    for axes in (left, right):
+        axes.grid(alpha=0.2)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
