@@ -3,6 +3,7 @@
 from holdfast.objectives.adversarial import MART, RST, AdversarialTraining, CleanPlusAdversarial
 from holdfast.objectives.cross_entropy import CrossEntropy
 from holdfast.objectives.expressive import CCIBP, MTLIBP, SABR, STAPS, ExpIBP
+from holdfast.objectives.fast import FastAT
 from holdfast.objectives.ibp import IBP
 from holdfast.objectives.input_gradient import CURE, LLR, TULIP, InputGradient
 from holdfast.objectives.lipschitz import CertificateRegularisation, MarginHinge, OffsetCrossEntropy
@@ -35,6 +36,7 @@ __all__ = [
     "Consistency",
     "CrossEntropy",
     "ExpIBP",
+    "FastAT",
     "GaussianNoise",
     "GloRo",
     "InputGradient",
