@@ -62,6 +62,8 @@ def test_a_cascade_decides_what_its_last_stage_decides_and_says_by_which() -> No
         if cascade.verified[row]:
             assert single[name].verified[row]
     assert cascade.margin is not None
+    assert cascade.seconds is not None
+    assert (cascade.seconds > 0).all()
     assert torch.equal(cascade.verified, cascade.margin > 0)
     assert (cascade.radius[cascade.verified] >= threat.eps).all()
     parts = [

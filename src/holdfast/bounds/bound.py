@@ -127,7 +127,8 @@ def bound_margins(
 ) -> Tensor:
     """Lower bounds of the margins z_y − z_j over the threat set, classes j ≠ y ascending, (N, K−1).
 
-    An example whose bounds are all positive is certified. Otherwise as ``bound_outputs``.
+    An example whose bounds are all positive is certified. Otherwise as ``bound_outputs``; alpha-crown's bounds
+    are not differentiable, its slopes having been found without a graph.
     """
     bounder, region = _prepared(model, x, threat, method, settings)
     y, classes = check_inputs(x, y, _wide(threat)), bounder.graph.shape(len(bounder.graph.nodes))[0]

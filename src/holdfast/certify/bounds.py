@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from copy import copy
 from typing import Literal
 
@@ -50,7 +51,7 @@ class BoundCertifier(Certifier, name="bounds"):
     ) -> Certificate:
         y = check_inputs(x, y, threat)
         empty = torch.zeros_like(y[:0])
-        parts = [(empty, empty.bool(), empty.double(), x.flatten(1)[:0, 0])]
+        parts = [(empty, empty.bool(), empty.double(), x.flatten(1)[:0, 0], empty.double())]
         status: list[str] = []
         methods: list[str] = []
         with frozen_eval(model):
@@ -59,18 +60,20 @@ class BoundCertifier(Certifier, name="bounds"):
                 check_logits(logits.nan_to_num(), labels)
                 prediction = logits.argmax(1)
                 right = (prediction == labels) & logits.isfinite().all(1)
+                started = time.perf_counter()
                 bound = _MarginBound(model, batch, labels, threat, self._stages())
+                bound.spend(started, torch.arange(len(batch), device=batch.device))
                 lowest, stage = bound(torch.full_like(batch.flatten(1)[:, 0], threat.eps), right=right)
                 holds = right & (lowest > 0) & lowest.isfinite()
                 radius = self._radius(bound.for_radius(), right, holds, threat)
-                parts.append((prediction, holds, radius, lowest))
+                parts.append((prediction, holds, radius, lowest, bound.seconds))
                 methods += [self._stages()[number].method for number in stage.tolist()]
                 status += [
                     "error" if not math.isfinite(low) else "verified" if ok else "undecided" if hit else "wrong"
                     for low, ok, hit in zip(lowest.tolist(), holds.tolist(), right.tolist(), strict=True)
                 ]
-        prediction, verified, radius, margin = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Certificate(prediction, verified, radius, status, "deterministic", margin, methods)
+        prediction, verified, radius, margin, spent = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Certificate(prediction, verified, radius, status, "deterministic", margin, methods, spent)
 
     def _stages(self) -> list[BoundMethod]:
         common = {"relaxation": self.relaxation, "intersect": self.intersect, "iterations": self.iterations}
@@ -104,6 +107,12 @@ class _MarginBound:
         self.x, self.y, self.threat = x, y, threat
         self.graph = trace(model, x, box=threat.interval(x))
         self.stages = [Bounder(self.graph, method) for method in stages]
+        self.seconds = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        """What each example has cost so far."""
+
+    def spend(self, started: float, rows: Tensor) -> None:
+        """Share the time since then among these examples."""
+        self.seconds[rows] += (time.perf_counter() - started) / max(1, len(rows))
 
     def for_radius(self) -> _MarginBound:
         """The same without the stages that bound every neuron; by crown-ibp where there is no other."""
@@ -125,8 +134,10 @@ class _MarginBound:
             open_ends = ~(lowest > 0) & ~lowest.isnan()
             here = (open_ends & right if stage and right is not None else open_ends).nonzero().squeeze(1)
             if len(here):
+                started = time.perf_counter()
                 region = region_of(self.x[rows[here]], self.threat, eps[here])
                 found = bounder.margins(region, self.y[rows[here]]).amin(1)
                 better = ~(found <= lowest[here])  # a NaN replaces everything, and stays
                 lowest[here[better]], number[here[better]] = found[better], stage
+                self.spend(started, rows[here])
         return lowest, number

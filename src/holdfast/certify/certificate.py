@@ -38,6 +38,8 @@ class Certificate:
     """The lowest margin bound on the threat set, (N,), where the method has one."""
     method: list[str] | None = None
     """By which of several methods each example was judged."""
+    seconds: Tensor | None = None
+    """Spent on each example, (N,) float64: its share of the batches it was in."""
     samples: Tensor | None = None
     """Noisy copies spent on each example, (N,) int64, by a certifier that samples."""
     abstained: Tensor | None = None

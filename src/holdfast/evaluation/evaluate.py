@@ -31,7 +31,8 @@ class Evaluation:
     table: pd.DataFrame
     """One row per example: ``index``, ``label``, ``prediction``, ``correct`` (of a smoothed classifier: not surely
     wrong after 1,000 votes, as its attacks count only where as many are sure); for each certifier
-    ``NAME.verified``, ``NAME.radius``, ``NAME.status``; for each attack ``NAME.attacked`` (false where the
+    ``NAME.verified``, ``NAME.radius``, ``NAME.status``, and ``NAME.margin``, ``NAME.method``, ``NAME.seconds``,
+    ``NAME.samples``, ``NAME.abstained`` where it has them; for each attack ``NAME.attacked`` (false where the
     clean prediction is wrong or a certificate made it needless), ``NAME.success`` (wrong inside the threat set),
     ``NAME.distance`` (of the adversarial example, inf without one; a minimum-norm attack's may exceed eps),
     ``NAME.origin`` (restart and step that found it), ``NAME.forwards``, ``NAME.backwards``."""
@@ -144,6 +145,8 @@ def evaluate(
             columns[f"{name}.margin"] = _numpy(certificate.margin)
         if certificate.method is not None:
             columns[f"{name}.method"] = certificate.method
+        if certificate.seconds is not None:
+            columns[f"{name}.seconds"] = _numpy(certificate.seconds)
         if certificate.samples is not None and certificate.abstained is not None:
             columns[f"{name}.samples"] = _numpy(certificate.samples)
             columns[f"{name}.abstained"] = _numpy(certificate.abstained)
