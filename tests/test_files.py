@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from holdfast.files import whole_file, write_json, write_text
+from holdfast.files import sweep, whole_file, write_json, write_text
 
 
 def test_a_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -31,3 +34,19 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "b.json", float("nan"))
     assert not (tmp_path / "b.json").exists()
+
+
+def test_what_a_killed_writer_left_is_swept_and_a_living_one_s_is_not(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    below = tmp_path / "checkpoint"
+    below.mkdir()
+    stale, fresh, other = (
+        below / f".last.{gone.pid}.pt",
+        tmp_path / f".history.{os.getpid()}.jsonl",
+        tmp_path / ".gitignore",
+    )
+    for path in (stale, fresh, other):
+        path.write_text("half")
+    sweep(tmp_path)
+    assert [path.exists() for path in (stale, fresh, other)] == [False, True, True]

@@ -27,6 +27,24 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed writers left in a folder and below it."""
+    for path in folder.rglob(".*"):
+        writer = path.stem.rpartition(".")[2]
+        if path.is_file() and writer.isdigit() and not _runs(int(writer)):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """The bytes as a whole file."""
     with whole_file(path) as temporary:
