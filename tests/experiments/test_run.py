@@ -32,6 +32,7 @@ def test_the_folder_holds_everything(tiny: Run) -> None:
         "environment.json",
         "history.jsonl",
         "examples.parquet",
+        "seconds.parquet",
         "result.json",
         "model.safetensors",
         "checkpoint/last.pt",

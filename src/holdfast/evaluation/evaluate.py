@@ -31,7 +31,7 @@ class Evaluation:
     table: pd.DataFrame
     """One row per example: ``index``, ``label``, ``prediction``, ``correct`` (of a smoothed classifier: not surely
     wrong after 1,000 votes, as its attacks count only where as many are sure); for each certifier
-    ``NAME.verified``, ``NAME.radius``, ``NAME.status``, and ``NAME.margin``, ``NAME.method``, ``NAME.seconds``,
+    ``NAME.verified``, ``NAME.radius``, ``NAME.status``, and ``NAME.margin``, ``NAME.method``,
     ``NAME.samples``, ``NAME.abstained`` where it has them; for each attack ``NAME.attacked`` (false where the
     clean prediction is wrong or a certificate made it needless), ``NAME.success`` (wrong inside the threat set),
     ``NAME.distance`` (of the adversarial example, inf without one; a minimum-norm attack's may exceed eps),
@@ -42,6 +42,8 @@ class Evaluation:
     ``guarantees``, ``warnings`` (reasons to doubt the attacks), ``seconds`` and their ``timings`` per stage."""
     subject: nn.Module = field(repr=False)
     """The classifier that all of it is about: the model, or what the certifiers make of it (its smoothed one)."""
+    seconds: pd.DataFrame
+    """What each example cost each certifier that knows it; beside the table, which is the same every time."""
     adversarial: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """For each attack the numbers (M,) of the right examples it found an adversarial for, and those, (M, ...)."""
 
@@ -131,6 +133,7 @@ def evaluate(
 
     guarantees: dict[str, str] = {}
     proofs: dict[str, Certificate] = {}
+    each: dict[str, Any] = {}
     for name, certifier in zip(distinct_labels(provers), provers, strict=True):
         with _timed(seconds, name):
             prove: Callable[..., Certificate] = certifier
@@ -146,7 +149,7 @@ def evaluate(
         if certificate.method is not None:
             columns[f"{name}.method"] = certificate.method
         if certificate.seconds is not None:
-            columns[f"{name}.seconds"] = _numpy(certificate.seconds)
+            each[name] = _numpy(certificate.seconds)
         if certificate.samples is not None and certificate.abstained is not None:
             columns[f"{name}.samples"] = _numpy(certificate.samples)
             columns[f"{name}.abstained"] = _numpy(certificate.abstained)
@@ -199,7 +202,7 @@ def evaluate(
         if name in summary.get("sampling", {}):
             summary["sampling"][name] |= certifier.model_dump(exclude={"name"})
     doubts = [*suspicions(subject, x, y, threat), *blind_successes(table)] if attackers else []
-    return Evaluation(table, summary | {"warnings": doubts}, subject, adversarial)
+    return Evaluation(table, summary | {"warnings": doubts}, subject, pd.DataFrame(each), adversarial)
 
 
 def _subject(model: nn.Module, certifiers: Sequence[Certifier]) -> nn.Module:

@@ -117,9 +117,11 @@ class Run:
         lines = (json.dumps(record) + "\n" for record in checkpoint.history)
         write_text(self.path / "history.jsonl", "".join(lines))
 
-    def write_examples(self, table: pd.DataFrame) -> None:
-        with whole_file(self.path / "examples.parquet") as temporary:
-            table.to_parquet(temporary)
+    def write_examples(self, table: pd.DataFrame, seconds: pd.DataFrame) -> None:
+        """The table of the evaluation, and beside it what each example cost the certifiers."""
+        for name, part in (("examples", table), ("seconds", seconds)):
+            with whole_file(self.path / f"{name}.parquet") as temporary:
+                part.to_parquet(temporary)
 
     def write_adversarial(self, name: str, rows: Tensor, x_adv: Tensor, table: pd.DataFrame, most: int) -> None:
         """``adversarial/NAME.npz``: examples, labels, distances, what found them, and the images themselves."""

@@ -292,7 +292,7 @@ def _evaluate(
             ),
             store=run.pieces,
         )
-    run.write_examples(evaluation.table)
+    run.write_examples(evaluation.table, evaluation.seconds)
     for name, (rows, x_adv) in evaluation.adversarial.items():
         run.write_adversarial(name, rows, x_adv, evaluation.table, settings.keep_adversarial)
     for warning in evaluation.summary["warnings"]:

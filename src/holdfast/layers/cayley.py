@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any, cast
 
 import torch
@@ -61,9 +62,9 @@ class SpectralConv2d(LipschitzConv2d):
     def initial_weight(self) -> Tensor:
         return nn.init.xavier_normal_(torch.empty(self.out_channels, self.read_channels, *self.kernel_size))
 
+    @abstractmethod
     def factors(self, response: Tensor) -> Tensor:
         """From the weight's response (H, W', out, in) to a norm of at most 1."""
-        raise NotImplementedError
 
     def derive(self, size: object = None) -> Tensor:
         return self.factors(transfer(self.weight, cast(tuple[int, int], size)))

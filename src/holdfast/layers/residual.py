@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import cast
 
@@ -48,13 +49,13 @@ class _Residual(LipschitzLayer):
     Where the numbers of channels differ, the input is filled up with zeros, or the output cut off.
     """
 
+    @abstractmethod
     def maps(self) -> tuple[Map, Map]:
         """W and Wᵀ."""
-        raise NotImplementedError
 
+    @abstractmethod
     def channels(self) -> tuple[int, int]:
         """Inside, and of the output."""
-        raise NotImplementedError
 
     def size_of(self, x: Tensor) -> Size | None:
         """What of the input's size matters to T."""
@@ -120,9 +121,9 @@ class _CPL(_Residual):
     def size_of(self, x: Tensor) -> Size:
         return tuple(x.shape[2:])
 
+    @abstractmethod
     def norm(self, size: Size) -> Tensor:
         """At least ‖W‖ for inputs of this size, float64."""
-        raise NotImplementedError
 
     def derive(self, size: object = None) -> Tensor:
         if not self.training:

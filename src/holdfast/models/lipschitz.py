@@ -7,6 +7,7 @@ other sides than multiples of 2^blocks get a frame of zeros first, which changes
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -111,13 +112,13 @@ class _LCN(Model):
     kernel_size: PositiveInt = 3
     """Odd; smaller images keep it, with zeros around them."""
 
+    @abstractmethod
     def convolution(self, width: int, kernel: int) -> nn.Module:
         """A convolution that keeps its width."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dense(self, width: int) -> nn.Module:
         """A dense layer that keeps its width."""
-        raise NotImplementedError
 
     def network(self, input_shape: Shape, num_classes: int) -> nn.Module:
         first, side = _frame(input_shape, self.blocks, self.base_width)
