@@ -101,6 +101,11 @@ class Threat:
         """Whether the norm favours few entries: the shortest way changes one, not all."""
         return self.norm in ("l1", "l0")
 
+    @property
+    def discrete(self) -> bool:
+        """Whether distance counts changed entries: no slopes, no quotients."""
+        return self.norm == "l0"
+
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """‖x_adv − x‖ of each example, (N,)."""
         return self._norm.length((x_adv - x).flatten(1))

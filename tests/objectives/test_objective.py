@@ -67,7 +67,8 @@ def test_what_it_trains_on_lies_in_the_threat_set(objective: Objective, norm: st
     loss = objective.loss(small_cnn().train(), x, y, threat, PROGRESS)
     assert torch.isfinite(loss.total)
     if loss.x_adv is not None:
-        assert (threat.distance(x, loss.x_adv) <= threat.eps + 1e-5).all()
+        reach = getattr(objective, "hinge", 1) * threat.eps  # max-margin training looks further
+        assert (threat.distance(x, loss.x_adv) <= reach + 1e-5).all()
         assert loss.x_adv.min() >= 0
         assert loss.x_adv.max() <= 1
         assert not torch.equal(loss.x_adv, x)
@@ -77,7 +78,7 @@ def test_what_it_trains_on_lies_in_the_threat_set(objective: Objective, norm: st
 # ask for a margin whatever the radius.
 OTHERWISE = {"gloro", "staps", "gaussian-noise", "smooth-adv", "macer", "consistency", "stability"} | {
     *("offset-cross-entropy", "margin-hinge", "certificate-regularisation"),
-    *("tulip", "input-gradient", "cure", "mart", "clean-plus-adversarial", "rst"),
+    *("tulip", "input-gradient", "cure", "mart", "clean-plus-adversarial", "rst", "awp", "mma"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,23 @@ from torch import Tensor, nn
 
 from holdfast import Threat
 from holdfast.data import ImageSet
-from holdfast.objectives import IBP, AdversarialTraining, CrossEntropy, Objective
+from holdfast.objectives import (
+    AWP,
+    CURE,
+    IBP,
+    LLR,
+    MART,
+    MMA,
+    RST,
+    TRADES,
+    TULIP,
+    AdversarialTraining,
+    CrossEntropy,
+    FastAT,
+    FreeAT,
+    InputGradient,
+    Objective,
+)
 from holdfast.objectives.objective import Loss, Progress
 from holdfast.training import (
     SGD,
@@ -341,6 +358,89 @@ def test_validation_is_recorded_and_changes_nothing(images: ImageSet) -> None:
     history = run(images, validated, validate=validate)
     assert all(record["validation_standard"] == 0.5 for record in history)
     assert torch.equal(weights(plain), weights(validated))
+
+
+def test_lost_robustness_is_told_and_a_bad_start_is_not(images: ImageSet) -> None:
+    told: list[str] = []
+
+    class Listening(Reporter):
+        def stage(self, text: str) -> None:
+            told.append(text)
+
+    def validating(*accuracies: tuple[float, float]) -> Callable[[nn.Module], dict[str, float]]:
+        rows = iter(accuracies)
+        return lambda model: dict(zip(("validation_standard", "validation_attacked"), next(rows), strict=True))
+
+    run(
+        images,
+        small_cnn(),
+        validate=validating((0.5, 0.3), (0.6, 0.4), (0.7, 0.35), (0.8, 0.01)),
+        reporter=Listening(),
+    )
+    assert [text for text in told if "40.0 % in epoch 2 to 1.0 %" in text and "catastrophic overfitting" in text]
+    assert len(told) == 1
+    run(
+        images,
+        small_cnn(),
+        validate=validating((0.9, 0.0), (0.5, 0.3), (0.3, 0.1), (0.6, 0.2)),
+        reporter=Listening(),
+    )
+    assert len(told) == 1  # where standard accuracy falls as well, it is something else
+
+
+DEFENCES = [
+    *(AWP(objective=TRADES(steps=2)), FreeAT(replays=2), FastAT(grad_align=0.1), MMA(steps=2), MART(steps=2)),
+    *(LLR(), TULIP(), InputGradient(), CURE(), TRADES(steps=2), AdversarialTraining(steps=2), RST(steps=2)),
+]
+
+
+@pytest.mark.parametrize("objective", DEFENCES, ids=lambda o: o.name)
+def test_every_defence_is_resumed_to_the_same_weights(
+    images: ImageSet, tmp_path: Path, objective: Objective
+) -> None:
+    """With BatchNorm and Dropout, and from within an epoch."""
+    saved: list[Checkpoint] = []
+
+    def save(checkpoint: Checkpoint) -> None:
+        checkpoint.save(tmp_path / f"{len(saved)}.pt")
+        saved.append(checkpoint)
+
+    straight, resumed = small_cnn(), small_cnn(seed=9)
+    kept = run(images, straight, 2, objective, training={"checkpoint_every": 1}, save=save)
+    assert int(straight[1].num_batches_tracked) == kept[-1]["step"] == 10 * objective.steps_per_batch
+    middle = next(number for number, checkpoint in enumerate(saved) if checkpoint.partial)
+    checkpoint = Checkpoint.load(tmp_path / f"{middle}.pt", torch.device("cpu"))
+    assert 0 < checkpoint.step < 10
+    assert checkpoint.step % objective.steps_per_batch == 0
+    fresh = objective.model_copy(deep=True)
+    history = run(images, resumed, 2, fresh, training={"checkpoint_every": 1}, resume=checkpoint)
+    assert torch.equal(weights(resumed), weights(straight))
+    assert [record["loss"] for record in history] == [record["loss"] for record in kept]
+
+
+def test_replays_take_every_batch_several_times_and_accumulate_nothing(images: ImageSet) -> None:
+    class Watcher:
+        def __init__(self) -> None:
+            self.seen: list[tuple[Tensor, Tensor]] = []
+
+        def observe(self, x: Tensor, y: Tensor, x_adv: Tensor | None, progress: Progress) -> None:
+            assert x_adv is not None
+            self.seen.append((x, x_adv))
+
+        def record(self) -> dict[str, float]:
+            return {}
+
+    watcher = Watcher()
+    training = {"augmentations": ["crop-flip"]}
+    run(images, small_cnn(), 1, FreeAT(replays=3), training=training, observers=[watcher])
+    assert [len(x) for x, _ in watcher.seen] == [16] * 12 + [6] * 3
+    for first in range(0, 15, 3):
+        (x, a), (again, b), (_, c) = watcher.seen[first : first + 3]
+        assert torch.equal(x, again)
+        assert not torch.equal(a, b)
+        assert not torch.equal(b, c)
+    with pytest.raises(ValueError, match="replays each 3 times"):
+        run(images, small_cnn(), 1, FreeAT(replays=3), training={"accumulate": 2})
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(images: ImageSet) -> None:

@@ -153,9 +153,27 @@ def print_run(run: Run) -> None:
             for name, found in radii.items()
         ]
         print_table("certified at", ["", *columns], lines)
+    for line in _beside(result):
+        Console(highlight=False, markup=False).print(line, soft_wrap=True)
     for warning in result.get("warnings", []):
         Console(stderr=True).print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)
     print(run.path)
+
+
+def _beside(result: dict[str, Any]) -> Iterator[str]:
+    """What else an evaluation knows: training images, local Lipschitz constants."""
+    train = result.get("train", {})
+    if train:
+        attacked = "".join(f", {name} {percent(value)}" for name, value in train["attacked"].items())
+        yield f"training images ({train['examples']}): standard {percent(train['standard'])}{attacked}"
+    parts = [("test", result), ("training", train)]
+    found = [
+        f"{one['local_lipschitz']['mean']:.4g} on {one['local_lipschitz']['examples']} {part} images"
+        for part, one in parts
+        if "local_lipschitz" in one
+    ]
+    if found:
+        yield f"local Lipschitz constant of the logits found, mean: {', '.join(found)}"
 
 
 def print_runs(runs: Sequence[Run]) -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from holdfast.analysis.local_lipschitz import local_lipschitz
 from holdfast.attacks import Attack, AttackResult
 from holdfast.certify import Certificate, Certifier, SmoothedClassifier, SmoothingCertifier, SoundnessError
 from holdfast.certify.smoothed import sure
@@ -35,11 +36,13 @@ class Evaluation:
     ``NAME.samples``, ``NAME.abstained`` where it has them; for each attack ``NAME.attacked`` (false where the
     clean prediction is wrong or a certificate made it needless), ``NAME.success`` (wrong inside the threat set),
     ``NAME.distance`` (of the adversarial example, inf without one; a minimum-norm attack's may exceed eps),
-    ``NAME.origin`` (restart and step that found it), ``NAME.forwards``, ``NAME.backwards``."""
+    ``NAME.origin`` (restart and step that found it), ``NAME.forwards``, ``NAME.backwards``; and, where asked for,
+    ``local_lipschitz``, the largest quotient found around the example, NaN where none was sought."""
     summary: dict[str, Any]
     """``examples``, ``threat``, ``standard``; ``attacked`` and ``certified`` per name; ``bracket``, the
     accuracy under all attacks and under any certificate; ``counts``, ``intervals`` (95 %), ``passes``,
-    ``guarantees``, ``warnings`` (reasons to doubt the attacks), ``seconds`` and their ``timings`` per stage."""
+    ``guarantees``, ``warnings`` (reasons to doubt the attacks), ``seconds`` and their ``timings`` per stage; where
+    asked for ``local_lipschitz``: mean and largest quotient, and of how many examples."""
     subject: nn.Module = field(repr=False)
     """The classifier that all of it is about: the model, or what the certifiers make of it (its smoothed one)."""
     seconds: pd.DataFrame
@@ -71,6 +74,7 @@ def evaluate(
     certifiers: Sequence[Certifier | str | Mapping[str, Any]] = (),
     *,
     audit: float = 0.1,
+    lipschitz_examples: int = 0,
     seed: int = 0,
     batch_size: int = 256,
     on_progress: Callable[[str, int, int], None] | None = None,
@@ -89,6 +93,8 @@ def evaluate(
         attacks: attacks, their names, or mappings with a name and settings; each run on its own.
         certifiers: certifiers, likewise.
         audit: share of the certified examples that are attacked too, 0 to 1.
+        lipschitz_examples: measure ``analysis.local_lipschitz`` of the logits, in the 1-norm, around the first so
+            many examples. Left out where it means nothing: for a smoothed classifier, in l_0, and at eps = 0.
         seed: with the example's number it determines everything drawn for an example.
         on_progress: told of each finished piece: its stage, how many examples stand (−1 where that is not known
             yet), how many are left to do.
@@ -196,11 +202,23 @@ def evaluate(
         hits = torch.isfinite(result.adversarial_distance)
         adversarial[name] = rows[hits].cpu(), result.x_adv[hits].cpu()
 
+    steep: dict[str, Any] = {}
+    count = min(lipschitz_examples, len(y))
+    if count and subject is model and threat.eps > 0 and not threat.discrete:
+        with _timed(seconds, "local_lipschitz"):
+            value = local_lipschitz(model, x[:count], threat, seed=seed, batch_size=batch_size).value
+        columns["local_lipschitz"] = np.full(len(y), np.nan)
+        columns["local_lipschitz"][:count] = _numpy(value)
+        steep = {"mean": value.mean().item(), "max": value.max().item(), "examples": count}
+        report(f"local Lipschitz constant: mean {steep['mean']:.4g} of {count} examples", -1, 0)
+
     table = pd.DataFrame(columns)
     summary = summarise(table, threat, guarantees, seconds)
     for name, certifier in zip(distinct_labels(provers), provers, strict=True):
         if name in summary.get("sampling", {}):
             summary["sampling"][name] |= certifier.model_dump(exclude={"name"})
+    if steep:
+        summary["local_lipschitz"] = steep
     doubts = [*suspicions(subject, x, y, threat), *blind_successes(table)] if attackers else []
     return Evaluation(table, summary | {"warnings": doubts}, subject, pd.DataFrame(each), adversarial)
 

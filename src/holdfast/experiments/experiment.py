@@ -28,6 +28,10 @@ class EvaluationSettings(Settings):
     """Certifiers of the test images."""
     examples: PositiveInt | None = None
     """Evaluate the first so many test images; all by default."""
+    train_examples: NonNegativeInt = 200
+    """Attack the first so many training images as well: how far training and test lie apart."""
+    lipschitz_examples: NonNegativeInt = 200
+    """Measure the local Lipschitz constant around the first so many test images, and training images."""
     radii: list[Number] = []
     """Report certified accuracy at these radii, too, from the radius of each example: ``[36/255, 72/255]``."""
     audit: float = Field(default=0.1, ge=0, le=1)

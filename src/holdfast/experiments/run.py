@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks import PGD
 from holdfast.certify import SoundnessError
-from holdfast.data import Images
+from holdfast.data import Images, Splits
 from holdfast.evaluation import Evaluation, certified_at, evaluate, sandwich_curve
 from holdfast.experiments.experiment import Experiment
 from holdfast.experiments.folder import Run, find_run
@@ -77,7 +77,8 @@ def train(
         torch.manual_seed(mix_seed(experiment.seed))
         model = experiment.model.build(shape, num_classes)
     checkpoint = None if again else run.read_checkpoint(model, engine.device)
-    least = experiment.training.plan(splits.train.epoch_size).smallest_batch // engine.processes
+    plan = experiment.training.plan(splits.train.epoch_size, experiment.objective.steps_per_batch)
+    least = plan.smallest_batch // engine.processes
     _rehearse(experiment, model, splits.validation, least)
     watched = experiment.training.watch
     if watched == "certified" and not experiment.evaluation.certifiers:
@@ -122,7 +123,7 @@ def train(
         )
     if leads:
         run.write_model(model, shape, num_classes)
-        _evaluate(run, experiment, model, splits.test, reporter, sum(record["seconds"] for record in history))
+        _evaluate(run, experiment, model, splits, reporter, sum(record["seconds"] for record in history))
     for tracker in followers:
         tracker.end(run.result)
     engine.wait()
@@ -167,11 +168,11 @@ def evaluate_run(
         reporter.stage(f"{run.path} is finished already")
         return run
     engine = experiment.engine.start(alone=True)
-    model, test = trained.model(), experiment.data.load().test
-    _rehearse_evaluation(experiment, model, test)
+    model, splits = trained.model(), experiment.data.load()
+    _rehearse_evaluation(experiment, model, splits.test)
     run.begin(experiment, engine.device)
     reporter.begin(run.path)
-    _evaluate(run, experiment, model.to(engine.device), test, reporter)
+    _evaluate(run, experiment, model.to(engine.device), splits, reporter)
     return run
 
 
@@ -196,7 +197,8 @@ def evaluate_model(
     reporter = reporter or Reporter()
     run = Run(Path(runs) / experiment.identity)
     engine = experiment.engine.start(alone=True)
-    test = experiment.data.load().test
+    splits = experiment.data.load()
+    test = splits.test
     with torch.random.fork_rng():
         torch.manual_seed(mix_seed(experiment.seed))
         model = experiment.model.build(test.shape, len(test.classes)).eval().to(engine.device)
@@ -212,7 +214,7 @@ def evaluate_model(
     run.begin(experiment, engine.device)
     write_text(run.path / "weights.txt", own)
     reporter.begin(run.path)
-    _evaluate(run, experiment, model, test, reporter)
+    _evaluate(run, experiment, model, splits, reporter)
     return run
 
 
@@ -269,12 +271,12 @@ def _alarm_kept(run: Run, part: str) -> Iterator[None]:
 
 
 def _evaluate(
-    run: Run, experiment: Experiment, model: nn.Module, test: Images, reporter: Reporter, seconds: float = 0.0
+    run: Run, experiment: Experiment, model: nn.Module, splits: Splits, reporter: Reporter, seconds: float = 0.0
 ) -> None:
-    """The last line: the sandwich on the test images, its curve, and the result."""
+    """The last line: the sandwich on the test images, its curve, the training images beside it, and the result."""
     started = time.perf_counter()
     settings, threat = experiment.evaluation, experiment.threat
-    images, labels = test.batch(slice(settings.examples))
+    images, labels = splits.test.batch(slice(settings.examples))
     with _alarm_kept(run, "test"):
         evaluation = evaluate(
             model,
@@ -284,6 +286,7 @@ def _evaluate(
             settings.attacks,
             settings.certifiers,
             audit=settings.audit,
+            lipschitz_examples=settings.lipschitz_examples,
             seed=experiment.seed,
             batch_size=settings.batch_size,
             on_progress=lambda name, standing, left: reporter.stage(
@@ -318,12 +321,42 @@ def _evaluate(
         reporter.stage(f"figure {run.path / 'figures' / 'sandwich.png'}")
     result: dict[str, Any] = {
         **evaluation.summary,
+        **_on_training_images(run, experiment, model, splits.train, evaluation.subject is model, reporter),
         **({"certified_at": certified_at(evaluation.table, threat, settings.radii)} if settings.radii else {}),
         "seconds": seconds + time.perf_counter() - started,
         "peak_memory_bytes": peak_memory(),
     }
     write_json(run.path / "result.json", result)
     run.pieces.clear()
+
+
+def _on_training_images(
+    run: Run, experiment: Experiment, model: nn.Module, train: Images, plain: bool, reporter: Reporter
+) -> dict[str, Any]:
+    """The same attacks and the local Lipschitz constant on training images; without certificates.
+
+    Args:
+        plain: the classifier is the model itself, not its vote under noise, for which this is not done.
+    """
+    settings = experiment.evaluation
+    if not settings.train_examples or not plain:
+        return {}
+    images, labels = train.batch(slice(settings.train_examples))
+    summary = evaluate(
+        model,
+        images,
+        labels,
+        experiment.threat,
+        settings.attacks,
+        lipschitz_examples=settings.lipschitz_examples,
+        seed=experiment.seed,
+        batch_size=settings.batch_size,
+        store=run.pieces,
+    ).summary
+    kept = ("examples", "standard", "attacked", "bracket", "counts", "local_lipschitz")
+    found = {name: summary[name] for name in kept if name in summary}
+    reporter.stage(f"training images: {found['counts']['standard']} of {len(labels)} right")
+    return {"train": found}
 
 
 def _draw_adversarial(run: Run, images: Tensor, evaluation: Evaluation, threat: Threat) -> None:

@@ -3,17 +3,20 @@
 from holdfast.objectives.adversarial import MART, RST, AdversarialTraining, CleanPlusAdversarial
 from holdfast.objectives.cross_entropy import CrossEntropy
 from holdfast.objectives.expressive import CCIBP, MTLIBP, SABR, STAPS, ExpIBP
-from holdfast.objectives.fast import FastAT
+from holdfast.objectives.fast import FastAT, FreeAT
 from holdfast.objectives.ibp import IBP
 from holdfast.objectives.input_gradient import CURE, LLR, TULIP, InputGradient
 from holdfast.objectives.lipschitz import CertificateRegularisation, MarginHinge, OffsetCrossEntropy
 from holdfast.objectives.lipschitz_margin import BCP, LMT, GloRo
+from holdfast.objectives.max_margin import MMA
 from holdfast.objectives.objective import Loss, Objective, Progress
 from holdfast.objectives.relaxed import CAP, CROWNIBP, OneStepRelaxation
 from holdfast.objectives.smoothing import MACER, Consistency, GaussianNoise, SmoothAdv, Stability
 from holdfast.objectives.trades import TRADES
+from holdfast.objectives.weight_perturbation import AWP
 
 __all__ = [
+    "AWP",
     "BCP",
     "CAP",
     "CCIBP",
@@ -24,6 +27,7 @@ __all__ = [
     "LMT",
     "MACER",
     "MART",
+    "MMA",
     "MTLIBP",
     "RST",
     "SABR",
@@ -37,6 +41,7 @@ __all__ = [
     "CrossEntropy",
     "ExpIBP",
     "FastAT",
+    "FreeAT",
     "GaussianNoise",
     "GloRo",
     "InputGradient",

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from holdfast.attacks.fold import folded
 from holdfast.attacks.losses import divergence
 from holdfast.inference import frozen_eval
-from holdfast.objectives.objective import Loss, Objective, Progress, labels_only
+from holdfast.objectives.objective import Loss, Perturbing, Progress, labels_only
 from holdfast.search import climb
 from holdfast.threat import Threat
 
 
-class _Attacking(Objective):
+class _Attacking(Perturbing):
     """What they share: the last point of PGD on the cross-entropy, in eval mode."""
 
     steps: PositiveInt = 10
@@ -25,7 +25,7 @@ class _Attacking(Objective):
     random_start: bool = True
     """Start at a uniform point of the threat set; from the input itself otherwise."""
 
-    def attacked(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
+    def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         with frozen_eval(model):
             copy = folded(model, x[:2])
             return climb(
@@ -44,8 +44,9 @@ class AdversarialTraining(_Attacking, name="adversarial"):
     The inner PGD runs in eval mode and its last point is trained on, as in the paper.
     """
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
-        x_adv = self.attacked(model, x, y, threat, progress)
+    def loss_at(
+        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, progress: Progress
+    ) -> Loss:
         total = F.cross_entropy(model(x_adv), y, reduction="none").mean()
         return Loss(total, {"adversarial_cross_entropy": total.detach()}, x_adv)
 
@@ -59,8 +60,9 @@ class CleanPlusAdversarial(_Attacking, name="clean-plus-adversarial"):
     beta: PositiveFloat = 1.0
     """Weight of the adversarial half."""
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
-        x_adv = self.attacked(model, x, y, threat, progress)
+    def loss_at(
+        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, progress: Progress
+    ) -> Loss:
         clean, perturbed = model(torch.cat([x, x_adv])).chunk(2)
         natural, robust = F.cross_entropy(clean, y), F.cross_entropy(perturbed, y)
         parts = {"cross_entropy": natural.detach(), "adversarial_cross_entropy": robust.detach()}
@@ -81,8 +83,9 @@ class MART(_Attacking, name="mart"):
     weight: NonNegativeFloat = 5.0
     """λ."""
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
-        x_adv = self.attacked(model, x, y, threat, progress)
+    def loss_at(
+        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, progress: Progress
+    ) -> Loss:
         clean, perturbed = model(torch.cat([x, x_adv])).chunk(2)
         own = F.one_hot(labels_only(y), clean.shape[1]).bool()
         rival = perturbed.softmax(1).masked_fill(own, 0).amax(1)

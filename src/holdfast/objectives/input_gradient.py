@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks.fold import folded
 from holdfast.inference import frozen_eval
-from holdfast.objectives.objective import Loss, Objective, Progress, repeated
+from holdfast.objectives.objective import Loss, Objective, Perturbing, Progress, repeated
 from holdfast.search import climb, per_example
 from holdfast.threat import Threat
 
@@ -98,7 +98,7 @@ class CURE(Objective, name="cure"):
         return Loss(natural + self.weight * penalty, parts)
 
 
-class LLR(Objective, name="llr"):
+class LLR(Perturbing, name="llr"):
     """CE + λ γ + μ |⟨δ, ∇CE⟩|: the loss shall be linear in the threat set (Qin et al., 2019).
 
     γ = |CE(x + δ) − CE(x) − ⟨δ, ∇CE(x)⟩|, with the δ for which ascent finds it largest. Everything is per
@@ -115,7 +115,7 @@ class LLR(Objective, name="llr"):
     step_size: PositiveFloat = 0.5
     """Length of a step in units of eps."""
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+    def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         gradient = gradient_in_eval(model, x, y)
         draws = torch.stack([torch.randn(x.shape[1:], generator=g) for g in progress.generators(len(x))]).to(x)
         with frozen_eval(model):
@@ -127,7 +127,7 @@ class LLR(Objective, name="llr"):
                 there = F.cross_entropy(copy(points), y[rows], reduction="none")
                 return (there - clean[rows] - directional(gradient[rows], points - x[rows])).abs(), None
 
-            x_adv = climb(
+            return climb(
                 deviation,
                 x,
                 threat,
@@ -135,6 +135,10 @@ class LLR(Objective, name="llr"):
                 step_size=self.step_size * threat.eps,
                 start=threat.project(x, x + 0.001 * draws),
             )
+
+    def loss_at(
+        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, progress: Progress
+    ) -> Loss:
         delta = x_adv - x
         points = torch.cat([x, x_adv]).requires_grad_(True)
         each = F.cross_entropy(model(points), repeated(y, 2), reduction="none")

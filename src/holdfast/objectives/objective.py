@@ -73,6 +73,11 @@ class Objective(Component, family="objectives"):
     def initialise(self, model: nn.Module, seed: int) -> None:
         """Draw the weights that a training with this loss starts from; by default the model keeps its own."""
 
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimiser steps that are made with every batch."""
+        return 1
+
     @abstractmethod
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         """The loss of a batch.
@@ -86,3 +91,21 @@ class Objective(Component, family="objectives"):
             y: labels (N,), or class probabilities (N, K) where the objective can take them.
             progress: where the training stands, for ramps and random draws.
         """
+
+
+class Perturbing(Objective):
+    """A loss of inputs that a search perturbs first: the search, and the loss at what it found, each by itself."""
+
+    @abstractmethod
+    def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
+        """The inputs to train on, (N, ...); searched in eval mode, without a trace."""
+
+    @abstractmethod
+    def loss_at(
+        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, progress: Progress
+    ) -> Loss:
+        """The loss at perturbed inputs: one forward pass in the model's own mode."""
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+        x_adv = self.perturbed(model, x, y, threat, progress)
+        return self.loss_at(model, x, y, x_adv, threat, progress)

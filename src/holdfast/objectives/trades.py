@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from holdfast.attacks.fold import folded
 from holdfast.attacks.losses import divergence
 from holdfast.inference import frozen_eval
-from holdfast.objectives.objective import Loss, Objective, Progress
+from holdfast.objectives.objective import Loss, Perturbing, Progress
 from holdfast.search import Function, climb
 from holdfast.threat import Threat
 
@@ -20,7 +22,7 @@ def divergence_from(model: nn.Module, clean_logits: Tensor) -> Function:
     return lambda points, rows: (divergence(clean_logits[rows], model(points)), None)
 
 
-class TRADES(Objective, name="trades"):
+class TRADES(Perturbing, name="trades"):
     """Clean cross-entropy plus β times the divergence of the perturbed from the clean answer
     (Zhang et al., 2019, equation 5).
 
@@ -35,15 +37,18 @@ class TRADES(Objective, name="trades"):
     """Steps of the inner ascent."""
     step_size: PositiveFloat = 0.25
     """Length of a step in units of eps."""
+    reduction: Literal["mean", "unbalanced"] = "mean"
+    """``unbalanced`` divides the divergence once more by the number of images in the batch, as the unprefixed
+    ``trades`` of Yang et al. (2020) does, which adds a mean to a sum; their ``strades`` is ``mean``."""
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+    def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         # At x itself the divergence has no slope, so the ascent starts a hair away from it.
         draws = [torch.randn(x.shape[1:], generator=generator) for generator in progress.generators(len(x))]
         noise = torch.stack(draws)
         with frozen_eval(model):
             with torch.no_grad():
                 clean_logits = model(x)
-            x_adv = climb(
+            return climb(
                 divergence_from(folded(model, x[:2]), clean_logits),
                 x,
                 threat,
@@ -51,8 +56,14 @@ class TRADES(Objective, name="trades"):
                 step_size=self.step_size * threat.eps,
                 start=threat.project(x, x + 0.001 * noise.to(x)),
             )
+
+    def loss_at(
+        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, progress: Progress
+    ) -> Loss:
         clean, perturbed = model(torch.cat([x, x_adv])).chunk(2)
         natural = F.cross_entropy(clean, y, reduction="none").mean()
         robust = divergence(clean, perturbed).mean()
+        if self.reduction == "unbalanced":
+            robust = robust / len(x)
         parts = {"cross_entropy": natural.detach(), "divergence": robust.detach()}
         return Loss(natural + self.beta * robust, parts, x_adv)

@@ -197,7 +197,7 @@ class _Fitting:
         self.step_module, self.optimizer = engine.prepare(step_module, optimizer.build(model))
         self.average = WeightAverage(training.averaging, model) if training.averaging else None
         self.best = _Best(training, {})
-        self.plan = training.plan(images.epoch_size)
+        self.plan = training.plan(images.epoch_size, objective.steps_per_batch)
         self.history: list[dict[str, Any]] = []
         self.step = self.saved = 0
         self.tally, self.seconds = _Tally({}), 0.0  # of the epoch under way
@@ -243,6 +243,8 @@ class _Fitting:
                 started = time.perf_counter()
                 with self.averaged():
                     record |= validate(self.model)
+                    if text := _collapse(self.history, record):
+                        reporter.stage(f"warning: {text}")
                     self.best.offer(self.model, record)
                 record["seconds"] += time.perf_counter() - started
             self.history.append(engine.of_first(record))
@@ -272,7 +274,8 @@ class _Fitting:
         epoch, number = divmod(self.step, plan.per_epoch)
         trained = sum(record["train_seconds"] for record in self.history)
         started = time.perf_counter() - self.seconds
-        batches = self.images.order(epoch, self.seed).split(training.batch_size)[number : plan.of_epoch(epoch)]
+        once = self.images.order(epoch, self.seed).split(training.batch_size)
+        batches = [batch for batch in once for _ in range(plan.replays)][number : plan.of_epoch(epoch)]
         own = [_own(indices, engine) for indices in batches]
         record: dict[str, Any] = {}
         self.model.train()
@@ -280,7 +283,8 @@ class _Fitting:
             share = engine.share(len(batch))
             progress = Progress(self.step, plan.total, self.seed, share.start)
             engine.seed(mix_seed(self.seed, self.step, 3, share.start))  # for Dropout and the like
-            x, y = training.prepare(x, y, len(self.images.classes), mix_seed(self.seed, self.step, 2, share.start))
+            first = self.step - self.step % plan.replays  # every replay sees the same augmented images
+            x, y = training.prepare(x, y, len(self.images.classes), mix_seed(self.seed, first, 2, share.start))
             loss, x_adv = self.train_step(x, y, progress, len(share), batch)
             for observer in observers:
                 observer.observe(x, y, x_adv, progress)
@@ -294,6 +298,7 @@ class _Fitting:
                 break
             # The same for all processes; the end of an epoch has its own checkpoint, with the validation.
             due = training.checkpoint_every and self.step - self.saved >= training.checkpoint_every
+            due = due and self.step % plan.replays == 0  # what moves from replay to replay is in no checkpoint
             if save and due and number + done < plan.of_epoch(epoch):
                 self.saved = self.step
                 sums = self.tally.over_processes(engine)
@@ -334,6 +339,23 @@ class _Fitting:
                 self.average.update(self.model, progress.fraction)
         self.tally.add({"loss": loss.detach(), **parts}, count)
         return loss, x_adv
+
+
+def _collapse(history: list[dict[str, Any]], record: dict[str, Any]) -> str | None:
+    """Words of warning where training on perturbed inputs has lost the robustness it had, but not the accuracy:
+    catastrophic overfitting (Wong et al., 2020), which single-step training is prone to."""
+    earlier = [one for one in history if "validation_attacked" in one]
+    if not earlier or not {"validation_attacked", "validation_standard"} <= record.keys():
+        return None
+    best = max(earlier, key=lambda one: one["validation_attacked"])
+    before, now = best["validation_attacked"], record["validation_attacked"]
+    fell = before > 0.1 and now < before / 2
+    if not fell or record["validation_standard"] < best["validation_standard"] - 0.1:
+        return None
+    return (
+        f"catastrophic overfitting: robust accuracy under PGD fell from {100 * before:.1f} % in epoch "
+        f"{best['epoch']} to {100 * now:.1f} %, standard accuracy did not"
+    )
 
 
 def _own(indices: Tensor, engine: RunningEngine) -> Tensor:

@@ -34,10 +34,12 @@ class Plan:
     batch_size: int
     accumulate: int
     total: int
+    replays: int = 1
+    """Steps in a row that are made with every batch."""
 
     @property
     def per_epoch(self) -> int:
-        return math.ceil(self.images / self.batch_size)
+        return math.ceil(self.images / self.batch_size) * self.replays
 
     @property
     def epochs(self) -> int:
@@ -51,15 +53,14 @@ class Plan:
     @property
     def smallest_batch(self) -> int:
         """Images of the smallest batch."""
-        return (
-            self.images - (self.per_epoch - 1) * self.batch_size
-            if self.total >= self.per_epoch
-            else self.batch_size
-        )
+        return (self.images - 1) % self.batch_size + 1 if self.total >= self.per_epoch else self.batch_size
 
     def group(self, step: int) -> Group:
         """The batches of an optimiser step, as seen from one of them."""
         epoch, number = divmod(step, self.per_epoch)
+        if self.replays > 1:
+            batch = number // self.replays
+            return Group(True, True, min((batch + 1) * self.batch_size, self.images) - batch * self.batch_size)
         first = number - number % self.accumulate
         stop = min(first + self.accumulate, self.of_epoch(epoch))
         images = min(stop * self.batch_size, self.images) - first * self.batch_size
@@ -110,13 +111,17 @@ class Training(Settings):
             raise ValueError("steps and presentations are two budgets: give one of them")
         return self
 
-    def plan(self, images: int) -> Plan:
-        """How the work on an epoch of so many images divides into batches."""
-        per_epoch = math.ceil(images / self.batch_size)
+    def plan(self, images: int, replays: int = 1) -> Plan:
+        """How the work on an epoch of so many images divides into batches, each of them taken so many times."""
+        if replays > 1 and self.accumulate > 1:
+            raise ValueError(
+                f"training.accumulate={self.accumulate} gathers batches, the objective replays each {replays} times"
+            )
+        per_epoch = math.ceil(images / self.batch_size) * replays
         total = self.steps or self.epochs * per_epoch
         if self.presentations:
             total = max(1, round(self.presentations / images * per_epoch))
-        return Plan(images, self.batch_size, self.accumulate, total)
+        return Plan(images, self.batch_size, self.accumulate, total, replays)
 
     def prepare(self, x: Tensor, y: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor]:
         """Images augmented, and their labels: probabilities if they are mixed or smoothed."""

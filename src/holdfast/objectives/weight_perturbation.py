@@ -1,0 +1,69 @@
+"""Adversarial weight perturbation, around any other loss."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from holdfast.component import PositiveNumber
+from holdfast.objectives.adversarial import AdversarialTraining
+from holdfast.objectives.objective import Loss, Objective, Perturbing, Progress
+from holdfast.threat import Threat
+
+
+class AWP(Objective, name="awp"):
+    """The loss of another objective at weights w + v, v the steepest step that raises it (Wu et al., 2020).
+
+    v_l = γ ‖w_l‖ g_l / ‖g_l‖ for every weight of two or more dimensions, g the gradient of the loss at w. The
+    inputs that the objective's search found at w serve both passes, and neither BatchNorm statistics nor gradients
+    keep a trace of the first. Where several processes train, each takes the step for its own images.
+    """
+
+    objective: Objective = AdversarialTraining()
+    """The loss that is made flat."""
+    gamma: PositiveNumber = 0.005
+    """γ: relative size of the step."""
+    begin: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training before which the weights are left where they are."""
+
+    def initialise(self, model: nn.Module, seed: int) -> None:
+        self.objective.initialise(model, seed)
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+        inner, x_adv = self.objective, None
+        if isinstance(inner, Perturbing):
+            x_adv = inner.perturbed(model, x, y, threat, progress)
+        at = _LossAt(model, inner, threat, progress)
+        if progress.fraction < self.begin:
+            return at(x, y, x_adv)
+        weights = {name: p for name, p in at.named_parameters() if p.requires_grad and p.dim() > 1}
+        statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        with torch.enable_grad():
+            total = at(x, y, x_adv).total
+            gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(statistics[name])
+            moved = {
+                name: self.gamma * weight.norm() / gradient.norm().clamp(min=1e-20) * gradient
+                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
+                if gradient is not None
+            }
+        perturbed = {name: weights[name] + step for name, step in moved.items()}
+        loss: Loss = torch.func.functional_call(at, perturbed, (x, y, x_adv))
+        return Loss(loss.total, {**loss.parts, "unperturbed": total.detach()}, loss.x_adv)
+
+
+class _LossAt(nn.Module):
+    """A loss as a module, so that the weights inside can be exchanged for one call."""
+
+    def __init__(self, model: nn.Module, objective: Objective, threat: Threat, progress: Progress) -> None:
+        super().__init__()
+        self.model, self.objective, self.threat, self.progress = model, objective, threat, progress
+        self.training = model.training
+
+    def forward(self, x: Tensor, y: Tensor, x_adv: Tensor | None) -> Loss:
+        if x_adv is not None and isinstance(self.objective, Perturbing):
+            return self.objective.loss_at(self.model, x, y, x_adv, self.threat, self.progress)
+        return self.objective.loss(self.model, x, y, self.threat, self.progress)

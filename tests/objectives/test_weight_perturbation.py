@@ -1,0 +1,60 @@
+"""Adversarial weight perturbation against weights that are moved by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import images, small_cnn
+
+from holdfast import Threat
+from holdfast.objectives import AWP, IBP, TRADES, AdversarialTraining, CrossEntropy, Objective, Progress
+
+THREAT, PROGRESS = Threat("linf", 0.1), Progress(2, 10, seed=1)
+
+
+def test_the_loss_and_its_gradient_are_those_of_the_moved_weights() -> None:
+    x, y = images(12)
+    model, moved = small_cnn().eval(), small_cnn().eval()
+    loss = AWP(gamma=0.05).loss(model, x, y, THREAT, PROGRESS)
+    plain = AdversarialTraining().loss(model, x, y, THREAT, PROGRESS)
+    assert torch.equal(loss.x_adv, plain.x_adv)
+    assert torch.allclose(loss.parts["unperturbed"], plain.total)
+    gradients = torch.autograd.grad(plain.total, list(model.parameters()))
+    with torch.no_grad():
+        for parameter, gradient in zip(moved.parameters(), gradients, strict=True):
+            if parameter.dim() > 1:
+                parameter += 0.05 * parameter.norm() * gradient / gradient.norm()
+    there = F.cross_entropy(moved(loss.x_adv), y)
+    assert torch.allclose(loss.total, there, atol=1e-6)
+    assert loss.total > plain.total
+    there.backward()
+    for own, other in zip(
+        torch.autograd.grad(loss.total, list(model.parameters())), moved.parameters(), strict=True
+    ):
+        assert torch.allclose(own, other.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("inner", [CrossEntropy(), TRADES(steps=2), IBP()], ids=lambda o: o.name)
+def test_it_wraps_any_objective_and_leaves_no_trace(inner: Objective) -> None:
+    x, y = images(12)
+    model = small_cnn().train()
+    before = copy.deepcopy(model.state_dict())
+    loss = AWP(objective=inner, gamma=0.02).loss(model, x, y, THREAT, PROGRESS)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None
+    assert model[1].num_batches_tracked == 1  # of the forward that counts
+    loss.total.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    later = AWP(objective=inner, begin=0.5).loss(model.eval(), x, y, THREAT, PROGRESS)
+    assert torch.equal(later.total, inner.loss(model, x, y, THREAT, PROGRESS).total)
+
+
+def test_as_a_recipe_writes_it() -> None:
+    awp = Objective.parse({"name": "awp", "objective": {"name": "trades", "beta": 3}, "gamma": "1/100"})
+    assert isinstance(awp, AWP)
+    assert awp.objective == TRADES(beta=3)
+    assert Objective.parse(awp.model_dump()) == awp
