@@ -5,6 +5,7 @@ from holdfast.certify.certificate import Certificate, Certifier, SoundnessError
 from holdfast.certify.confidence import clopper_pearson_lower, smoothing_radius
 from holdfast.certify.export import export_problems
 from holdfast.certify.lipschitz import LipschitzCertifier
+from holdfast.certify.nearest_neighbour import NearestNeighbourCertifier
 from holdfast.certify.smoothed import SmoothedClassifier
 from holdfast.certify.smoothing import PlugInSmoothing, SmoothingCertifier
 
@@ -13,6 +14,7 @@ __all__ = [
     "Certificate",
     "Certifier",
     "LipschitzCertifier",
+    "NearestNeighbourCertifier",
     "PlugInSmoothing",
     "SmoothedClassifier",
     "SmoothingCertifier",

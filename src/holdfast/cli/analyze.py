@@ -11,17 +11,17 @@ from holdfast.cli.train import RunsOption
 
 
 def analyze(
-    run: Annotated[str, typer.Argument(help="A run: its folder or its name.")],
+    run: Annotated[str, typer.Argument(help="A run (its folder or name), or a data set.")],
     analysis: Annotated[str, typer.Argument(help="What to measure; holdfast list analyses names them.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="threat=..., and KEY=... for settings of the analysis.")
+        list[str] | None, typer.Argument(help="threat=..., data.KEY=..., and KEY=... for settings of the analysis.")
     ] = None,
     beside: Annotated[
         list[str] | None, typer.Option("--with", help="Another run to show beside it; may be repeated.")
     ] = None,
     runs: RunsOption = RUNS,
 ) -> None:
-    """Explain a trained model: numbers, tables and figures in a folder below the run's.
+    """Explain a trained model or a data set: numbers, tables and figures in a folder below the run's.
 
     The last line of the output is the folder's path.
     """
@@ -39,7 +39,7 @@ def analyze(
             key, separator, value = override.partition("=")
             if not separator:
                 raise ValueError(f"expected key=value, given {override!r}")
-            if key in ("threat", "data.root"):
+            if key.split(".")[0] in ("threat", "data"):
                 rest.append(override)
             else:
                 own[key] = yaml.safe_load(value)

@@ -64,6 +64,16 @@ class ProgressLine:
             self._accuracies = "  ".join(f"{name} {percent(found[name])}" for name in order)
             self.stage(f"epoch {record['epoch']}/{self._epochs}  loss {record['loss']:.3f}  {self._accuracies}")
 
+    def work(self, text: str, done: int, total: int) -> None:
+        if self.console.is_terminal and self._bar is None:
+            self._bar = Progress(TextColumn(text), BarColumn(24), TimeRemainingColumn(), console=self.console)
+            self._bar.start()
+            self._task = self._bar.add_task("", total=total)
+        if self._bar:
+            self._bar.update(self._task, completed=done)
+        if done == total:
+            self.close()
+
     def stage(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
@@ -124,7 +134,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:  # a file or a pipe folds no lines
+        console.width = max(console.width, 160)
+    console.print(table)
 
 
 def print_run(run: Run) -> None:

@@ -40,6 +40,7 @@ __all__ = [
     "RestrictedImageNet",
     "Splits",
     "TinyImageNet",
+    "find_data",
     "load_data",
     "parse_indices",
     "stratified_order",
@@ -57,6 +58,11 @@ def load_data(name: str, **settings: Any) -> Splits:
         ValueError: unknown name or setting.
         FileNotFoundError: the data are not there.
     """
+    return find_data(name, **settings).load()
+
+
+def find_data(name: str, **settings: Any) -> Data:
+    """The component of a data set, by the name that ``load_data`` takes; nothing is read yet."""
     if name not in Data.registry and ("/" in name or Path(name).is_dir()):
-        return Hub(id=name if "/" in name else f"./{name}", **settings).load()
-    return Data.parse({"name": name, **settings}).load()
+        return Hub(id=name if "/" in name else f"./{name}", **settings)
+    return Data.parse({"name": name, **settings})

@@ -1,17 +1,22 @@
-"""Analysing a run: numbers, tables and figures below its folder, and problems for other tools."""
+"""Analysing a run or a data set: numbers, tables and figures in a folder, and problems for other tools."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from holdfast.certify import export_problems
-from holdfast.experiments.analyses import Analysis, Findings, Subject
+from holdfast.component import explain, nearest
+from holdfast.data import find_data
+from holdfast.experiments.analyses import Analysis, DataAnalysis, Findings, ModelAnalysis, Subject
 from holdfast.experiments.experiment import Experiment
 from holdfast.experiments.folder import Run, find_run
-from holdfast.experiments.recipe import apply_all
+from holdfast.experiments.recipe import apply, apply_all
 from holdfast.files import write_text
 from holdfast.inference import frozen_eval
 from holdfast.plots import save_figure
@@ -30,17 +35,23 @@ def analyze(
     runs: str | Path = "runs",
     reporter: Reporter | None = None,
 ) -> tuple[Findings, Path]:
-    """Measure a trained run; what was found, and the folder where it was written.
+    """Measure a trained run, or a data set; what was found, and the folder where it was written.
 
     Args:
-        name: the run's folder, or its name (or the beginning of one) in ``runs``.
-        overrides: ``threat=...`` or ``data.root=...``.
+        name: the run's folder, or its name (or the beginning of one) in ``runs``; for an analysis of data the data
+            set's name.
+        overrides: ``threat=...`` or ``data.root=...``; of a data set ``threat=...`` and ``data.KEY=...``.
         beside: other runs, whose histories are shown beside this one's.
 
     Raises:
         ValueError: an override that would change the training.
         FileNotFoundError: no such run, or it holds no trained model.
     """
+    reporter = reporter or Reporter()
+    if isinstance(analysis, DataAnalysis):
+        return _analyze_data(str(name), analysis, overrides, Path(runs), reporter)
+    if not isinstance(analysis, ModelAnalysis):
+        raise ValueError(f"{analysis.name} is measured while a model trains: put it into the recipe's analysis")
     run = find_run(name, Path(runs))
     for override in overrides:
         if override.split("=")[0] not in ("threat", "data.root"):
@@ -49,7 +60,7 @@ def analyze(
     others = [find_run(other, Path(runs)) for other in beside]
     model, test = run.model(), experiment.data.load().test
     x, y = test.batch(slice(min(EXAMPLES, len(test))))
-    (reporter or Reporter()).stage(f"{analysis.name} of {run.path} in {experiment.threat}")
+    reporter.stage(f"{analysis.name} of {run.path} in {experiment.threat}")
     with torch.random.fork_rng(), frozen_eval(model):
         for parameter in model.parameters():
             parameter.requires_grad_(True)
@@ -57,15 +68,44 @@ def analyze(
             _title(one): [{str(k): v for k, v in row.items()} for row in one.history.to_dict("records")]
             for one in (run, *others)
         }
-        findings = analysis.of(
-            Subject(model, x, y, experiment.threat, experiment.objective, experiment.optimizer.lr, histories)
-        )
-    folder = run.path / "analyses" / f"{analysis.name}-{str(experiment.threat).replace('/', '_').replace(':', '-')}"
+        same_norm = run.finished and run.experiment.threat.norm == experiment.threat.norm
+        examples = run.examples if same_norm else None
+        known = experiment.objective, experiment.optimizer.lr, examples, histories
+        findings = analysis.of(Subject(model, x, y, experiment.threat, *known))
+    return findings, _write(findings, run.path / "analyses" / f"{analysis.name}-{_plain(experiment.threat)}")
+
+
+def _analyze_data(
+    name: str, analysis: DataAnalysis, overrides: Sequence[str], runs: Path, reporter: Reporter
+) -> tuple[Findings, Path]:
+    settings: dict[str, Any] = {}
+    for override in overrides:
+        apply(settings, override)
+    known = {"threat": settings.pop("threat", "linf:0"), "data": settings.pop("data", {})}
+    if settings:
+        raise ValueError(f"unknown key {next(iter(settings))!r}; {nearest(next(iter(settings)), known)}")
+    threat = Threat.parse(known["threat"])
+    try:
+        data = find_data(name, **known["data"])
+    except ValidationError as fault:
+        raise ValueError(explain(fault)) from fault
+    train, test = data.read()
+    reporter.stage(f"{analysis.name} of {name}, {threat}")
+    findings = analysis.of(train, test, threat, reporter)
+    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    return findings, _write(findings, runs / "analyses" / f"{analysis.name}-{plain}-{_plain(threat)}")
+
+
+def _plain(threat: Threat) -> str:
+    return str(threat).replace("/", "_").replace(":", "-")
+
+
+def _write(findings: Findings, folder: Path) -> Path:
     for stem, table in findings.tables.items():
         write_text(folder / f"{stem}.csv", table.to_csv(index=False))
     for stem, (draw, table_name) in findings.figures.items():
         save_figure(draw(findings.tables[table_name]), folder / stem, findings.tables[table_name])
-    return findings, folder
+    return folder
 
 
 def _title(run: Run) -> str:

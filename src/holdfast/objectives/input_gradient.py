@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.attacks.fold import folded
@@ -110,6 +110,9 @@ class LLR(Perturbing, name="llr"):
     """λ."""
     mu: NonNegativeFloat = 3.0
     """μ."""
+    ramp_end: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training at which λ and μ have grown from 0 to their values. At full weight from the first step
+    a network whose last layer starts at 0 may never leave the constant answer."""
     steps: PositiveInt = 2
     """Of the inner ascent."""
     step_size: PositiveFloat = 0.5
@@ -147,4 +150,5 @@ class LLR(Perturbing, name="llr"):
         linear = directional(slope, delta)
         natural, gamma, drop = here.mean(), (there - here - linear).abs().mean(), linear.abs().mean()
         parts = {"cross_entropy": natural.detach(), "gamma": gamma.detach(), "slope": drop.detach()}
-        return Loss(natural + self.weight * gamma + self.mu * drop, parts, x_adv)
+        share = min(1.0, progress.fraction / self.ramp_end) if self.ramp_end else 1.0
+        return Loss(natural + share * (self.weight * gamma + self.mu * drop), parts, x_adv)

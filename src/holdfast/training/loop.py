@@ -48,6 +48,9 @@ class Reporter:
     def stage(self, text: str) -> None:
         """Something else begins or was found."""
 
+    def work(self, text: str, done: int, total: int) -> None:
+        """So much of some other work is done."""
+
 
 class Observer(Protocol):
     """Sees every batch that its process trains on, such as a meter of neural collapse."""

@@ -1,4 +1,4 @@
-"""Analysis: something measured while a model is trained, or of a trained one."""
+"""Analysis: something measured while a model is trained, of a trained one, or of a data set."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pandas as pd
 from torch import Tensor, nn
 
 from holdfast.component import Component
+from holdfast.data import Images
 from holdfast.objectives import Objective, Progress
 from holdfast.threat import Threat
-from holdfast.training import Observer
+from holdfast.training import Observer, Reporter
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Subject:
     objective: Objective | None
     lr: float
     """Learning rate at the start."""
+    examples: pd.DataFrame | None = None
+    """The per-example table of the run's evaluation, where its threat has the same norm."""
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Of this run and of others to compare with, by the names to show."""
 
@@ -45,7 +48,7 @@ class Findings:
 
 
 class Analysis(Component, family="analyses"):
-    """Measures a trained model, and some of it while it is trained."""
+    """Measures a trained model, some of it while it is trained, or a data set."""
 
     def watch(
         self, model: nn.Module, objective: Objective, threat: Threat, rate: Callable[[Progress], float]
@@ -57,6 +60,18 @@ class Analysis(Component, family="analyses"):
         """
         return None
 
+
+class ModelAnalysis(Analysis):
+    """Measures a trained model."""
+
     @abstractmethod
     def of(self, subject: Subject) -> Findings:
         """Measure a trained model."""
+
+
+class DataAnalysis(Analysis):
+    """Measures a data set, whoever is trained on it."""
+
+    @abstractmethod
+    def of(self, train: Images, test: Images, threat: Threat, reporter: Reporter) -> Findings:
+        """Measure a data set: its published training and test parts, whole."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from holdfast.analysis.loss_landscape import label, loss_landscape, relaxation_tightness, relaxed_margins
 from holdfast.bounds import BoundMethod, bound_margins, region_of, robust_cross_entropy
-from holdfast.experiments.analyses.analysis import Analysis, Findings, Subject
+from holdfast.experiments.analyses.analysis import Findings, ModelAnalysis, Subject
 from holdfast.objectives import Objective, Progress
 from holdfast.plots.landscape import band_figure, violin_figure
 from holdfast.threat import Threat
@@ -29,7 +29,7 @@ RELAXATIONS = (
 )
 
 
-class LandscapeAnalysis(Analysis, name="landscape"):
+class LandscapeAnalysis(ModelAnalysis, name="landscape"):
     """How a certified loss varies along its own gradient step, and how tight each relaxation is.
 
     While training, every so many steps the training loss is probed along a plain gradient step; the history gets

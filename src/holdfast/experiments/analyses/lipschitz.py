@@ -6,11 +6,11 @@ import pandas as pd
 from pydantic import PositiveInt
 
 from holdfast.analysis.lipschitz import network_constant
-from holdfast.experiments.analyses.analysis import Analysis, Findings, Subject
+from holdfast.experiments.analyses.analysis import Findings, ModelAnalysis, Subject
 from holdfast.plots.lipschitz import constants_figure
 
 
-class LipschitzAnalysis(Analysis, name="lipschitz"):
+class LipschitzAnalysis(ModelAnalysis, name="lipschitz"):
     """The verified bound of every layer's constant in l_2, and the largest singular value that a search finds."""
 
     batch: PositiveInt = 16

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import PositiveInt
 
 from holdfast.analysis import local_lipschitz
-from holdfast.experiments.analyses.analysis import Analysis, Findings, Subject
+from holdfast.experiments.analyses.analysis import Findings, ModelAnalysis, Subject
 from holdfast.inference import predict
 from holdfast.plots.local_lipschitz import quotient_figure
 
 
-class LocalLipschitzAnalysis(Analysis, name="local-lipschitz"):
+class LocalLipschitzAnalysis(ModelAnalysis, name="local-lipschitz"):
     """The largest ‖f(x') − f(x)‖ / ‖x' − x‖ that ascent finds around each test image (Yang et al., 2020)."""
 
     examples: PositiveInt = 200
@@ -38,11 +39,14 @@ class LocalLipschitzAnalysis(Analysis, name="local-lipschitz"):
             {
                 "index": range(len(x)),
                 "margin": (logits[own] - logits.masked_fill(own, -torch.inf).amax(1)).tolist(),
+                "radius": _radii(subject.examples, len(x)),
                 "quotient": found.value.tolist(),
                 "first_order": found.first_order.tolist(),
                 "upper": [float("nan")] * len(x) if found.upper is None else found.upper.tolist(),
             }
         )
+        if not table["radius"].notna().any():
+            del table["radius"]
         mean, worst = table["quotient"].mean(), table["quotient"].max()
         upper = "unknown" if found.upper is None else f"{table['upper'].max():.4g}"
         summary = [
@@ -51,3 +55,14 @@ class LocalLipschitzAnalysis(Analysis, name="local-lipschitz"):
             ("certified from above", upper),
         ]
         return Findings(summary, {"quotients": table}, {"quotients": (quotient_figure, "quotients")})
+
+
+def _radii(examples: pd.DataFrame | None, count: int) -> np.ndarray:
+    """The largest radius certified for each of the first images; NaN where there is none."""
+    radii = np.full(count, np.nan)
+    if examples is not None:
+        columns = [name for name in examples.columns if name.endswith(".radius")]
+        known = examples.head(count)
+        if columns:
+            radii[: len(known)] = known[columns].max(axis=1)
+    return radii

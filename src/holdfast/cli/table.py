@@ -1,0 +1,40 @@
+"""holdfast table."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from holdfast.cli.console import RUNS, answer_for, print_table
+from holdfast.cli.train import RunsOption
+
+
+class Form(StrEnum):
+    TEXT, CSV, LATEX = "text", "csv", "latex"
+
+
+def table(
+    names: Annotated[list[str] | None, typer.Argument(help="Runs: folders or names; all finished ones.")] = None,
+    form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.TEXT,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Print what each defence reaches: accuracies on training and test images, local Lipschitz constant, gaps.
+
+    Runs that differ in their seeds only make one row, with 95 % intervals. Accuracies and gaps are in per cent.
+    """
+    with answer_for():
+        from holdfast.experiments.folder import all_runs, find_run
+        from holdfast.experiments.table import cells, defence_table, latex
+
+        chosen = [find_run(name, runs) for name in names] if names else all_runs(runs)
+        found = defence_table(chosen)
+        if not len(found):
+            raise ValueError(f"there are no finished trainings {'among these' if names else f'in {runs}'}")
+        if form is Form.CSV:
+            print(found.to_csv(index=False), end="")
+        elif form is Form.LATEX:
+            print(latex(found))
+        else:
+            print_table(f"{len(found)} defences", *cells(found))
