@@ -8,10 +8,13 @@ import math
 import pytest
 import torch
 from helpers import Trace, images, linear_model, small_cnn
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from holdfast import Threat
 from holdfast.analysis import local_lipschitz
+from holdfast.inference import example_generators
 
 
 def test_a_linear_model_in_l_inf_has_its_induced_norm() -> None:
@@ -101,3 +104,48 @@ def test_the_split_changes_nothing_and_nonsense_is_refused() -> None:
             return x.flatten(1).cumsum(1)[:, :3]
 
     assert local_lipschitz(Odd(), x, threat, steps=2).upper is None
+    bare = local_lipschitz(model, x, threat, steps=5, restarts=2, upper=False)
+    assert torch.equal(bare.value, whole.value)
+    assert bare.first_order is bare.upper is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    norm=st.sampled_from(["linf", "l2", "l1"]),
+    share=st.floats(0.01, 1.0),
+    width=st.integers(1, 12),
+    output_norm=st.sampled_from([1, 2]),
+    on=st.sampled_from(["logits", "probabilities", "margins"]),
+)
+def test_the_ascent_grows_and_stays_below_the_certified_bound(
+    seed: int, norm: str, share: float, width: int, output_norm: int, on: str
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 3)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    x = torch.rand(3, 1, 2, 3, generator=generator, dtype=torch.float64)
+    threat = Threat(norm, share * {"linf": 0.5, "l2": 1.0, "l1": 2.0}[norm])
+    more = {"output_norm": output_norm, "on": on}
+    one = local_lipschitz(model, x, threat, steps=1, seed=seed, **more)
+    many = local_lipschitz(model, x, threat, steps=1, restarts=3, seed=seed, **more)
+    assert (many.value >= one.value).all()
+    long = local_lipschitz(model, x, threat, steps=12, restarts=3, seed=seed, **more)
+    for found in (one, many, long):
+        assert found.upper is not None
+        assert (found.value <= found.upper * (1 + 1e-9)).all()
+        assert (threat.distance(x, found.x) <= threat.eps * (1 + 1e-9)).all()
+    # What is found is no less than at the points from which it starts.
+    drawn = threat.project(x, x + 0.01 * (threat.random_point(x, example_generators(seed, range(3), 0, 51)) - x))
+    with torch.no_grad():
+        here, there = model(x), model(drawn)
+    if on == "probabilities":
+        here, there = here.softmax(1), there.softmax(1)
+    if on == "margins":
+        own = model(x).argmax(1, keepdim=True)
+        here, there = (z.gather(1, own) - z for z in (here, there))
+    length = threat.distance(x, drawn).clamp(min=1e-3 * threat.eps)
+    start = torch.linalg.vector_norm(there - here, output_norm, dim=1) / length
+    assert (one.value >= start * (1 - 1e-9)).all()

@@ -13,7 +13,7 @@ from torch import nn
 
 from holdfast import Threat
 from holdfast.attacks import APGD, FAB, FMN, PGD, Attack, AttackResult, AutoAttack, CarliniWagner
-from holdfast.attacks.fold import folded
+from holdfast.fold import folded
 
 ATTACKS = sorted(Attack.registry)
 NORMS = ("linf", "l2", "l1")

@@ -13,6 +13,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from holdfast.cli import app
+from holdfast.cli.console import ProgressLine
 from holdfast.experiments import Run
 from holdfast.training.checkpoint import Checkpoint
 
@@ -41,6 +43,7 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
     code = f"""
 import sys
 from holdfast.cli import app
+from holdfast.cli.console import ProgressLine
 try:
     app({arguments!r})
 except SystemExit as done:
@@ -320,3 +323,44 @@ def test_models_that_cannot_be_evaluated_are_answered_with_2(
     assert done.exit_code == 2, done.output
     assert words in done.stderr.replace("\n", " ")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *(
+            "adversarial",
+            "trades",
+            "clean-plus-adversarial",
+            "rst",
+            "llr",
+            "tulip",
+            "input-gradient",
+            "cure",
+            "mart",
+        ),
+        *("{name: awp, objective: trades}", "fast-at", "{name: fast-at, grad_align: 0.2}", "free-at", "mma"),
+    ],
+)
+def test_every_defence_trains_a_network_with_batch_norm_and_dropout_and_goes_on(
+    objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", "digits", "--runs", str(tmp_path), f"objective={objective}", *TINY]
+    command += ["model={name: wide-resnet, depth: 10, width: 1, dropout: 0.3}", "evaluation.certifiers=[]"]
+    command += ["data.train_size=48", "training.batch_size=24", "evaluation.lipschitz_examples=2"]
+    command += ["evaluation.train_examples=2", "evaluation.examples=4", "evaluation.curve_points=0"]
+
+    def interrupt(self: ProgressLine, record: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressLine, "epoch", interrupt)
+        cut = CliRunner().invoke(app, command)
+    assert cut.exit_code == 1
+    assert "goes on from there" in cut.output
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "goes on after epoch 1 of 2" in done.output
+    history = Run(Path(done.stdout.splitlines()[-1])).history
+    assert history["epoch"].tolist() == [1, 2]
+    assert np.isfinite(history["loss"]).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers import TINY
@@ -114,5 +115,99 @@ def test_local_lipschitz_of_a_run(run: Path) -> None:
     assert result.exit_code == 0, result.output
     table = pd.read_csv(Path(result.stdout.splitlines()[-1]) / "quotients.csv")
     assert len(table) == 8
+    assert table["radius"].between(0, 1).all()  # of the run's own certificates
     assert (table["quotient"] <= table["upper"]).all()
     assert holdfast("analyze", run, "local-lipschitz", "on=logit").exit_code == 2
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A small data set of arrays with a repeated image, the same one under two labels, and a mislabelled one."""
+    generator = np.random.default_rng(0)
+    centres = np.array([40, 120, 200])
+    labels = {"train": np.arange(60) % 3, "test": np.arange(12) % 3}
+    for part, y in labels.items():
+        x = (centres[y][:, None, None] + generator.integers(-15, 16, (len(y), 6, 6))).astype(np.uint8)
+        if part == "train":
+            x[3] = x[0]  # both of class 0
+            x[7] = x[9]  # classes 1 and 0
+            x[12] = 200 + generator.integers(-15, 16, (6, 6))  # of class 0, but looks like class 2
+        else:
+            x[4] = x[5]  # classes 1 and 2
+        np.savez(tmp_path / f"{part}.npz", image=x, label=y)
+    return tmp_path
+
+
+def test_the_separation_of_a_data_set(pictures: Path, tmp_path: Path) -> None:
+    data = (f"data.train=[{pictures / 'train.npz'}]", f"data.test=[{pictures / 'test.npz'}]")
+    result = holdfast("analyze", "arrays", "separation", *data, "threat=linf:8/255", "--runs", tmp_path / "runs")
+    assert result.exit_code == 0, result.output
+    folder = Path(result.stdout.splitlines()[-1])
+    assert {"distances.png", "pairs.pdf", "repeated.csv"} <= {path.name for path in folder.iterdir()}
+    distances = pd.read_csv(folder / "distances.csv").set_index(["part", "index"])
+    assert len(distances) == 72
+    assert distances.loc[("train", 7), "distance"] == 0
+    assert distances.loc[("train", 7), "neighbour"] == 9
+    assert distances.loc[("test", 1), "distance"] > 0.1
+    pairs = pd.read_csv(folder / "pairs.csv").set_index(["part", "index"])
+    assert "the same image under two labels" in set(pairs["note"])
+    assert any("12 is nearer to the other than to its own class" in str(note) for note in pairs["note"])
+    repeated = pd.read_csv(folder / "repeated.csv")
+    assert sorted(repeated.groupby("group")["index"].apply(tuple)) == [(0, 3), (4, 5), (7, 9)]
+    assert repeated.groupby("group")["labels_differ"].first().tolist().count(True) == 2
+    reasons = tmp_path / "exclude.csv"
+    reasons.write_text("part,index,reason\ntrain,7,the same image as 9\ntrain,12,looks like class 2\n")
+    again = holdfast(
+        *("analyze", "arrays", "separation", *data, "threat=linf:8/255", f"exclude={reasons}", "examples=20"),
+        *("--runs", tmp_path / "other"),
+    )
+    assert again.exit_code == 0, again.output
+    folder = Path(again.stdout.splitlines()[-1])
+    assert "left out" in again.stdout
+    assert pd.read_csv(folder / "excluded.csv")["index"].tolist() == [7, 12]
+    left = pd.read_csv(folder / "distances.csv")
+    assert not left.query("part == 'train'")["index"].isin([7, 12]).any()
+    assert not left["neighbour"].isin([7, 12]).any()
+    assert (left.query("part == 'train'")["distance"] > 0).all()
+    for line, hint in (
+        ("train,7,", "without a reason"),
+        ("train,999,gone", "999 is not one of 0 to 59"),
+        ("tests,7,why", "neither train nor test"),
+    ):
+        reasons.write_text(f"part,index,reason\n{line}\n")
+        refused = holdfast(
+            "analyze", "arrays", "separation", *data, f"exclude={reasons}", "--runs", tmp_path / "no"
+        )
+        assert refused.exit_code == 2
+        assert hint in refused.output
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_nearest_neighbour_classifier_of_a_data_set(tmp_path: Path) -> None:
+    result = holdfast(
+        *("analyze", "digits", "nearest-neighbour", "threat=linf:0.1", "examples=30", "train_size=400"),
+        *("part=train", "--runs", tmp_path),
+    )
+    assert result.exit_code == 0, result.output
+    folder = Path(result.stdout.splitlines()[-1])
+    table = pd.read_csv(folder / "examples.csv")
+    assert table["correct"].all()
+    assert (table["certified"] <= table["found"]).all()
+    assert (folder / "radii.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("digts", "separation"), "did you mean 'digits'"),
+        (("digits", "separation", "threat=linf:x"), "given 'x'"),
+        (("digits", "separation", "data.rot=3"), "unknown key 'rot'"),
+        (("digits", "separation", "exclude=nowhere.csv"), "nowhere.csv"),
+        (("digits", "landscape"), "is not a run folder"),
+    ],
+)
+def test_what_cannot_be_analysed(arguments: tuple[str, ...], hint: str, tmp_path: Path) -> None:
+    refused = holdfast("analyze", *arguments, "--runs", tmp_path / "runs")
+    assert refused.exit_code == 2, refused.output
+    assert hint in refused.output
+    assert not (tmp_path / "runs").exists()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from holdfast.bounds.ball import certified_gains, lipschitz_constant
 from holdfast.bounds.graph import trace
 from holdfast.bounds.operators import UnsupportedOperator
+from holdfast.fold import folded
 from holdfast.inference import check_inputs, check_logits, example_generators, frozen_eval
 from holdfast.search import Ascent, State, ascend
 from holdfast.threat import Threat
@@ -32,9 +33,10 @@ class LocalLipschitz:
     """Where it was found, (N, ...)."""
     upper: Tensor | None
     """A certified upper bound, (N,), from the network's verified constant; None where an operator has none."""
-    first_order: Tensor
+    first_order: Tensor | None
     """The dual norm of the Jacobian at x, summed over the outputs, (N,): the constant of the linearised network
-    where one output counts, at least that constant where several do; no bound of the local one."""
+    where one output counts, at least that constant where several do; no bound of the local one. None where neither
+    was asked for."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ def local_lipschitz(
     steps: int = 50,
     restarts: int = 1,
     seed: int = 0,
+    upper: bool = True,
     batch_size: int = 256,
 ) -> LocalLipschitz:
     """max over x' of the threat set of ‖g(x') − g(x)‖_q / ‖x' − x‖, in the threat's norm below (Yang et al., 2020).
@@ -78,6 +81,7 @@ def local_lipschitz(
         steps: gradient steps of a restart.
         restarts: starts for each example.
         seed: what example i draws depends on it and on i only.
+        upper: give the figures from above as well; they take a backward pass for every output.
 
     Raises:
         ValueError: inputs that make no sense, eps = 0, or unknown options.
@@ -92,18 +96,19 @@ def local_lipschitz(
         raise ValueError(f"expected at least one step and one restart, given {steps} and {restarts}")
     parts = []
     with frozen_eval(model):
+        copy = folded(model, x[:2])
         for number, batch in enumerate(x.split(batch_size)):
             indices = range(number * batch_size, number * batch_size + len(batch))
             with torch.no_grad():
-                logits = model(batch.clone())
+                logits = copy(batch.clone())
             check_logits(logits, torch.zeros(len(batch), dtype=torch.int64, device=x.device))
             measured = _measure(on, logits.argmax(1))
-            found = _ascent(model, batch, measured, logits, threat, output_norm, steps, restarts, seed, indices)
-            slopes = _first_order(model, batch, measured, threat, output_norm)
+            found = _ascent(copy, batch, measured, logits, threat, output_norm, steps, restarts, seed, indices)
+            slopes = _first_order(model, batch, measured, threat, output_norm) if upper else found.value[:0]
             parts.append((found.value, found.x, slopes))
-        upper = _certified(model, x, threat, output_norm, on)
+        certified = _certified(model, x, threat, output_norm, on) if upper else None
     value, points, slopes = (torch.cat(column) for column in zip(*parts, strict=True))
-    return LocalLipschitz(value, points, upper, slopes)
+    return LocalLipschitz(value, points, certified, slopes if upper else None)
 
 
 def _measure(on: On, classes: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

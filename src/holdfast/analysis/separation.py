@@ -11,9 +11,9 @@ from torch import Tensor
 from holdfast.component import nearest
 
 ORDERS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
-FIRST = 64
+FIRST = 128
 """Coordinates of the first comparison, those of largest variance; later ones take four times as many each."""
-CANDIDATES = 256
+CANDIDATES = 128
 """The nearest by the first comparison; compared whole, so that there is a distance for the others to undercut."""
 EXACTLY = "donot_use_mm_for_euclid_dist"
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.attacks.fold import InBfloat16, folded
 from holdfast.component import Component
+from holdfast.fold import InBfloat16, folded
 from holdfast.inference import check_inputs, check_logits, example_generators, frozen_eval, predict
 from holdfast.search import Ascent
 from holdfast.threat import Threat

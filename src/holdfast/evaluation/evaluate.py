@@ -206,7 +206,7 @@ def evaluate(
     count = min(lipschitz_examples, len(y))
     if count and subject is model and threat.eps > 0 and not threat.discrete:
         with _timed(seconds, "local_lipschitz"):
-            value = local_lipschitz(model, x[:count], threat, seed=seed, batch_size=batch_size).value
+            value = local_lipschitz(model, x[:count], threat, seed=seed, upper=False, batch_size=batch_size).value
         columns["local_lipschitz"] = np.full(len(y), np.nan)
         columns["local_lipschitz"][:count] = _numpy(value)
         steep = {"mean": value.mean().item(), "max": value.max().item(), "examples": count}

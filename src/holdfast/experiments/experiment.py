@@ -83,6 +83,9 @@ class Experiment(Settings):
                     "evaluation.radii reads the radius of each example, but sequential smoothing stops as soon as "
                     "eps is decided: give it a tolerance, or mode=fixed"
                 )
+        for one in self.analysis:
+            if type(one).watch is Analysis.watch:
+                raise ValueError(f"{one.name} sees nothing of a training: holdfast analyze ... {one.name}")
         distinct_labels(self.evaluation.attacks)
         distinct_labels(self.evaluation.certifiers)
 

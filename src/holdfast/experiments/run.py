@@ -365,7 +365,7 @@ def _draw_adversarial(run: Run, images: Tensor, evaluation: Evaluation, threat: 
     for name, (rows, x_adv) in evaluation.adversarial.items():
         if images.dim() == 4 and images.shape[1] in (1, 3) and len(rows):
             first = rows[:8]
-            figure = contact_sheet(images[first], x_adv[:8], table["label"].to_numpy()[first], name, threat)
+            figure = contact_sheet(images[first], x_adv[:8], table["label"].to_numpy()[first.numpy()], name, threat)
             frame = table.iloc[first.numpy()][["index", "label", f"{name}.distance", f"{name}.origin"]]
             save_figure(figure, run.path / "figures" / f"adversarial-{name}", frame)
 

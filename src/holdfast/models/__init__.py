@@ -19,6 +19,7 @@ from holdfast.models.features import Features, features
 from holdfast.models.lipschitz import AOLLCN, AOLMLP, CPLLCN, LipschitzConvNet, LiResNet
 from holdfast.models.mlp import MLP
 from holdfast.models.model import Model, build
+from holdfast.models.nearest_neighbour import NearestNeighbour
 from holdfast.models.resnet import (
     PreActResNet18,
     PreActResNet34,
@@ -59,6 +60,7 @@ __all__ = [
     "LiResNet",
     "LipschitzConvNet",
     "Model",
+    "NearestNeighbour",
     "PreActResNet18",
     "PreActResNet34",
     "PreActResNet50",

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from holdfast.attacks.fold import folded
 from holdfast.bounds import Graph, Region, batch_statistics, region_of, trace
 from holdfast.bounds.graph import BATCH_NORMS, Statistics
+from holdfast.fold import folded
 from holdfast.inference import frozen_eval, mix_seed
 from holdfast.objectives.objective import Loss, Objective, Progress, labels_only
 from holdfast.search import climb

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.fold import folded
+from holdfast.fold import folded
 from holdfast.inference import frozen_eval
 from holdfast.objectives.objective import Loss, Objective, Perturbing, Progress, repeated
 from holdfast.search import climb, per_example

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.fold import folded
 from holdfast.attacks.losses import margin
+from holdfast.fold import folded
 from holdfast.inference import frozen_eval
 from holdfast.objectives.objective import Loss, Objective, Progress, labels_only
 from holdfast.search import climb, per_example

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.fold import folded
 from holdfast.attacks.losses import divergence
+from holdfast.fold import folded
 from holdfast.inference import frozen_eval
 from holdfast.objectives.objective import Loss, Perturbing, Progress
 from holdfast.search import Function, climb

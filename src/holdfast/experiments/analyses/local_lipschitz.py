@@ -33,6 +33,7 @@ class LocalLipschitzAnalysis(ModelAnalysis, name="local-lipschitz"):
         x, y = subject.x[: self.examples], subject.y[: self.examples]
         settings = {"on": self.on, "output_norm": self.output_norm, "steps": self.steps, "restarts": self.restarts}
         found = local_lipschitz(subject.model, x, subject.threat, **settings)  # type: ignore[arg-type]
+        assert found.first_order is not None
         logits = predict(subject.model, x)
         own = torch.nn.functional.one_hot(y, logits.shape[1]).bool()
         table = pd.DataFrame(

@@ -33,7 +33,7 @@ class NearestNeighbourAnalysis(DataAnalysis, name="nearest-neighbour"):
     def of(self, train: Images, test: Images, threat: Threat, reporter: Reporter) -> Findings:
         model = NearestNeighbour(*train.batch(slice(self.train_size)), threat.norm)
         x, y = (test if self.part == "test" else train).batch(slice(self.examples))
-        attack, certifier = TowardsNeighbour.of(model), NearestNeighbourCertifier()
+        attack, certifier = TowardsNeighbour().attacking(model), NearestNeighbourCertifier()
         evaluation = evaluate(
             model,
             x,
@@ -68,10 +68,9 @@ class TowardsNeighbour(MinimumNormAttack):
     folds: ClassVar[bool] = False
     _known: NearestNeighbour = PrivateAttr()
 
-    @classmethod
-    def of(cls, model: NearestNeighbour) -> TowardsNeighbour:
-        """Against this classifier."""
-        attack = cls()
+    def attacking(self, model: NearestNeighbour) -> TowardsNeighbour:
+        """The same, with the examples of this classifier."""
+        attack = self.model_copy()
         attack._known = model
         return attack
 

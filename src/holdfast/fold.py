@@ -1,4 +1,4 @@
-"""The attack's own copy of a model: the same function, cheaper to differentiate."""
+"""A copy of a model for whoever asks it many questions: the same function, cheaper to differentiate."""
 
 from __future__ import annotations
 

@@ -1,0 +1,98 @@
+"""The table of defences: one row for each recipe, means and intervals over seeds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import TINY
+from typer.testing import CliRunner
+
+from holdfast.cli import app
+from holdfast.experiments import Run, resolve
+from holdfast.experiments.table import cells, defence_table, latex
+from holdfast.files import write_text
+
+
+def finished(folder: Path, standard: float, train: float | None, *overrides: str) -> Run:
+    """A run that says it is finished, with these accuracies, and half as much under attack."""
+    experiment = resolve("digits", overrides)
+    run = Run(folder / experiment.identity)
+    result = {
+        "standard": standard,
+        "bracket": {"attacked": standard / 2, "certified": None},
+        "counts": {},
+        "local_lipschitz": {"mean": 12.5},
+    }
+    if train is not None:
+        result["train"] = {"standard": train, "bracket": {"attacked": 0.75}}
+    write_text(run.path / "experiment.yaml", json.dumps(experiment.model_dump(mode="json")))
+    write_text(run.path / "result.json", json.dumps(result))
+    return run
+
+
+def test_seeds_make_one_row_with_an_interval(tmp_path: Path) -> None:
+    runs = [
+        finished(tmp_path, 0.90, 1.0, "objective={name: trades, beta: 1}", "seed=0"),
+        finished(tmp_path, 0.94, 1.0, "objective={name: trades, beta: 1}", "seed=1"),
+        finished(tmp_path, 0.80, 0.9, "objective={name: trades, beta: 6}"),
+        finished(tmp_path, 0.70, None, "objective=cross-entropy", "model={name: mlp}"),
+    ]
+    table = defence_table(runs).set_index("defence")
+    assert list(table.index) == ["trades(beta=1.0)", "trades(beta=6.0)", "cross-entropy"]
+    one = table.loc["trades(beta=1.0)"]
+    assert one["seeds"] == 2
+    assert one["test"] == pytest.approx(92)
+    assert one["test_half"] == pytest.approx(12.706 * np.std([90, 94], ddof=1) / np.sqrt(2), rel=1e-3)
+    assert one["gap"] == pytest.approx(8)
+    assert one["adversarial"] == pytest.approx(46)
+    assert one["adversarial_gap"] == pytest.approx(75 - 46)
+    assert table.loc["trades(beta=6.0)", "test_half"] != table.loc["trades(beta=6.0)", "test_half"]
+    assert np.isnan(table.loc["cross-entropy", "gap"])
+    headings, rows = cells(defence_table(runs))
+    assert headings[:3] == ["model", "defence", "seeds"]
+    assert rows[0][3:5] == ["100.00 ± 0.00", "92.00 ± 25.41"]
+    assert rows[2][-1] == "–"
+    text = latex(defence_table(runs))
+    assert text.count(r"\\") == 4
+    assert r"92.00 $\pm$ 25.41" in text
+    assert "lllrrrrrr" not in text
+    assert r"\begin{tabular}{llrrrrrrr}" in text
+
+
+def test_recipes_that_differ_elsewhere_are_told_apart(tmp_path: Path) -> None:
+    runs = [
+        finished(tmp_path, 0.9, 1.0, "objective=cross-entropy", f"training.epochs={epochs}") for epochs in (3, 4)
+    ]
+    headings, rows = cells(defence_table(runs))
+    assert headings[:2] == ["defence", "run"]
+    assert {row[1] for row in rows} == {run.path.name for run in runs}
+
+
+def test_as_a_user_prints_it(tmp_path: Path) -> None:
+    overrides = (*TINY, "evaluation.train_examples=50", "evaluation.lipschitz_examples=20")
+    for seed in (0, 1):
+        arguments = ["train", "digits", *overrides, f"seed={seed}", "objective=rst", "--runs", str(tmp_path)]
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    run = Run(next(path.parent for path in tmp_path.glob("*/result.json")))
+    train, table = run.result["train"], run.examples
+    assert train["examples"] == 50
+    assert train["local_lipschitz"]["examples"] == run.result["local_lipschitz"]["examples"] == 20
+    assert table["local_lipschitz"].notna().sum() == 20
+    assert run.result["local_lipschitz"]["mean"] == pytest.approx(table["local_lipschitz"].mean())
+    assert train["attacked"]["pgd"] <= train["standard"]
+    printed = CliRunner().invoke(app, ["table", "--runs", str(tmp_path), "--format", "csv"])
+    assert printed.exit_code == 0, printed.output
+    (tmp_path / "table.csv").write_text(printed.stdout)
+    (row,) = pd.read_csv(tmp_path / "table.csv").to_dict("records")
+    assert row["seeds"] == 2
+    assert row["defence"] == "rst"
+    text = CliRunner().invoke(app, ["table", run.path.name, "--runs", str(tmp_path)])
+    assert f"{100 * run.result['standard']:.2f}" in text.stdout
+    empty = CliRunner().invoke(app, ["table", "--runs", str(tmp_path / "none")])
+    assert empty.exit_code == 2
+    assert "no finished trainings" in empty.output
+    assert CliRunner().invoke(app, ["table", "--runs", str(tmp_path), "--format", "latx"]).exit_code == 2
