@@ -3,18 +3,32 @@
 from holdfast.analysis.lipschitz import LayerConstant, NetworkConstant, jacobian_norm, network_constant
 from holdfast.analysis.local_lipschitz import LocalLipschitz, local_lipschitz
 from holdfast.analysis.loss_landscape import Landscape, loss_landscape, relaxation_tightness
+from holdfast.analysis.neural_collapse import (
+    CollapseMeter,
+    NeuralCollapse,
+    SimplexComparison,
+    compare_simplices,
+    leap_matrix,
+    neural_collapse,
+)
 from holdfast.analysis.separation import Separation, separation
 
 __all__ = [
+    "CollapseMeter",
     "Landscape",
     "LayerConstant",
     "LocalLipschitz",
     "NetworkConstant",
+    "NeuralCollapse",
     "Separation",
+    "SimplexComparison",
+    "compare_simplices",
     "jacobian_norm",
+    "leap_matrix",
     "local_lipschitz",
     "loss_landscape",
     "network_constant",
+    "neural_collapse",
     "relaxation_tightness",
     "separation",
 ]

@@ -1,0 +1,449 @@
+"""Neural collapse: how near the last features are to a simplex of class means that the classifier mirrors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Centre = Literal["weighted", "class"]
+Scale = Literal["papyan", "raw"]
+UNKNOWN = float("nan")
+
+
+@dataclass(frozen=True)
+class NeuralCollapse:
+    """Everything is 0 under full collapse, but for ``ncc_accuracy``, the kernels and the vectors.
+
+    Classes without examples are in ``absent`` and count nowhere; numbers that need two classes, a classifier or a
+    second look at the features are NaN without them.
+    """
+
+    nc1: float
+    """Tr(S_w S_b⁺), divided by C with ``scale="papyan"`` (Papyan et al., 2020)."""
+    nc1_svd: float
+    """The same with the C − 1 largest directions of S_b alone."""
+    nc1_quotient: float
+    """Tr S_w / Tr S_b."""
+    cdnv: float
+    """Mean over pairs of classes of (v_a + v_b) / (2 ‖μ_a − μ_b‖²), v the mean squared distance to the own mean
+    (Galanti et al., 2022)."""
+    nc2_norm_means: float
+    """Standard deviation over mean of the centred class means' lengths."""
+    nc2_norm_weights: float
+    """The same of the classifier's rows, which are not centred."""
+    nc2_angle_means: float
+    """Mean over pairs of |cos + 1 / (C − 1)|, between centred class means."""
+    nc2_angle_weights: float
+    """The same between the classifier's rows."""
+    etf_error_means: float
+    """‖G / ‖G‖ − E / ‖E‖‖_F of their Gram matrix G and the simplex's E = I − 1 1ᵀ / C."""
+    etf_error_weights: float
+    nc3: float
+    """‖W / ‖W‖_F − M / ‖M‖_F‖²_F, M the centred class means."""
+    dual_etf_error: float
+    """The ETF error of W Mᵀ."""
+    nc3_classes: Tensor
+    """‖W_c / ‖W_c‖ − M_c / ‖M_c‖‖ of each class, (C,)."""
+    nc4: float
+    """Share of the examples for which the network and the nearest class mean disagree; labels play no part."""
+    ncc_accuracy: float
+    """Share of the examples whose nearest class mean is that of their label."""
+    uniformity_distance: float
+    """Generalised NC2 (Liu et al., 2023): coefficient of variation of the pairwise distances of unit means."""
+    uniformity_log: float
+    """Variance of −log of these distances."""
+    duality_variance: float
+    """Variance over the classes of the cosine between W_c and M_c: uniform duality."""
+    bias_collapse: float
+    """‖W μ_G + b‖."""
+    class_means: Tensor
+    """(C, d) float64, not centred; NaN for an absent class."""
+    global_mean: Tensor
+    """(d,)."""
+    counts: Tensor
+    """(C,) int64."""
+    absent: tuple[int, ...]
+    """Classes without examples."""
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """The numbers by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, float)}
+
+
+def neural_collapse(
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    num_classes: int | None = None,
+    centre: Centre = "weighted",
+    scale: Scale = "papyan",
+    means_of: tuple[Tensor, Tensor] | None = None,
+) -> NeuralCollapse:
+    """All metrics of one set of features; in float64, and without a d × d matrix.
+
+    Args:
+        features: inputs of the last linear layer, (N, d), floating.
+        labels: (N,) integers in 0..C−1.
+        weight, bias: of that layer, (C, d) and (C,).
+        num_classes: C; by default that of the weight, or the largest label and one.
+        centre: what is subtracted from class means: ``weighted``, the mean of all examples, or ``class``, the mean
+            of the class means.
+        scale: ``papyan`` divides NC1 by C, ``raw`` does not.
+        means_of: features and labels from which the class means come instead, with their counts: how other examples
+            sit around them.
+
+    Raises:
+        ValueError: shapes that do not fit, a label outside 0..C−1, NaN or inf in the features.
+    """
+    classes = _classes(labels, weight, num_classes)
+    meter = CollapseMeter(classes)
+    meter.update(*(means_of or (features, labels)), scatter=False)
+    meter.check(features, labels)
+    x, known = features.double(), meter.means
+    away = x - known[labels]
+    whitened, lengths = meter._directions(centre)
+    within = (away @ whitened).square().sum(0) / len(x)
+    squares = torch.zeros(classes, dtype=torch.float64, device=x.device)
+    squares.index_add_(0, labels, away.square().sum(1))
+    own = torch.bincount(labels, minlength=classes)
+    nearest = nearest_centre(x, known)
+    agreement = UNKNOWN
+    if weight is not None:
+        meter._refuse_misfit(weight)
+        agreement = (_logits(x, weight, bias).argmax(1) == nearest).double().mean().item()
+    accuracy = (nearest == labels).double().mean().item()
+    return meter._metrics(weight, bias, centre, scale, within, lengths, squares, own, agreement, accuracy)
+
+
+class CollapseMeter:
+    """The same in one pass over batches: float64 sums of C·d + d² numbers, merged in any order.
+
+    NC4 and the accuracy of the nearest class mean need means that are known: where they are wanted, all batches are
+    shown once more, to ``revisit``.
+
+    >>> meter = CollapseMeter(2)
+    >>> meter.update(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    >>> meter.compute().nc1
+    0.0
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        if num_classes < 1:
+            raise ValueError(f"expected at least one class, given {num_classes}")
+        self.num_classes, self._batches = num_classes, 0
+        self._counts = torch.zeros(num_classes, dtype=torch.int64)
+        self._means = self._squares = self._scatter = torch.zeros(0, dtype=torch.float64)
+        self._seen = self._agreed = self._hit = 0
+
+    @property
+    def counts(self) -> Tensor:
+        """(C,) int64."""
+        return self._counts
+
+    @property
+    def means(self) -> Tensor:
+        """(C, d) float64, NaN for classes without examples."""
+        return self._means.masked_fill((self._counts == 0)[:, None], torch.nan)
+
+    def check(self, features: Tensor, labels: Tensor) -> None:
+        """Refuse what cannot be counted.
+
+        Raises:
+            ValueError: shapes, labels outside 0..C−1, NaN or inf; the message names the batch.
+        """
+        batch = f"batch {self._batches + 1}"
+        if features.dim() != 2 or not features.is_floating_point() or labels.shape != features.shape[:1]:
+            raise ValueError(
+                f"{batch}: expected features (N, d) and labels (N,), given {tuple(features.shape)} of "
+                f"{features.dtype} and {tuple(labels.shape)}"
+            )
+        if self._means.numel() and features.shape[1] != self._means.shape[1]:
+            raise ValueError(f"{batch}: {features.shape[1]} features after {self._means.shape[1]}")
+        if labels.is_floating_point() or (len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes):
+            given = f"{labels.min().item()} to {labels.max().item()}" if len(labels) else str(labels.dtype)
+            raise ValueError(f"{batch}: labels are integers in 0..{self.num_classes - 1}, given {given}")
+        if not torch.isfinite(features).all():
+            first = int((~torch.isfinite(features).all(1)).nonzero()[0])
+            raise ValueError(f"{batch}: the features of example {first} are NaN or inf")
+
+    @torch.no_grad()
+    def update(self, features: Tensor, labels: Tensor, *, scatter: bool = True) -> None:
+        """Count a batch: features (n, d), labels (n,).
+
+        Args:
+            scatter: keep the d × d scatter that NC1 needs.
+        """
+        self.check(features, labels)
+        self._batches += 1
+        if not len(labels):
+            return
+        x = features.double()
+        counts = torch.bincount(labels, minlength=self.num_classes)
+        means = torch.zeros(self.num_classes, x.shape[1], dtype=torch.float64, device=x.device)
+        means.index_add_(0, labels, x).div_(counts.clamp(min=1)[:, None])
+        away = x - means[labels]
+        squares = torch.zeros_like(means[:, 0]).index_add_(0, labels, away.square().sum(1))
+        self._add(counts, means, squares, away.T @ away if scatter else x.new_zeros(0))
+
+    def merge(self, other: CollapseMeter) -> None:
+        """Take over what another meter has counted, of other examples (Chan et al., 1979).
+
+        Raises:
+            ValueError: it counts other classes or features.
+        """
+        if other.num_classes != self.num_classes:
+            raise ValueError(f"a meter of {other.num_classes} classes does not fit one of {self.num_classes}")
+        if not other._means.numel():
+            return
+        if self._means.numel() and other._means.shape != self._means.shape:
+            raise ValueError(f"{other._means.shape[1]} features do not fit {self._means.shape[1]}")
+        self._add(other._counts, other._means, other._squares, other._scatter)
+        self._batches += other._batches
+
+    def _add(self, counts: Tensor, means: Tensor, squares: Tensor, scatter: Tensor) -> None:
+        if not self._means.numel():
+            self._counts = counts.clone()
+            self._means, self._squares, self._scatter = means.clone(), squares.clone(), scatter.clone()
+            return
+        total = (self._counts + counts).clamp(min=1)
+        apart = means - self._means
+        shared = self._counts * counts / total.double()  # 0 where either has no example
+        self._squares = self._squares + squares + shared * apart.square().sum(1)
+        between = apart * shared.sqrt()[:, None]
+        if scatter.numel() and self._scatter.numel():
+            self._scatter = self._scatter + scatter + between.T @ between
+        else:
+            self._scatter = scatter.new_zeros(0)
+        self._means = self._means + apart * (counts / total.double())[:, None]
+        self._counts = self._counts + counts
+
+    @torch.no_grad()
+    def revisit(
+        self, features: Tensor, labels: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> None:
+        """Show a batch once more, for NC4 and the accuracy by the means as they are now."""
+        self.check(features, labels)
+        x = features.double()
+        nearest = nearest_centre(x, self.means)
+        self._seen += len(x)
+        self._hit += int((nearest == labels).sum())
+        if weight is not None:
+            self._refuse_misfit(weight)
+            self._agreed += int((_logits(x, weight, bias).argmax(1) == nearest).sum())
+
+    def compute(
+        self,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        *,
+        centre: Centre = "weighted",
+        scale: Scale = "papyan",
+    ) -> NeuralCollapse:
+        """The metrics of all that was counted; arguments as of ``neural_collapse``.
+
+        Raises:
+            ValueError: nothing was counted, or a part was counted without its scatter.
+        """
+        if not int(self._counts.sum()) or not self._scatter.numel():
+            raise ValueError("nothing was counted, or without the scatter")
+        whitened, lengths = self._directions(centre)
+        within = torch.einsum("dk,de,ek->k", whitened, self._scatter, whitened) / self._counts.sum()
+        seen = self._seen or UNKNOWN
+        agreement = self._agreed / seen if weight is not None else UNKNOWN
+        known = agreement, self._hit / seen
+        return self._metrics(weight, bias, centre, scale, within, lengths, self._squares, self._counts, *known)
+
+    def _refuse_misfit(self, weight: Tensor) -> None:
+        if weight.shape != self._means.shape:
+            raise ValueError(f"expected a weight {tuple(self._means.shape)}, given {tuple(weight.shape)}")
+
+    def _centred(self, centre: Centre) -> tuple[Tensor, Tensor]:
+        """Centred means of the classes that have examples (P, d), and the centre (d,)."""
+        present = self._counts > 0
+        means = self._means[present]
+        if centre not in ("weighted", "class"):
+            raise ValueError(f"expected the centre weighted or class, given {centre!r}")
+        shares = self._counts[present].double()
+        middle = (shares / shares.sum()) @ means if centre == "weighted" else means.mean(0)
+        return means - middle, middle
+
+    def _directions(self, centre: Centre) -> tuple[Tensor, Tensor]:
+        """V (d, r) with V Vᵀ = S_b⁺, strongest direction first, and the lengths of S_b's directions, (r,)."""
+        centred, _ = self._centred(centre)
+        _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
+        variances = singular.square() / len(centred)
+        floor = max(centred.shape) * torch.finfo(torch.float64).eps * variances[:1].sum()
+        kept = variances > floor
+        return (directions[kept] / variances[kept].sqrt()[:, None]).T, variances[kept]
+
+    def _metrics(
+        self,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        centre: Centre,
+        scale: Scale,
+        within: Tensor,
+        lengths: Tensor,
+        squares: Tensor,
+        counts: Tensor,
+        agreement: float,
+        accuracy: float,
+    ) -> NeuralCollapse:
+        """From what has been summed: ``within`` holds the parts of Tr(S_w S_b⁺) by direction."""
+        if scale not in ("papyan", "raw"):
+            raise ValueError(f"expected the scale papyan or raw, given {scale!r}")
+        present = (self._counts > 0).nonzero().squeeze(1)
+        number = len(present)
+        centred, middle = self._centred(centre)
+        several = number > 1 and len(lengths) > 0
+        divisor = number if scale == "papyan" else 1
+        rows = None
+        if weight is not None:
+            self._refuse_misfit(weight)
+            rows = weight.detach().double()[present]
+        offset = torch.zeros(number, dtype=torch.float64) if bias is None else bias.detach().double()[present]
+        spread = squares[present] / counts[present]  # NaN where the other examples lack the class
+        nc3_classes = torch.full((self.num_classes,), torch.nan, dtype=torch.float64)
+        if rows is not None and several:
+            nc3_classes[present] = (F.normalize(rows, dim=1) - F.normalize(centred, dim=1)).norm(dim=1)
+        pairs = _pairwise_distances(F.normalize(centred, dim=1)) if several else torch.zeros(0)
+        dual = rows is not None and several
+        return NeuralCollapse(
+            nc1=within.sum().item() / divisor if several else UNKNOWN,
+            nc1_svd=within[: number - 1].sum().item() / divisor if several else UNKNOWN,
+            nc1_quotient=(squares.sum() / counts.sum() / lengths.sum()).item() if several else UNKNOWN,
+            cdnv=_cdnv(self._means[present], spread) if several else UNKNOWN,
+            nc2_norm_means=_variation(centred.norm(dim=1)) if several else UNKNOWN,
+            nc2_norm_weights=_variation(rows.norm(dim=1)) if rows is not None and number > 1 else UNKNOWN,
+            nc2_angle_means=_equiangle(centred) if several else UNKNOWN,
+            nc2_angle_weights=_equiangle(rows) if rows is not None and number > 1 else UNKNOWN,
+            etf_error_means=etf_error(centred @ centred.T) if several else UNKNOWN,
+            etf_error_weights=etf_error(rows @ rows.T) if rows is not None and number > 1 else UNKNOWN,
+            nc3=_distance(rows, centred) if dual and rows is not None else UNKNOWN,
+            dual_etf_error=etf_error(rows @ centred.T) if dual and rows is not None else UNKNOWN,
+            nc3_classes=nc3_classes,
+            nc4=1 - agreement,
+            ncc_accuracy=accuracy,
+            uniformity_distance=_variation(pairs, unbiased=False) if len(pairs) else UNKNOWN,
+            uniformity_log=pairs.log().neg().var(correction=0).item() if len(pairs) else UNKNOWN,
+            duality_variance=F.cosine_similarity(rows, centred).var().item()
+            if dual and rows is not None
+            else UNKNOWN,
+            bias_collapse=(rows @ middle + offset).norm().item() if rows is not None else UNKNOWN,
+            class_means=self.means,
+            global_mean=middle,
+            counts=self._counts.clone(),
+            absent=tuple((self._counts == 0).nonzero().squeeze(1).tolist()),
+        )
+
+
+def nearest_centre(features: Tensor, centres: Tensor) -> Tensor:
+    """The class of the nearest centre of each example, (N,); centres that are NaN are none.
+
+    Args:
+        features: (N, d).
+        centres: (C, d), such as clean class means.
+    """
+    known = torch.isfinite(centres).all(1).nonzero().squeeze(1)
+    exact = "donot_use_mm_for_euclid_dist"
+    return known[torch.cdist(features.to(centres), centres[known], compute_mode=exact).argmin(1)]
+
+
+def leap_matrix(features: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
+    """How many examples of each class (row) lie nearest to each clean centre (column), (C, C) int64."""
+    classes = len(centres)
+    places = labels * classes + nearest_centre(features, centres)
+    return torch.bincount(places, minlength=classes * classes).view(classes, classes)
+
+
+@dataclass(frozen=True)
+class SimplexComparison:
+    """How two sets of class means lie to each other."""
+
+    distance: Tensor
+    """‖μ_c − μ'_c‖ of means from which the mean of the class means was subtracted, (C,)."""
+    angle: Tensor
+    """The angle between these, (C,), in radians."""
+    distance_uncentred: Tensor
+    angle_uncentred: Tensor
+    global_distance: float
+    """Between the means of the class means."""
+    global_angle: float
+
+
+def compare_simplices(means: Tensor, others: Tensor) -> SimplexComparison:
+    """Compare class means (C, d) with those of other data, such as clean with adversarial; NaN where either lacks a
+    class."""
+    means, others = means.double(), others.double()
+    both = torch.isfinite(means).all(1) & torch.isfinite(others).all(1)
+    middle, other = means[both].mean(0), others[both].mean(0)
+    first, second = means - middle, others - other
+    return SimplexComparison(
+        (first - second).norm(dim=1),
+        angle_between(first, second),
+        (means - others).norm(dim=1),
+        angle_between(means, others),
+        (middle - other).norm().item(),
+        angle_between(middle[None], other[None]).item(),
+    )
+
+
+def angle_between(a: Tensor, b: Tensor) -> Tensor:
+    """The angle of rows (n, d), in radians: exact also near 0 and π, where the arc cosine rounds to NaN (Kahan)."""
+    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+    return 2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))
+
+
+def etf_error(gram: Tensor) -> float:
+    """‖G / ‖G‖_F − (I − 1 1ᵀ / C) / √(C − 1)‖_F of a Gram matrix (C, C): 0 for a simplex."""
+    number = len(gram)
+    simplex = torch.eye(number, dtype=gram.dtype, device=gram.device) - 1 / number
+    return (gram / gram.norm() - simplex / math.sqrt(number - 1)).norm().item()
+
+
+def _classes(labels: Tensor, weight: Tensor | None, num_classes: int | None) -> int:
+    if num_classes is None:
+        num_classes = len(weight) if weight is not None else int(labels.max()) + 1 if len(labels) else 0
+    if not len(labels):
+        raise ValueError("there are no examples")
+    return num_classes
+
+
+def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(features, weight.detach().to(features), None if bias is None else bias.detach().to(features))
+
+
+def _variation(values: Tensor, unbiased: bool = True) -> float:
+    """Standard deviation over mean."""
+    return (values.std(correction=int(unbiased)) / values.mean()).item()
+
+
+def _equiangle(rows: Tensor) -> float:
+    """Mean over pairs of |cos + 1 / (C − 1)|."""
+    number = len(rows)
+    unit = F.normalize(rows, dim=1)
+    cosines = (unit @ unit.T)[~torch.eye(number, dtype=torch.bool, device=rows.device)]
+    return (cosines + 1 / (number - 1)).abs().mean().item()
+
+
+def _distance(rows: Tensor, centred: Tensor) -> float:
+    return (rows / rows.norm() - centred / centred.norm()).square().sum().item()
+
+
+def _pairwise_distances(points: Tensor) -> Tensor:
+    first, second = torch.triu_indices(len(points), len(points), 1)
+    return (points[first] - points[second]).norm(dim=1)
+
+
+def _cdnv(means: Tensor, spread: Tensor) -> float:
+    first, second = torch.triu_indices(len(means), len(means), 1)
+    apart = (means[first] - means[second]).square().sum(1)
+    return ((spread[first] + spread[second]) / (2 * apart)).nanmean().item()
