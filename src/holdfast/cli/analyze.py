@@ -19,6 +19,9 @@ def analyze(
     beside: Annotated[
         list[str] | None, typer.Option("--with", help="Another run to show beside it; may be repeated.")
     ] = None,
+    checkpoints: Annotated[
+        str | None, typer.Option(help="all: also the weights that training.keep_every left; of neural-collapse.")
+    ] = None,
     runs: RunsOption = RUNS,
 ) -> None:
     """Explain a trained model or a data set: numbers, tables and figures in a folder below the run's.
@@ -33,7 +36,7 @@ def analyze(
         from holdfast.experiments import analyze
         from holdfast.experiments.analyses import Analysis
 
-        own: dict[str, object] = {"name": analysis}
+        own: dict[str, object] = {"name": analysis, **({"checkpoints": checkpoints} if checkpoints else {})}
         rest = []
         for override in overrides or ():
             key, separator, value = override.partition("=")

@@ -28,6 +28,7 @@ class ProgressLine:
         self.console = Console(stderr=True)
         self.folder: Path | None = None
         self._bar: Progress | None = None
+        self._done = 0
 
     def begin(self, folder: Path) -> None:
         self.folder = folder
@@ -65,6 +66,9 @@ class ProgressLine:
             self.stage(f"epoch {record['epoch']}/{self._epochs}  loss {record['loss']:.3f}  {self._accuracies}")
 
     def work(self, text: str, done: int, total: int) -> None:
+        if not self.console.is_terminal and 10 * done // total > 10 * self._done // total:
+            self.stage(f"{text}: {done} of {total}")
+        self._done = done % total
         if self.console.is_terminal and self._bar is None:
             self._bar = Progress(TextColumn(text), BarColumn(24), TimeRemainingColumn(), console=self.console)
             self._bar.start()

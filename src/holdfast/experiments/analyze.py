@@ -58,7 +58,8 @@ def analyze(
             raise ValueError(f"{override!r} would change the training; an analysis can change the threat")
     experiment = apply_all(run.experiment.model_dump(mode="json"), overrides)
     others = [find_run(other, Path(runs)) for other in beside]
-    model, test = run.model(), experiment.data.load().test
+    model, splits = run.model(), experiment.data.load()
+    test = splits.test
     x, y = test.batch(slice(min(EXAMPLES, len(test))))
     reporter.stage(f"{analysis.name} of {run.path} in {experiment.threat}")
     with torch.random.fork_rng(), frozen_eval(model):
@@ -70,8 +71,21 @@ def analyze(
         }
         same_norm = run.finished and run.experiment.threat.norm == experiment.threat.norm
         examples = run.examples if same_norm else None
-        known = experiment.objective, experiment.optimizer.lr, examples, histories
-        findings = analysis.of(Subject(model, x, y, experiment.threat, *known))
+        findings = analysis.of(
+            Subject(
+                model,
+                x,
+                y,
+                experiment.threat,
+                splits.train,
+                experiment.objective,
+                experiment.optimizer.lr,
+                title=_title(run),
+                kept=run.kept if getattr(analysis, "checkpoints", "") == "all" else {},
+                examples=examples,
+                histories=histories,
+            )
+        )
     return findings, _write(findings, run.path / "analyses" / f"{analysis.name}-{_plain(experiment.threat)}")
 
 

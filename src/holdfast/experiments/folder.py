@@ -111,9 +111,27 @@ class Run:
             raise ValueError(f"{fault}; delete it to start anew") from fault
         return checkpoint
 
-    def write_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """The state to go on from, and the history so far."""
+    @property
+    def kept(self) -> dict[int, dict[str, Tensor]]:
+        """Weights of the epochs that ``training.keep_every`` names.
+
+        Raises:
+            FileNotFoundError: none were kept.
+        """
+        files = sorted((self.path / "checkpoint").glob("epoch-*.safetensors"))
+        if not files:
+            raise FileNotFoundError(
+                f"{self.path} keeps no weights of earlier epochs; train with training.keep_every=1"
+            )
+        return {int(path.stem.removeprefix("epoch-")): load_file(path) for path in files}
+
+    def write_checkpoint(self, checkpoint: Checkpoint, keep_every: int | None = None) -> None:
+        """The state to go on from, and the history so far; of every so many epochs also the weights, to stay."""
         checkpoint.save(self._checkpoint)
+        epoch = checkpoint.history[-1]["epoch"] if checkpoint.history else 0
+        if keep_every and not checkpoint.partial and epoch % keep_every == 0:
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.items()}
+            write_bytes(self.path / "checkpoint" / f"epoch-{epoch:04}.safetensors", save(state))
         lines = (json.dumps(record) + "\n" for record in checkpoint.history)
         write_text(self.path / "history.jsonl", "".join(lines))
 
@@ -122,6 +140,11 @@ class Run:
         for name, part in (("examples", table), ("seconds", seconds)):
             with whole_file(self.path / f"{name}.parquet") as temporary:
                 part.to_parquet(temporary)
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """What an analysis saw of the training."""
+        with whole_file(self.path / f"{name}.parquet") as temporary:
+            table.to_parquet(temporary)
 
     def write_adversarial(self, name: str, rows: Tensor, x_adv: Tensor, table: pd.DataFrame, most: int) -> None:
         """``adversarial/NAME.npz``: examples, labels, distances, what found them, and the images themselves."""

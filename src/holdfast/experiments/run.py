@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,15 @@ def train(
             seed=experiment.seed,
             validate=validate,
             resume=checkpoint,
-            save=run.write_checkpoint,
+            save=partial(run.write_checkpoint, keep_every=experiment.training.keep_every),
             observers=_observers(experiment, model) if leads else [],
             reporter=TrackedReporter(reporter, followers) if followers else reporter,
         )
     if leads:
         run.write_model(model, shape, num_classes)
+        for one in experiment.analysis:
+            if (table := one.table(history)) is not None:
+                run.write_table(one.name, table)
         _evaluate(run, experiment, model, splits, reporter, sum(record["seconds"] for record in history))
     for tracker in followers:
         tracker.end(run.result)

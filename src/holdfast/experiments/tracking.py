@@ -106,7 +106,8 @@ class TrackedReporter(Reporter):
         self._reporter.step(loss)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        values = {key: float(value) for key, value in record.items() if key != "step"}
+        numbers = {key: value for key, value in record.items() if isinstance(value, int | float)}
+        values = {key: float(value) for key, value in numbers.items() if key != "step"}
         for tracker in self._trackers:
             tracker.log(values, record["step"])
         self._reporter.epoch(record)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.models.model import Model, Shape
@@ -19,9 +19,10 @@ def large_stem(stem: Stem, input_shape: Shape, threshold: int) -> bool:
     return stem == "7x7" or (stem == "auto" and min(input_shape[1:]) >= threshold)
 
 
-def stem_convolution(channels: int, *, large: bool) -> nn.Conv2d:
+def stem_convolution(channels: int, width: int = 64, *, large: bool) -> nn.Conv2d:
     """The first convolution, 7 × 7 with stride 2 or 3 × 3."""
-    return nn.Conv2d(channels, 64, 7, 2, 3, bias=False) if large else nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
+    kernel, stride, padding = (7, 2, 3) if large else (3, 1, 1)
+    return nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
 
 
 class PreActBlock(nn.Module):
@@ -74,12 +75,15 @@ class PreActResNet(nn.Module):
         num_classes: int,
         *,
         large: bool,
+        first: int,
     ) -> None:
         super().__init__()
-        self.conv1 = stem_convolution(input_shape[0], large=large)
-        self.bn1 = nn.BatchNorm2d(64) if large else None
-        channels, stages = 64, []
-        for stage, (width, repeat) in enumerate(zip((64, 128, 256, 512), repeats, strict=True)):
+        self.conv1 = stem_convolution(input_shape[0], first, large=large)
+        self.bn1 = nn.BatchNorm2d(first) if large else None
+        channels, stages = first, []
+        for stage, (width, repeat) in enumerate(
+            zip((first, 2 * first, 4 * first, 8 * first), repeats, strict=True)
+        ):
             blocks = []
             for number in range(repeat):
                 stride = 2 if stage and not number else 1
@@ -104,12 +108,14 @@ class _PreActResNet(Model):
 
     stem: Stem = "auto"
     """``3x3`` for small images, ``7x7`` with pooling for large ones; ``auto`` decides at 96 pixels."""
+    width: PositiveInt = 64
+    """Channels of the first stage; every further one has twice as many."""
     block: ClassVar[type[PreActBlock] | type[PreActBottleneck]] = PreActBlock
     repeats: ClassVar[tuple[int, ...]]
 
     def network(self, input_shape: Shape, num_classes: int) -> nn.Module:
         large = large_stem(self.stem, input_shape, 96)
-        return PreActResNet(self.block, self.repeats, input_shape, num_classes, large=large)
+        return PreActResNet(self.block, self.repeats, input_shape, num_classes, large=large, first=self.width)
 
 
 class PreActResNet18(_PreActResNet, name="preact-resnet18"):

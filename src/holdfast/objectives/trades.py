@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks.losses import divergence
 from holdfast.fold import folded
-from holdfast.inference import frozen_eval
+from holdfast.inference import eval_mode, frozen_eval
 from holdfast.objectives.objective import Loss, Perturbing, Progress
 from holdfast.search import Function, climb
 from holdfast.threat import Threat
@@ -37,6 +38,9 @@ class TRADES(Perturbing, name="trades"):
     """Steps of the inner ascent."""
     step_size: PositiveFloat = 0.25
     """Length of a step in units of eps."""
+    frozen_statistics: bool = False
+    """Make the training forward in eval mode, so that a BatchNorm keeps the statistics it started with: what the
+    code of Su et al. (2024) does, and no other."""
     reduction: Literal["mean", "unbalanced"] = "mean"
     """``unbalanced`` divides the divergence once more by the number of images in the batch, as the unprefixed
     ``trades`` of Yang et al. (2020) does, which adds a mean to a sum; their ``strades`` is ``mean``."""
@@ -60,7 +64,8 @@ class TRADES(Perturbing, name="trades"):
     def loss_at(
         self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, progress: Progress
     ) -> Loss:
-        clean, perturbed = model(torch.cat([x, x_adv])).chunk(2)
+        with eval_mode(model) if self.frozen_statistics else nullcontext():
+            clean, perturbed = model(torch.cat([x, x_adv])).chunk(2)
         natural = F.cross_entropy(clean, y, reduction="none").mean()
         robust = divergence(clean, perturbed).mean()
         if self.reduction == "unbalanced":

@@ -58,8 +58,8 @@ class Observer(Protocol):
     def observe(self, x: Tensor, y: Tensor, x_adv: Tensor | None, progress: Progress) -> None:
         """The clean inputs, their labels, what the objective perturbed them to, and when; after the step."""
 
-    def record(self) -> dict[str, float]:
-        """What goes into the epoch's line of the history; the next epoch starts afresh."""
+    def record(self) -> dict[str, Any]:
+        """What goes into the epoch's line of the history, numbers and lists; the next epoch starts afresh."""
 
 
 class _TrainingStep(nn.Module):

@@ -103,6 +103,9 @@ class Training(Settings):
     checkpoint_every: PositiveInt | None = None
     """Batches between checkpoints inside an epoch, for long epochs; there is one after every epoch anyway."""
 
+    keep_every: PositiveInt | None = None
+    """Keep the weights of every so many epochs in the run folder, for analyses afterwards; none by default."""
+
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:
         if self.patience and not self.watch:

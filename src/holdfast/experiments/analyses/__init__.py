@@ -5,6 +5,7 @@ from holdfast.experiments.analyses.landscape import LandscapeAnalysis
 from holdfast.experiments.analyses.lipschitz import LipschitzAnalysis
 from holdfast.experiments.analyses.local_lipschitz import LocalLipschitzAnalysis
 from holdfast.experiments.analyses.nearest_neighbour import NearestNeighbourAnalysis
+from holdfast.experiments.analyses.neural_collapse import NeuralCollapseAnalysis
 from holdfast.experiments.analyses.separation import SeparationAnalysis
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "LocalLipschitzAnalysis",
     "ModelAnalysis",
     "NearestNeighbourAnalysis",
+    "NeuralCollapseAnalysis",
     "SeparationAnalysis",
     "Subject",
 ]

@@ -26,9 +26,15 @@ class Subject:
     """Test images, (N, ...)."""
     y: Tensor
     threat: Threat
+    train: Images
+    """What it was trained on."""
     objective: Objective | None
     lr: float
     """Learning rate at the start."""
+    title: str = ""
+    """What it is called among the histories."""
+    kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    """Weights of earlier epochs that were kept."""
     examples: pd.DataFrame | None = None
     """The per-example table of the run's evaluation, where its threat has the same norm."""
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -58,6 +64,10 @@ class Analysis(Component, family="analyses"):
         Args:
             rate: the learning rate of a step.
         """
+        return None
+
+    def table(self, history: list[dict[str, Any]]) -> pd.DataFrame | None:
+        """What was seen of a training, tidy, for the run's folder; None where the history says it all."""
         return None
 
 
