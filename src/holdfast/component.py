@@ -129,6 +129,13 @@ class Component(Settings):
         return self.name
 
 
+def _in_words(value: object) -> str:
+    """A setting; of a component its name and settings."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return " ".join([str(value.get("name", "")), *(f"{k}={_in_words(v)}" for k, v in value.items() if k != "name")])
+
+
 def distinct_labels(members: Sequence[Component]) -> list[str]:
     """One distinct label per member: its name, and the settings in which its namesakes differ."""
     result = []
@@ -136,7 +143,8 @@ def distinct_labels(members: Sequence[Component]) -> list[str]:
         namesakes = [other.model_dump() for other in members if other.name == member.name]
         own = member.model_dump()
         differing = [key for key in own if any(other[key] != own[key] for other in namesakes)]
-        result.append(member.name + (f"({','.join(f'{k}={own[k]}' for k in differing)})" if differing else ""))
+        words = ",".join(f"{key}={_in_words(own[key])}" for key in differing)
+        result.append(member.name + (f"({words})" if differing else ""))
     for label in result:
         if result.count(label) > 1:
             raise ValueError(f"{label!r} is listed twice with the same settings")

@@ -26,8 +26,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode with frozen parameters; afterwards modes and requires_grad are what they were."""
-    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    """Eval mode with frozen parameters; afterwards modes and requires_grad are what they were.
+
+    Weights that torch.func put in place of the parameters follow from others and cannot be frozen; they stay.
+    """
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters() if parameter.is_leaf]
     with eval_mode(model):
         try:
             for parameter, _ in required:

@@ -183,6 +183,36 @@ def test_the_separation_of_a_data_set(pictures: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
+def test_the_separation_at_the_edges(tmp_path: Path) -> None:
+    """Classes exactly 2 eps apart; one class alone; settings that would do nothing; stale files."""
+    grey = np.repeat(np.array([100, 108], dtype=np.uint8), 20)[:, None, None] * np.ones((1, 4, 4), dtype=np.uint8)
+    labels = np.repeat([0, 1], 20)
+    for name, y in (("two", labels), ("one", 0 * labels)):
+        np.savez(tmp_path / f"{name}.npz", image=grey.astype(np.uint8), label=y)
+    out = ("--runs", tmp_path / "runs")
+
+    def data(name: str) -> tuple[str, str]:
+        return f"data.train=[{tmp_path / f'{name}.npz'}]", f"data.test=[{tmp_path / f'{name}.npz'}]"
+
+    apart = holdfast("analyze", "arrays", "separation", *data("two"), "threat=linf:4/255", *out)
+    assert apart.stdout.count("40; 40 within 2 eps") == 2
+    other = holdfast("analyze", "arrays", "separation", *data("one"), *out)
+    assert other.exit_code == 0, other.output
+    assert other.stdout.splitlines()[-1] != apart.stdout.splitlines()[-1]
+    neighbour = holdfast("analyze", "arrays", "nearest-neighbour", *data("two"), "threat=linf:3/255", *out)
+    assert neighbour.exit_code == 0, neighbour.output
+    everything = tmp_path / "all.csv"
+    everything.write_text("part,index,reason\n" + "".join(f"train,{i},no\n" for i in range(40)))
+    nothing = holdfast("analyze", "arrays", "separation", *data("two"), f"exclude={everything}", *out)
+    assert nothing.exit_code == 2
+    assert "leaves no training image" in nothing.output
+    for key in ("train_size=10", "components=0:2"):
+        ignored = holdfast("analyze", "digits", "separation", f"data.{key}", *out)
+        assert ignored.exit_code == 2
+        assert "has no effect" in ignored.output
+    assert holdfast("analyze", "digits", "separation", "data=3", *out).exit_code == 2
+
+
 def test_the_nearest_neighbour_classifier_of_a_data_set(tmp_path: Path) -> None:
     result = holdfast(
         *("analyze", "digits", "nearest-neighbour", "threat=linf:0.1", "examples=30", "train_size=400"),

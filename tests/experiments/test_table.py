@@ -63,6 +63,28 @@ def test_seeds_make_one_row_with_an_interval(tmp_path: Path) -> None:
     assert r"\begin{tabular}{llrrrrrrr}" in text
 
 
+def test_a_run_counts_once_and_words_are_escaped(tmp_path: Path) -> None:
+    one = finished(tmp_path, 0.9, 1.0, "objective={name: awp, objective: {name: trades, beta: 1}}")
+    two = finished(tmp_path, 0.8, 1.0, "objective={name: awp, objective: {name: trades, beta: 3}}")
+    again = finished(tmp_path / "elsewhere", 0.7, 1.0, "objective={name: awp, objective: {name: trades, beta: 3}}")
+    table = defence_table([one, one, two, again])
+    assert table["seeds"].tolist() == [1, 1]
+    assert table["test"].tolist() == [90, 70]
+    text = latex(table)
+    assert "{'" not in text
+    assert r"step\_size=" in text
+
+
+def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
+    finished(tmp_path, 0.9, 1.0, "objective=trades")
+    broken = finished(tmp_path, 0.9, 1.0, "objective=rst")
+    (broken.path / "result.json").write_text("{")
+    shown = CliRunner().invoke(app, ["table", "--runs", str(tmp_path)])
+    assert shown.exit_code == 0
+    assert "left out" in shown.output
+    assert "90.00" in shown.stdout
+
+
 def test_recipes_that_differ_elsewhere_are_told_apart(tmp_path: Path) -> None:
     runs = [
         finished(tmp_path, 0.9, 1.0, "objective=cross-entropy", f"training.epochs={epochs}") for epochs in (3, 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import torch
 import torch.nn.functional as F
 from helpers import images, small_cnn
@@ -49,3 +51,4 @@ def test_a_replay_moves_by_the_gradient_of_the_step_before() -> None:
     assert not torch.equal(third.x_adv, second.x_adv)
     fresh = free.loss(model, x, y, THREAT, Progress(6, 12, seed=1)).x_adv  # another batch
     assert torch.equal(fresh, Progress(6, 12, seed=1).random_points(x, THREAT))
+    assert pickle.loads(pickle.dumps(free)) is not None  # as a pool of processes hands it on

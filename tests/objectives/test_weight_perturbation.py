@@ -8,8 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import images, small_cnn
+from torch import nn
 
 from holdfast import Threat
+from holdfast.layers import CPLConv2d, MaxMin
 from holdfast.objectives import AWP, IBP, TRADES, AdversarialTraining, CrossEntropy, Objective, Progress
 
 THREAT, PROGRESS = Threat("linf", 0.1), Progress(2, 10, seed=1)
@@ -51,6 +53,33 @@ def test_it_wraps_any_objective_and_leaves_no_trace(inner: Objective) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
     later = AWP(objective=inner, begin=0.5).loss(model.eval(), x, y, THREAT, PROGRESS)
     assert torch.equal(later.total, inner.loss(model, x, y, THREAT, PROGRESS).total)
+
+
+WRAPPED = [name for name in sorted(Objective.registry) if name not in ("awp", "free-at")]
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_it_wraps_every_registered_objective(name: str) -> None:
+    x, y = images(12)
+    model = small_cnn().train()
+    loss = AWP(objective=Objective.registry[name]()).loss(model, x, y, THREAT, PROGRESS)
+    assert torch.isfinite(loss.total)
+    loss.total.backward()
+    assert model[1].num_batches_tracked == 1
+
+
+def test_layers_that_remember_more_than_buffers_are_left_alone_and_replays_are_refused() -> None:
+    x, y = images(12)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(CPLConv2d(1, 4), MaxMin(), nn.Flatten(), nn.Linear(256, 4)).train()
+    other = copy.deepcopy(model)
+    AWP(objective=CrossEntropy(), gamma=1e-9).loss(model, x, y, THREAT, PROGRESS)
+    CrossEntropy().loss(other, x, y, THREAT, PROGRESS)
+    before, after = (module[0].get_extra_state() for module in (other, model))
+    assert torch.allclose(torch.as_tensor(before), torch.as_tensor(after), atol=1e-6)
+    with pytest.raises(ValueError, match="free-at replays its batches"):
+        Objective.parse({"name": "awp", "objective": "free-at"})
 
 
 def test_as_a_recipe_writes_it() -> None:

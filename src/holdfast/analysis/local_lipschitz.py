@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,6 +93,8 @@ def local_lipschitz(
             f"expected eps > 0, output_norm 1 or 2 and on logits, probabilities or margins, given {threat}, "
             f"{output_norm} and {on!r}"
         )
+    if not len(x):
+        raise ValueError("there are no examples")
     if steps < 1 or restarts < 1:
         raise ValueError(f"expected at least one step and one restart, given {steps} and {restarts}")
     parts = []
@@ -104,8 +107,9 @@ def local_lipschitz(
             check_logits(logits, torch.zeros(len(batch), dtype=torch.int64, device=x.device))
             measured = _measure(on, logits.argmax(1))
             found = _ascent(copy, batch, measured, logits, threat, output_norm, steps, restarts, seed, indices)
+            exact = _in_float64(model, batch, found.x, measured, threat, output_norm)
             slopes = _first_order(model, batch, measured, threat, output_norm) if upper else found.value[:0]
-            parts.append((found.value, found.x, slopes))
+            parts.append((found.value.clamp(min=0) if exact is None else exact, found.x, slopes))
         certified = _certified(model, x, threat, output_norm, on) if upper else None
     value, points, slopes = (torch.cat(column) for column in zip(*parts, strict=True))
     return LocalLipschitz(value, points, certified, slopes if upper else None)
@@ -138,9 +142,12 @@ def _ascent(
 ) -> Ascent:
     every = torch.arange(len(x), device=x.device)
     centre = measured(logits, every)
+    # What two evaluations of the same logits may differ by is no slope.
+    rounding = 32 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(centre, output_norm, dim=1)
 
     def quotient(points: Tensor, rows: Tensor) -> tuple[Tensor, None]:
         moved = torch.linalg.vector_norm(measured(model(points), rows) - centre[rows], output_norm, dim=1)
+        moved = moved - rounding[rows]
         distance = threat.distance(x[rows], points).clamp(min=NEAREST * threat.eps)
         # The slope of a largest entry is that entry's alone; a sign step would turn it round at every step.
         return moved / (distance.detach() if threat.is_box else distance), None
@@ -151,6 +158,29 @@ def _ascent(
         return point if restart else threat.project(x[rows], x[rows] + 0.01 * (point - x[rows]))
 
     return ascend(quotient, x, _Shrinking(threat, steps), steps=steps, start=start, restarts=restarts)
+
+
+@torch.no_grad()
+def _in_float64(
+    model: nn.Module,
+    x: Tensor,
+    points: Tensor,
+    measured: Callable[[Tensor, Tensor], Tensor],
+    threat: Threat,
+    output_norm: int,
+) -> Tensor | None:
+    """The quotients at the points without rounding, (n,); None where the module cannot be asked in float64."""
+    try:
+        exact = deepcopy(model).double()
+        here, there = exact(x.double()), exact(points.double())
+    except Exception:  # whatever a foreign module raises
+        return None
+    if here.dtype != torch.float64:
+        return None
+    rows = torch.arange(len(x), device=x.device)
+    moved = torch.linalg.vector_norm(measured(there, rows) - measured(here, rows), output_norm, dim=1)
+    distance = threat.distance(x.double(), points.double())
+    return (moved / distance.clamp(min=NEAREST * threat.eps)).to(x.dtype)
 
 
 def _first_order(

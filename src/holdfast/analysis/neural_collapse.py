@@ -13,6 +13,8 @@ from torch import Tensor
 Centre = Literal["weighted", "class"]
 Scale = Literal["papyan", "raw"]
 UNKNOWN = float("nan")
+CHUNK = 512
+"""Examples that are looked at together: few enough to stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -107,20 +109,25 @@ def neural_collapse(
     meter = CollapseMeter(classes)
     meter.update(*(means_of or (features, labels)), scatter=False)
     meter.check(features, labels)
-    x, known = features.double(), meter.means
-    away = x - known[labels]
-    whitened, lengths = meter._directions(centre)
-    within = (away @ whitened).square().sum(0) / len(x)
-    squares = torch.zeros(classes, dtype=torch.float64, device=x.device)
-    squares.index_add_(0, labels, away.square().sum(1))
-    own = torch.bincount(labels, minlength=classes)
-    nearest = nearest_centre(x, known)
-    agreement = UNKNOWN
     if weight is not None:
         meter._refuse_misfit(weight)
-        agreement = (_logits(x, weight, bias).argmax(1) == nearest).double().mean().item()
-    accuracy = (nearest == labels).double().mean().item()
-    return meter._metrics(weight, bias, centre, scale, within, lengths, squares, own, agreement, accuracy)
+    whitened, lengths = meter._directions(centre)
+    within = torch.zeros(whitened.shape[1], dtype=torch.float64, device=features.device)
+    squares = torch.zeros(classes, dtype=torch.float64, device=features.device)
+    nearest, named = [], []
+    for x, y in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
+        away = x.double() - meter._means[y]
+        within += (away @ whitened).square().sum(0)
+        squares.index_add_(0, y, away.square().sum(1))
+        nearest.append(nearest_centre(x, meter.means))
+        if weight is not None:
+            named.append(_logits(x, weight, bias).argmax(1))
+    closest = torch.cat(nearest)
+    agreement = (torch.cat(named) == closest).double().mean().item() if named else UNKNOWN
+    accuracy = (closest == labels).double().mean().item()
+    own = torch.bincount(labels, minlength=classes)
+    parts = within / len(features), lengths, squares, own, agreement, accuracy
+    return meter._metrics(weight, bias, centre, scale, *parts)
 
 
 class CollapseMeter:
@@ -170,7 +177,8 @@ class CollapseMeter:
         if labels.is_floating_point() or (len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes):
             given = f"{labels.min().item()} to {labels.max().item()}" if len(labels) else str(labels.dtype)
             raise ValueError(f"{batch}: labels are integers in 0..{self.num_classes - 1}, given {given}")
-        if not torch.isfinite(features).all():
+        # A sum is many times cheaper than a look at each number, and NaN or inf in it stays.
+        if not torch.isfinite(features.sum(dtype=torch.float64)) and not torch.isfinite(features).all():
             first = int((~torch.isfinite(features).all(1)).nonzero()[0])
             raise ValueError(f"{batch}: the features of example {first} are NaN or inf")
 
@@ -185,13 +193,17 @@ class CollapseMeter:
         self._batches += 1
         if not len(labels):
             return
-        x = features.double()
         counts = torch.bincount(labels, minlength=self.num_classes)
-        means = torch.zeros(self.num_classes, x.shape[1], dtype=torch.float64, device=x.device)
-        means.index_add_(0, labels, x).div_(counts.clamp(min=1)[:, None])
-        away = x - means[labels]
+        means = features.new_zeros(self.num_classes, features.shape[1], dtype=torch.float64)
+        for x, y in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
+            means.index_add_(0, y, x.double())
+        means /= counts.clamp(min=1)[:, None]
+        if not scatter:
+            self._add(counts, means, torch.zeros_like(means[:, 0]), means.new_zeros(0))
+            return
+        away = features.double() - means[labels]
         squares = torch.zeros_like(means[:, 0]).index_add_(0, labels, away.square().sum(1))
-        self._add(counts, means, squares, away.T @ away if scatter else x.new_zeros(0))
+        self._add(counts, means, squares, away.T @ away)
 
     def merge(self, other: CollapseMeter) -> None:
         """Take over what another meter has counted, of other examples (Chan et al., 1979).
@@ -231,13 +243,12 @@ class CollapseMeter:
     ) -> None:
         """Show a batch once more, for NC4 and the accuracy by the means as they are now."""
         self.check(features, labels)
-        x = features.double()
-        nearest = nearest_centre(x, self.means)
-        self._seen += len(x)
+        nearest = nearest_centre(features, self.means)
+        self._seen += len(features)
         self._hit += int((nearest == labels).sum())
         if weight is not None:
             self._refuse_misfit(weight)
-            self._agreed += int((_logits(x, weight, bias).argmax(1) == nearest).sum())
+            self._agreed += int((_logits(features, weight, bias).argmax(1) == nearest).sum())
 
     def compute(
         self,
@@ -353,8 +364,9 @@ def nearest_centre(features: Tensor, centres: Tensor) -> Tensor:
         centres: (C, d), such as clean class means.
     """
     known = torch.isfinite(centres).all(1).nonzero().squeeze(1)
-    exact = "donot_use_mm_for_euclid_dist"
-    return known[torch.cdist(features.to(centres), centres[known], compute_mode=exact).argmin(1)]
+    middle = centres[known].mean(0)  # ‖x − μ‖² = ‖x‖² − 2 ⟨x, μ⟩ + ‖μ‖², from where neither is large
+    points, others = features.to(centres) - middle, centres[known] - middle
+    return known[(points @ others.T - 0.5 * others.square().sum(1)).argmax(1)]
 
 
 def leap_matrix(features: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
@@ -439,11 +451,10 @@ def _distance(rows: Tensor, centred: Tensor) -> float:
 
 
 def _pairwise_distances(points: Tensor) -> Tensor:
-    first, second = torch.triu_indices(len(points), len(points), 1)
-    return (points[first] - points[second]).norm(dim=1)
+    return torch.pdist(points)
 
 
 def _cdnv(means: Tensor, spread: Tensor) -> float:
     first, second = torch.triu_indices(len(means), len(means), 1)
-    apart = (means[first] - means[second]).square().sum(1)
+    apart = torch.pdist(means).square()
     return ((spread[first] + spread[second]) / (2 * apart)).nanmean().item()

@@ -15,6 +15,8 @@ FIRST = 128
 """Coordinates of the first comparison, those of largest variance; later ones take four times as many each."""
 CANDIDATES = 128
 """The nearest by the first comparison; compared whole, so that there is a distance for the others to undercut."""
+GATHERED = 16
+"""Candidates of a query that are compared whole at a time."""
 EXACTLY = "donot_use_mm_for_euclid_dist"
 
 
@@ -49,7 +51,7 @@ def separation(
         y: labels (N,).
         norm: ``linf``, ``l2`` or ``l1``.
         queries: (M, ...) and their labels (M,); each x itself by default.
-        memory: bytes that the distances of one portion of queries may take.
+        memory: bytes that one portion of queries may take, beside two copies of the inputs.
         on_progress: told how many queries are done, of how many.
 
     Raises:
@@ -77,9 +79,10 @@ def separation(
             if not len(others):
                 continue
             rivals = points[others]
-            portion = max(1, memory // (4 * len(others) * points.element_size()))
+            size = points.element_size()
+            portion = max(1, memory // (4 * size * max(len(others), GATHERED * points.shape[1])))
             for rows in mine.split(portion):
-                best, index = _nearest(sought[rows], rivals, ORDERS[norm])
+                best, index = _nearest(sought[rows], rivals, ORDERS[norm], memory)
                 found[rows], which[rows] = best, others[index]
                 if on_progress:
                     on_progress(int((which >= 0).sum()), len(sought))
@@ -90,7 +93,7 @@ def _flat(x: Tensor) -> Tensor:
     return (x.float() / 255 if x.dtype == torch.uint8 else x).flatten(1)
 
 
-def _nearest(queries: Tensor, rivals: Tensor, order: float) -> tuple[Tensor, Tensor]:
+def _nearest(queries: Tensor, rivals: Tensor, order: float, memory: int) -> tuple[Tensor, Tensor]:
     """The exact nearest rival of each query: distance and number."""
     dimensions = queries.shape[1]
     stop = min(FIRST, dimensions)
@@ -99,7 +102,7 @@ def _nearest(queries: Tensor, rivals: Tensor, order: float) -> tuple[Tensor, Ten
     slack = 1.0 if order == torch.inf else 1 - 1e-5
     best = torch.full_like(queries[:, 0], torch.inf)
     index = torch.zeros_like(best, dtype=torch.int64)
-    for near in partial.topk(min(CANDIDATES, len(rivals)), dim=1, largest=False).indices.split(16, dim=1):
+    for near in partial.topk(min(CANDIDATES, len(rivals)), dim=1, largest=False).indices.split(GATHERED, dim=1):
         exact, place = torch.linalg.vector_norm(queries[:, None] - rivals[near], order, dim=2).min(1)
         index = torch.where(exact < best, near.gather(1, place[:, None])[:, 0], index)
         best = torch.minimum(best, exact)
@@ -107,19 +110,19 @@ def _nearest(queries: Tensor, rivals: Tensor, order: float) -> tuple[Tensor, Ten
     lower = partial[row, column]
     while stop < dimensions and len(row):
         start, stop = stop, min(4 * stop, dimensions)
-        more = _distances(queries[:, start:stop], rivals[:, start:stop], row, column, order)
+        more = _distances(queries[:, start:stop], rivals[:, start:stop], row, column, order, memory)
         lower = torch.maximum(lower, more) if order == torch.inf else _added(lower, more, order)
         keep = slack * lower < best[row]
         row, column, lower = row[keep], column[keep], lower[keep]
-    exact = _distances(queries, rivals, row, column, order)
+    exact = _distances(queries, rivals, row, column, order, memory)
     smallest = best.scatter_reduce(0, row, exact, "amin")
     index[row[exact == smallest[row]]] = column[exact == smallest[row]]
     return smallest, index
 
 
-def _distances(queries: Tensor, rivals: Tensor, row: Tensor, column: Tensor, order: float) -> Tensor:
+def _distances(queries: Tensor, rivals: Tensor, row: Tensor, column: Tensor, order: float, memory: int) -> Tensor:
     """Of pairs, in portions."""
-    portion = max(1, 2**24 // max(1, queries.shape[1]))
+    portion = max(1, memory // (4 * queries.element_size() * max(1, queries.shape[1])))
     pairs = zip(row.split(portion), column.split(portion), strict=True)
     parts = [torch.linalg.vector_norm(queries[i] - rivals[j], order, dim=1) for i, j in pairs]
     return torch.cat(parts) if parts else queries.new_zeros(0)

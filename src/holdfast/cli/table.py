@@ -24,12 +24,19 @@ def table(
 
     Runs that differ in their seeds only make one row, with 95 % intervals. Accuracies and gaps are in per cent.
     """
-    with answer_for():
+    with answer_for() as progress:
         from holdfast.experiments.folder import all_runs, find_run
         from holdfast.experiments.table import cells, defence_table, latex
 
         chosen = [find_run(name, runs) for name in names] if names else all_runs(runs)
-        found = defence_table(chosen)
+        readable = []
+        for run in chosen:
+            try:
+                if run.finished and run.result and run.experiment:
+                    readable.append(run)
+            except ValueError as fault:  # one damaged run does not hide the others
+                progress.stage(f"left out: {fault}")
+        found = defence_table(readable)
         if not len(found):
             raise ValueError(f"there are no finished trainings {'among these' if names else f'in {runs}'}")
         if form is Form.CSV:

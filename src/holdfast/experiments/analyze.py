@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from pydantic import ValidationError
 
 from holdfast.certify import export_problems
 from holdfast.component import explain, nearest
-from holdfast.data import find_data
+from holdfast.data import Data, find_data
 from holdfast.experiments.analyses import Analysis, DataAnalysis, Findings, ModelAnalysis, Subject
 from holdfast.experiments.experiment import Experiment
 from holdfast.experiments.folder import Run, find_run
 from holdfast.experiments.recipe import apply, apply_all
 from holdfast.files import write_text
-from holdfast.inference import frozen_eval
+from holdfast.inference import fingerprint, frozen_eval
 from holdfast.plots import save_figure
 from holdfast.threat import Threat
 from holdfast.training import Reporter
@@ -70,7 +72,7 @@ def analyze(
             for one in (run, *others)
         }
         same_norm = run.finished and run.experiment.threat.norm == experiment.threat.norm
-        examples = run.examples if same_norm else None
+        examples = _deterministic(run) if same_norm else None
         findings = analysis.of(
             Subject(
                 model,
@@ -86,7 +88,7 @@ def analyze(
                 histories=histories,
             )
         )
-    return findings, _write(findings, run.path / "analyses" / f"{analysis.name}-{_plain(experiment.threat)}")
+    return findings, _write(findings, run.path / "analyses" / _label(analysis, experiment.threat))
 
 
 def _analyze_data(
@@ -96,6 +98,11 @@ def _analyze_data(
     for override in overrides:
         apply(settings, override)
     known = {"threat": settings.pop("threat", "linf:0"), "data": settings.pop("data", {})}
+    if not isinstance(known["data"], dict):
+        raise ValueError(f"expected data.KEY=..., given data={known['data']!r}")
+    for key in known["data"]:
+        if key in Data.model_fields:
+            raise ValueError(f"data.{key} has no effect: {analysis.name} takes the published parts whole")
     if settings:
         raise ValueError(f"unknown key {next(iter(settings))!r}; {nearest(next(iter(settings)), known)}")
     threat = Threat.parse(known["threat"])
@@ -107,19 +114,40 @@ def _analyze_data(
     reporter.stage(f"{analysis.name} of {name}, {threat}")
     findings = analysis.of(train, test, threat, reporter)
     plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
-    return findings, _write(findings, runs / "analyses" / f"{analysis.name}-{plain}-{_plain(threat)}")
+    settings = {key: value for key, value in data.model_dump(mode="json").items() if key != "root"}
+    return findings, _write(findings, runs / "analyses" / _label(analysis, threat, plain, settings))
 
 
-def _plain(threat: Threat) -> str:
-    return str(threat).replace("/", "_").replace(":", "-")
+def _label(analysis: Analysis, threat: Threat, data: str = "", settings: dict[str, Any] | None = None) -> str:
+    """A folder's name: what was measured, and a digest where any setting is not the default."""
+    parts = [analysis.name, *([data] if data else []), str(threat).replace("/", "_").replace(":", "-")]
+    plain = analysis == type(analysis)() and (not settings or settings == {"name": data} | _defaults(data))
+    digest = fingerprint(analysis.model_dump_json(), settings or {})[:6]
+    return "-".join(parts if plain else [*parts, digest])
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    """The settings of a data set that needs none."""
+    fields = Data.registry[name].model_fields.items() if name in Data.registry else ()
+    return {key: field.get_default() for key, field in fields if key != "root" and not field.is_required()}
 
 
 def _write(findings: Findings, folder: Path) -> Path:
+    """The tables and figures, in place of those of an earlier time."""
+    if folder.exists():
+        shutil.rmtree(folder)
     for stem, table in findings.tables.items():
         write_text(folder / f"{stem}.csv", table.to_csv(index=False))
     for stem, (draw, table_name) in findings.figures.items():
         save_figure(draw(findings.tables[table_name]), folder / stem, findings.tables[table_name])
     return folder
+
+
+def _deterministic(run: Run) -> pd.DataFrame:
+    """The per-example table without what is only probable, or about another classifier."""
+    unsure = tuple(f"{name}." for name, kind in run.result["guarantees"].items() if kind != "deterministic")
+    table = run.examples
+    return table[[name for name in table.columns if not name.startswith(unsure)]] if unsure else table
 
 
 def _title(run: Run) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,11 +31,12 @@ def defence_table(runs: Sequence[Run]) -> pd.DataFrame:
     Accuracies under attack are those under all of a run's attacks. ``NAME`` is a mean over seeds and ``NAME_half``
     half its 95 % interval (Student's t), NaN for a single seed; a number that an evaluation lacks is NaN.
     """
-    groups: dict[str, list[Run]] = {}
+    once: dict[str, dict[int, Run]] = {}
     for run in runs:
         if run.finished and run.experiment.objective is not None:
-            recipe = run.experiment.model_dump(mode="json", exclude={"seed"})
-            groups.setdefault(json.dumps(recipe, sort_keys=True), []).append(run)
+            recipe = json.dumps(run.experiment.model_dump(mode="json", exclude={"seed"}), sort_keys=True)
+            once.setdefault(recipe, {})[run.experiment.seed] = run  # of the same experiment the last
+    groups = {recipe: list(members.values()) for recipe, members in once.items()}
     firsts = [members[0].experiment for members in groups.values()]
     models = _labels([one.model for one in firsts])
     defences = _labels([one.objective for one in firsts if one.objective])
@@ -118,7 +120,8 @@ def latex(table: pd.DataFrame) -> str:
     headings, rows = cells(table)
     numbers = len(COLUMNS) + ("seeds" in headings)
     escaped = [
-        [cell.replace("_", r"\_").replace("–", "--").replace("±", r"$\pm$") for cell in line] for line in rows
+        [re.sub(r"([&%$#_{}])", r"\\\1", cell).replace("–", "--").replace("±", r"$\pm$") for cell in line]
+        for line in rows
     ]
     lines = [
         rf"\begin{{tabular}}{{{'l' * (len(headings) - numbers)}{'r' * numbers}}}",

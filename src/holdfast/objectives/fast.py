@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Literal
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -73,20 +72,22 @@ class FreeAT(Objective, name="free-at"):
     """m."""
     step_size: PositiveFloat = 1.0
     """Length of a step in units of eps."""
-    _last: WeakKeyDictionary[nn.Module, tuple[int, Tensor]] = PrivateAttr(default_factory=WeakKeyDictionary)
+    _last: tuple[int, int, Tensor] | None = PrivateAttr(default=None)
+    """Of the step before: the model's identity, the step, the points with their gradient."""
 
     @property
     def steps_per_batch(self) -> int:
         return self.replays
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
-        step, points = self._last.get(model, (-1, x))
-        if progress.step % self.replays and step == progress.step - 1 and points.grad is not None:
+        identity, step, points = self._last or (0, -1, x)
+        follows = identity == id(model) and step == progress.step - 1 and points.grad is not None
+        if progress.step % self.replays and follows and points.grad is not None:
             moved = points.detach() + self.step_size * threat.eps * threat.steepest(points.grad, points.detach())
             x_adv = threat.project(x, moved)
         else:
             x_adv = progress.random_points(x, threat)
         points = x_adv.clone().requires_grad_(torch.is_grad_enabled())
         robust = F.cross_entropy(model(points), y)
-        self._last[model] = progress.step, points
+        self._last = id(model), progress.step, points
         return Loss(robust, {"adversarial_cross_entropy": robust.detach()}, x_adv)

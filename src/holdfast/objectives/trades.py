@@ -42,8 +42,9 @@ class TRADES(Perturbing, name="trades"):
     """Make the training forward in eval mode, so that a BatchNorm keeps the statistics it started with: what the
     code of Su et al. (2024) does, and no other."""
     reduction: Literal["mean", "unbalanced"] = "mean"
-    """``unbalanced`` divides the divergence once more by the number of images in the batch, as the unprefixed
-    ``trades`` of Yang et al. (2020) does, which adds a mean to a sum; their ``strades`` is ``mean``."""
+    """``unbalanced`` divides the divergence once more by the number of images in the batch (in a process's share of
+    it, where several train), as the unprefixed ``trades`` of Yang et al. (2020) does, which adds a mean to a sum;
+    their ``strades`` is ``mean``."""
 
     def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         # At x itself the divergence has no slope, so the ascent starts a hair away from it.

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Self
+
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from holdfast.component import PositiveNumber
@@ -27,6 +32,12 @@ class AWP(Objective, name="awp"):
     begin: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training before which the weights are left where they are."""
 
+    @model_validator(mode="after")
+    def _refuse_replays(self) -> Self:
+        if self.objective.steps_per_batch > 1:
+            raise ValueError(f"{self.objective.name} replays its batches, which awp would perturb each time anew")
+        return self
+
     def initialise(self, model: nn.Module, seed: int) -> None:
         self.objective.initialise(model, seed)
 
@@ -38,13 +49,10 @@ class AWP(Objective, name="awp"):
         if progress.fraction < self.begin:
             return at(x, y, x_adv)
         weights = {name: p for name, p in at.named_parameters() if p.requires_grad and p.dim() > 1}
-        statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        with torch.enable_grad():
+        with torch.enable_grad(), _without_trace(model):
             total = at(x, y, x_adv).total
             gradients = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
         with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(statistics[name])
             moved = {
                 name: self.gamma * weight.norm() / gradient.norm().clamp(min=1e-20) * gradient
                 for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
@@ -53,6 +61,22 @@ class AWP(Objective, name="awp"):
         perturbed = {name: weights[name] + step for name, step in moved.items()}
         loss: Loss = torch.func.functional_call(at, perturbed, (x, y, x_adv))
         return Loss(loss.total, {**loss.parts, "unperturbed": total.detach()}, loss.x_adv)
+
+
+@contextlib.contextmanager
+def _without_trace(model: nn.Module) -> Iterator[None]:
+    """Afterwards, buffers and extra states are what they were."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    stateful = [m for m in model.modules() if type(m).get_extra_state is not nn.Module.get_extra_state]
+    extra = [(module, copy.deepcopy(module.get_extra_state())) for module in stateful]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for module, state in extra:
+            module.set_extra_state(state)
 
 
 class _LossAt(nn.Module):

@@ -76,7 +76,8 @@ class TowardsNeighbour(MinimumNormAttack):
 
     def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
         x, y = targets.x, targets.y
-        others = targets.logits.scatter(1, y[:, None], -torch.inf).topk(self.rivals, 1).indices
+        count = min(self.rivals, targets.logits.shape[1] - 1)
+        others = targets.logits.scatter(1, y[:, None], -torch.inf).topk(count, 1).indices
         for number, rival in enumerate(others.unbind(1)):
             goal = self._example(x, rival)
             low, high = torch.zeros_like(nearest.distance), threat.distance(x, goal)
@@ -87,7 +88,7 @@ class TowardsNeighbour(MinimumNormAttack):
                 wrong = model(points).argmax(1) != y
                 nearest.offer(points, wrong, step, number)
                 low, high = torch.where(wrong, low, radius), torch.where(wrong, radius, high)
-        nearest.count(self.rivals * (1 + self.bisections), 0)
+        nearest.count(count * (1 + self.bisections), 0)
 
     def _example(self, x: Tensor, labels: Tensor) -> Tensor:
         """The nearest example of the class for each input."""

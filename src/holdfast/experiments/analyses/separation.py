@@ -30,7 +30,7 @@ class SeparationAnalysis(DataAnalysis, name="separation"):
     examples: PositiveInt | None = None
     """The first so many images of each part; all by default."""
     pairs: PositiveInt = 20
-    """Closest pairs that are listed and drawn, of each part."""
+    """Closest pairs that are listed, of each part; the first ten are drawn."""
     exclude: Path | None = None
     """A CSV file with the columns part (train or test), index, reason: images that are left out, and why."""
     memory: PositiveInt = 256
@@ -40,15 +40,18 @@ class SeparationAnalysis(DataAnalysis, name="separation"):
         left_out = self._excluded(train, test)
         x, y = train.batch(slice(None))
         others = _without(len(train), left_out, "train")
+        if not len(others):
+            raise ValueError(f"{self.exclude} leaves no training image")
         tables, pairs = [], []
-        for part, queries, labels in (("train", x, y), ("test", *test.batch(slice(self.examples)))):
-            mine = _without(len(labels), left_out, part)[: self.examples]
+        for part, images in (("train", train), ("test", test)):
+            mine = _without(len(images), left_out, part)[: self.examples]
+            queries, labels = images.batch(mine)
             found = separation(
                 x[others],
                 y[others],
                 threat.norm,
-                queries=queries[mine],
-                query_labels=labels[mine],
+                queries=queries,
+                query_labels=labels,
                 memory=self.memory * 2**20,
                 on_progress=partial(reporter.work, f"{part} – train"),
             )
@@ -56,14 +59,14 @@ class SeparationAnalysis(DataAnalysis, name="separation"):
                 {
                     "part": part,
                     "index": mine.numpy(),
-                    "label": labels[mine].numpy(),
+                    "label": labels.numpy(),
                     "distance": found.distance.numpy(),
                     "neighbour": np.where(found.neighbour >= 0, others[found.neighbour].numpy(), -1),
                     "neighbour_label": np.where(found.neighbour >= 0, y[others[found.neighbour]].numpy(), -1),
                 }
             )
             tables.append(frame)
-            pairs.append(_closest(frame, self.pairs, queries, x, y, others, threat))
+            pairs.append(_closest(frame, self.pairs, images, x, y, others, threat))
         distances, closest = pd.concat(tables, ignore_index=True), pd.concat(pairs, ignore_index=True)
         repeated = _repeated(train, test)
         pictures = [
@@ -91,10 +94,10 @@ class SeparationAnalysis(DataAnalysis, name="separation"):
         lines = []
         for part, frame in distances.groupby("part", sort=False):
             found = frame["distance"]
-            within = f"; {int((found <= 2 * threat.eps).sum())} within 2 eps" if threat.eps else ""
+            within = f"; {int((found <= 2 * threat.eps * (1 + 1e-6)).sum())} within 2 eps" if threat.eps else ""
             text = f"min {found.min():.4g}, mean {found.mean():.4g} of {len(found)}{within}"
             lines.append((f"{part} – train, {threat.norm}", text))
-        between = int(closest["note"].str.contains("own class").sum())
+        between = sum("own class" in note for note in closest["note"])
         both = int(repeated["labels_differ"].sum())
         lines.append(("images that occur more than once", f"{len(repeated)}, {both} of them under two labels"))
         lines.append((f"of the {len(closest)} closest", f"{between} nearer to another class than to their own"))
@@ -119,7 +122,7 @@ class SeparationAnalysis(DataAnalysis, name="separation"):
                 raise ValueError(f"{self.exclude}, line {row}: {index} is not one of 0 to {size - 1}")
             if not isinstance(reason, str) or not reason.strip():
                 raise ValueError(f"{self.exclude}, line {row}: without a reason nothing is left out")
-        return listed
+        return listed.drop_duplicates(["part", "index"], ignore_index=True)
 
 
 def _without(count: int, left_out: pd.DataFrame, part: str) -> Tensor:
@@ -131,17 +134,18 @@ def _without(count: int, left_out: pd.DataFrame, part: str) -> Tensor:
 
 
 def _closest(
-    frame: pd.DataFrame, count: int, queries: Tensor, x: Tensor, y: Tensor, others: Tensor, threat: Threat
+    frame: pd.DataFrame, count: int, images: Images, x: Tensor, y: Tensor, others: Tensor, threat: Threat
 ) -> pd.DataFrame:
     """The closest pairs of a part; of both images how near their own class is, and what follows."""
-    near = frame[np.isfinite(frame["distance"])].nsmallest(count, "distance").copy()
+    near = frame[np.isfinite(frame["distance"])].nsmallest(2 * count, "distance").copy()
     if (near["part"] == "train").all():  # each pair once
         ends = np.sort(near[["index", "neighbour"]].to_numpy(), axis=1)
         near = near[~pd.DataFrame(ends, index=near.index).duplicated()]
+    near = near.head(count)
     own, neighbours_own = [], []
     for row in near.itertuples():
         itself = row.index if row.part == "train" else -1
-        own.append(_to_own_class(queries[row.index], row.label, itself, x, y, others, threat))
+        own.append(_to_own_class(images.batch([row.index])[0][0], row.label, itself, x, y, others, threat))
         neighbours_own.append(
             _to_own_class(x[row.neighbour], row.neighbour_label, row.neighbour, x, y, others, threat)
         )
