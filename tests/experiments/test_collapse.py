@@ -113,6 +113,15 @@ def test_a_run_records_is_resumed_and_analysed(tmp_path: Path, monkeypatch: pyte
     assert "curves.png" in {path.name for path in Path(plain.stdout.splitlines()[-1]).iterdir()}
 
 
+def test_epochs_between_two_measurements_have_no_rows() -> None:
+    row = ["clean", "features", "nc1", None, 0.5]
+    history = [{"epoch": 1, "neural_collapse": math.nan}, {"epoch": 2, "neural_collapse": [row]}, {"epoch": 3}]
+    table = NeuralCollapseAnalysis(every=2).table(history)
+    assert table is not None
+    assert table.to_numpy().tolist() == [[2, *row]]
+    assert NeuralCollapseAnalysis().table(history[:1]) is None
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     trained = holdfast("train", "digits", "objective=cross-entropy", *TINY, *FAST, "--runs", tmp_path)
     run = Path(trained.stdout.splitlines()[-1])

@@ -47,7 +47,9 @@ def features(model: nn.Module) -> Callable[[Tensor], Features]:
             for hook in hooks:
                 hook.remove()
         if not seen:
-            raise ValueError(f"{type(model).__name__} calls no linear layer, so it has no penultimate features")
+            raise ValueError(
+                f"{type(model).__name__} calls no linear layer: name the head, whose input are the features"
+            )
         head, inputs = seen[-1]
         if inputs.dim() != 2 or len(inputs) != len(x):
             raise ValueError(f"the last linear layer reads {tuple(inputs.shape)}, not one vector per example")

@@ -89,7 +89,8 @@ class NeuralCollapseAnalysis(ModelAnalysis, name="neural-collapse"):
         return _Watcher(self, model, threat)
 
     def table(self, history: list[dict[str, Any]]) -> pd.DataFrame | None:
-        rows = [(record["epoch"], *row) for record in history for row in record.get("neural_collapse", ())]
+        measured = [record for record in history if isinstance(record.get("neural_collapse"), list)]
+        rows = [(record["epoch"], *row) for record in measured for row in record["neural_collapse"]]
         return pd.DataFrame(rows, columns=["epoch", *ROW]) if rows else None
 
     def of(self, subject: Subject) -> Findings:
