@@ -107,9 +107,9 @@ def local_lipschitz(
             check_logits(logits, torch.zeros(len(batch), dtype=torch.int64, device=x.device))
             measured = _measure(on, logits.argmax(1))
             found = _ascent(copy, batch, measured, logits, threat, output_norm, steps, restarts, seed, indices)
-            exact = _in_float64(model, batch, found.x, measured, threat, output_norm)
+            value = _without_rounding(model, batch, found, measured, logits, threat, output_norm)
             slopes = _first_order(model, batch, measured, threat, output_norm) if upper else found.value[:0]
-            parts.append((found.value.clamp(min=0) if exact is None else exact, found.x, slopes))
+            parts.append((value, found.x, slopes))
         certified = _certified(model, x, threat, output_norm, on) if upper else None
     value, points, slopes = (torch.cat(column) for column in zip(*parts, strict=True))
     return LocalLipschitz(value, points, certified, slopes if upper else None)
@@ -142,8 +142,7 @@ def _ascent(
 ) -> Ascent:
     every = torch.arange(len(x), device=x.device)
     centre = measured(logits, every)
-    # What two evaluations of the same logits may differ by is no slope.
-    rounding = 32 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(centre, output_norm, dim=1)
+    rounding = _rounding(centre, output_norm)
 
     def quotient(points: Tensor, rows: Tensor) -> tuple[Tensor, None]:
         moved = torch.linalg.vector_norm(measured(model(points), rows) - centre[rows], output_norm, dim=1)
@@ -160,16 +159,43 @@ def _ascent(
     return ascend(quotient, x, _Shrinking(threat, steps), steps=steps, start=start, restarts=restarts)
 
 
+def _rounding(centre: Tensor, output_norm: int) -> Tensor:
+    """What two evaluations of the same outputs may differ by, (n,): no slope."""
+    return 32 * torch.finfo(centre.dtype).eps * torch.linalg.vector_norm(centre, output_norm, dim=1)
+
+
 @torch.no_grad()
+def _without_rounding(
+    model: nn.Module,
+    x: Tensor,
+    found: Ascent,
+    measured: Callable[[Tensor, Tensor], Tensor],
+    logits: Tensor,
+    threat: Threat,
+    output_norm: int,
+) -> Tensor:
+    """The values found, in float64 where rounding is more than a thousandth of them, (n,)."""
+    value = found.value.clamp(min=0)
+    every = torch.arange(len(x), device=x.device)
+    moved = value * threat.distance(x, found.x).clamp(min=NEAREST * threat.eps)
+    doubtful = (_rounding(measured(logits, every), output_norm) > 1e-3 * moved).nonzero().squeeze(1)
+    if len(doubtful):
+        exact = _in_float64(model, x, found.x, doubtful, measured, threat, output_norm)
+        value[doubtful] = value[doubtful] if exact is None else exact
+    return value
+
+
 def _in_float64(
     model: nn.Module,
     x: Tensor,
     points: Tensor,
+    rows: Tensor,
     measured: Callable[[Tensor, Tensor], Tensor],
     threat: Threat,
     output_norm: int,
 ) -> Tensor | None:
-    """The quotients at the points without rounding, (n,); None where the module cannot be asked in float64."""
+    """The quotients of some rows without rounding; None where the module cannot be asked in float64."""
+    x, points = x[rows], points[rows]
     try:
         exact = deepcopy(model).double()
         here, there = exact(x.double()), exact(points.double())
@@ -177,7 +203,6 @@ def _in_float64(
         return None
     if here.dtype != torch.float64:
         return None
-    rows = torch.arange(len(x), device=x.device)
     moved = torch.linalg.vector_norm(measured(there, rows) - measured(here, rows), output_norm, dim=1)
     distance = threat.distance(x.double(), points.double())
     return (moved / distance.clamp(min=NEAREST * threat.eps)).to(x.dtype)

@@ -15,6 +15,8 @@ FIRST = 128
 """Coordinates of the first comparison, those of largest variance; later ones take four times as many each."""
 CANDIDATES = 128
 """The nearest by the first comparison; compared whole, so that there is a distance for the others to undercut."""
+BLOCK = 2048
+"""Rivals that are compared with an eighth as many queries at a time."""
 GATHERED = 16
 """Candidates of a query that are compared whole at a time."""
 EXACTLY = "donot_use_mm_for_euclid_dist"
@@ -97,7 +99,10 @@ def _nearest(queries: Tensor, rivals: Tensor, order: float, memory: int) -> tupl
     """The exact nearest rival of each query: distance and number."""
     dimensions = queries.shape[1]
     stop = min(FIRST, dimensions)
-    partial = torch.cdist(queries[:, :stop], rivals[:, :stop], order, compute_mode=EXACTLY)
+    if order == torch.inf:
+        partial = _largest_differences(queries[:, :stop], rivals[:, :stop])
+    else:
+        partial = torch.cdist(queries[:, :stop], rivals[:, :stop], order, compute_mode=EXACTLY)
     # A maximum is the same however it is computed; sums may differ in their last places.
     slack = 1.0 if order == torch.inf else 1 - 1e-5
     best = torch.full_like(queries[:, 0], torch.inf)
@@ -118,6 +123,21 @@ def _nearest(queries: Tensor, rivals: Tensor, order: float, memory: int) -> tupl
     smallest = best.scatter_reduce(0, row, exact, "amin")
     index[row[exact == smallest[row]]] = column[exact == smallest[row]]
     return smallest, index
+
+
+def _largest_differences(queries: Tensor, rivals: Tensor) -> Tensor:
+    """max |q − r| of all pairs, coordinate by coordinate on blocks that stay in the cache: faster than cdist."""
+    result = queries.new_empty(len(queries), len(rivals))
+    for columns in torch.arange(len(rivals), device=rivals.device).split(BLOCK):
+        first, last = int(columns[0]), int(columns[-1]) + 1
+        block = rivals[first:last].T.contiguous()
+        for rows in torch.arange(len(queries), device=queries.device).split(BLOCK // 8):
+            start, stop = int(rows[0]), int(rows[-1]) + 1
+            part = queries.new_zeros(stop - start, last - first)
+            for coordinate, own in zip(block, queries[start:stop].T, strict=True):
+                torch.maximum(part, (coordinate - own[:, None]).abs_(), out=part)
+            result[start:stop, first:last] = part
+    return result
 
 
 def _distances(queries: Tensor, rivals: Tensor, row: Tensor, column: Tensor, order: float, memory: int) -> Tensor:
