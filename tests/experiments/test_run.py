@@ -62,7 +62,8 @@ def test_the_numbers_can_be_had_again_from_the_folder(tiny: Run) -> None:
     assert not model.training
     x, y = load_data("digits").test.batch(slice(60))
     settings = experiment.evaluation
-    again = evaluate(model, x, y, experiment.threat, settings.attacks, settings.certifiers, seed=experiment.seed)
+    more = {"seed": experiment.seed, "lipschitz_examples": settings.lipschitz_examples}
+    again = evaluate(model, x, y, experiment.threat, settings.attacks, settings.certifiers, **more)
     assert again.table.equals(tiny.examples)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -14,12 +16,14 @@ ROUNDING = 1e-5
 """Share of two distances by which their difference may be wrong in float32."""
 
 
-class NearestNeighbourCertifier(Certifier, name="nearest-neighbour"):
+class NearestNeighbourCertifier(Certifier):
     """Half the difference of the distances to the nearest other and to the own class, of that classifier alone.
 
     Each distance changes by at most ‖x' − x‖, so that the prediction holds within (d_j − d_y) / 2. Around training
     examples that is half their separation, and exact where no other of the class is nearer to the point half-way.
     """
+
+    name: ClassVar[str] = "nearest-neighbour"  # not registered: no recipe has such a classifier
 
     @torch.no_grad()
     def __call__(
