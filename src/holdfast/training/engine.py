@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
@@ -106,6 +107,7 @@ class RunningEngine:
         """Start the other processes: each runs this program from its beginning and meets us here."""
         if self._several:
             self._fabric.launch()
+            atexit.register(_leave_group)
 
     @property
     def device(self) -> torch.device:
@@ -173,3 +175,9 @@ class RunningEngine:
         """Until all processes are here."""
         if self._several:
             self._fabric.barrier()
+
+
+def _leave_group() -> None:
+    """End the group's threads before the interpreter ends, which aborts where one still runs."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
