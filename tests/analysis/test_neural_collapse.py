@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from holdfast.analysis import CollapseMeter, NeuralCollapse, compare_simplices, leap_matrix, neural_collapse
-from holdfast.analysis.neural_collapse import angle_between
+from holdfast.analysis import CollapseMeter, NeuralCollapse, compare_simplices, neural_collapse
 
 SETS = ("balanced", "imbalanced", "collapsed")
 Arrays = Callable[[str], dict[str, Tensor]]
@@ -190,22 +189,6 @@ def test_absent_and_single_classes_and_more_classes_than_features() -> None:
     alone = neural_collapse(x, torch.zeros(50, dtype=torch.int64), weight)
     assert math.isnan(alone.nc1)
     assert alone.ncc_accuracy == 1
-
-
-def test_angles_by_their_definition_and_never_nan() -> None:
-    angle = torch.tensor([0.0, 1e-9, 0.3, math.pi / 2, math.pi], dtype=torch.float64)
-    a = torch.tensor([[2.0, 0.0]], dtype=torch.float64).expand(5, 2)
-    b = 7 * torch.stack([angle.cos(), angle.sin()], 1)
-    assert torch.allclose(angle_between(a, b), angle, atol=1e-12)
-    x = torch.randn(1000, 64)
-    assert (angle_between(x, x) == 0).all()
-
-
-def test_leaps_go_to_the_nearest_clean_centre() -> None:
-    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [math.nan, math.nan]])
-    x = torch.tensor([[1.0, 1.0], [9.0, 0.0], [0.0, 9.0], [1.0, 8.0]])
-    leaps = leap_matrix(x, torch.tensor([0, 0, 1, 3]), centres)
-    assert leaps.tolist() == [[1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
 
 
 def test_bad_input_names_the_batch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ from holdfast.cli import app
 from holdfast.cli.console import ProgressLine
 from holdfast.data import ImageSet
 from holdfast.experiments import Run
-from holdfast.experiments.analyses import NeuralCollapseAnalysis
+from holdfast.experiments.analyses import LandscapeAnalysis, NeuralCollapseAnalysis
+from holdfast.experiments.analyses.analysis import ModelAnalysis
 from holdfast.experiments.analyses.neural_collapse import noisy
 from holdfast.experiments.analyses.published_collapse import read_published_collapse
 from holdfast.inference import frozen_eval
 from holdfast.models import features
 from holdfast.models.features import collect_layers
 from holdfast.objectives import TRADES, AdversarialTraining, Progress
-from holdfast.training import SGD, Constant, Training, fit
+from holdfast.training import SGD, Constant, Observer, Training, fit
+from holdfast.training.checkpoint import Checkpoint
 from holdfast.training.engine import Engine
 
 COLLAPSE = "analysis=[{name: neural-collapse, collections: [clean, adversarial, targeted, sign-noise], steps: 2}]"
@@ -47,7 +50,7 @@ def test_the_very_inputs_of_the_epoch_with_the_weights_it_ended_with() -> None:
     )
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    class Witness:
+    class Witness(Observer):
         def observe(self, x: Tensor, y: Tensor, x_adv: Tensor | None, progress: Progress) -> None:
             assert x_adv is not None
             seen.append((x.clone(), y.clone(), x_adv.clone()))
@@ -66,6 +69,33 @@ def test_the_very_inputs_of_the_epoch_with_the_weights_it_ended_with() -> None:
         assert record[f"{name}_nc1"] == pytest.approx(expected.nc1, rel=1e-4)
         assert record[f"{name}_nc3"] == pytest.approx(expected.nc3, rel=1e-4)
     assert int(model[1].num_batches_tracked) == 3  # measuring leaves no trace
+
+
+@pytest.mark.parametrize("analysis", [NeuralCollapseAnalysis(every=2, examples=30), LandscapeAnalysis(every=2)])
+def test_a_training_cut_off_within_an_epoch_records_what_a_straight_one_does(analysis: ModelAnalysis) -> None:
+    x, y = images(40)
+    data = ImageSet((255 * x).round().to(torch.uint8), y, tuple("abcd"))
+    objective, threat = AdversarialTraining(steps=1), Threat("linf", 0.1)
+    settings = objective, threat, SGD(lr=0.1), Constant(), Training(epochs=4, batch_size=8, checkpoint_every=1)
+    histories, states = [], [None]
+
+    def save(checkpoint: Checkpoint) -> None:
+        if checkpoint.step in (2, 5, 8, 13) and len(histories) == 0:
+            states.append(copy.deepcopy(checkpoint))
+
+    while states:
+        model = small_cnn()
+        watcher = analysis.watch(model, objective, threat, lambda progress: 0.1)
+        assert watcher is not None
+        engine, state = Engine(accelerator="cpu").start(), states.pop(0)
+        if state is not None:
+            model.load_state_dict(state.model)
+        history = fit(model, data, *settings, engine, observers=[watcher], save=save, resume=state)
+        histories.append([{k: v for k, v in record.items() if "seconds" not in k} for record in history])
+    assert len(histories) == 5
+    assert all(history == histories[0] for history in histories[1:])
+    measured = [record["epoch"] for record in histories[0] if "neural_collapse" in record]
+    assert measured == ([2, 4] if isinstance(analysis, NeuralCollapseAnalysis) else [])
 
 
 def test_a_run_records_is_resumed_and_analysed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from torch import nn
 from holdfast import Threat
 from holdfast.data import ImageSet
 from holdfast.objectives import TRADES, AdversarialTraining
-from holdfast.training import SGD, Constant, Training, fit
+from holdfast.training import SGD, Constant, Observer, Training, fit
 from holdfast.training.engine import Engine
 
 class Double(nn.Module):
@@ -31,7 +31,7 @@ class Double(nn.Module):
     def forward(self, x):
         return self.network(x.double())
 
-class Tail:
+class Tail(Observer):
     """Sees which examples a process trains on."""
     seen = 0
     def observe(self, x, y, x_adv, progress):

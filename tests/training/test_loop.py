@@ -35,6 +35,7 @@ from holdfast.training import (
     SGD,
     Adam,
     Constant,
+    Observer,
     OneCycle,
     Optimizer,
     Reporter,
@@ -313,7 +314,7 @@ def test_a_compiled_model_trains_to_the_same_weights(images: ImageSet, objective
 
 
 def test_observers_see_every_batch_with_what_it_was_perturbed_to(images: ImageSet) -> None:
-    class Watcher:
+    class Watcher(Observer):
         def __init__(self) -> None:
             self.seen: list[tuple[Tensor, Tensor, Tensor | None, Progress]] = []
 
@@ -413,7 +414,7 @@ def test_every_defence_is_resumed_to_the_same_weights(
 
 
 def test_replays_take_every_batch_several_times_and_accumulate_nothing(images: ImageSet) -> None:
-    class Watcher:
+    class Watcher(Observer):
         def __init__(self) -> None:
             self.seen: list[tuple[Tensor, Tensor]] = []
 

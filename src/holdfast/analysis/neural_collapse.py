@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from holdfast.analysis.simplex import equiangle, etf_error, nearest_centre, variation
 
 Centre = Literal["weighted", "class"]
 Scale = Literal["papyan", "raw"]
@@ -320,22 +321,22 @@ class CollapseMeter:
         if weight is not None:
             self._refuse_misfit(weight)
             rows = weight.detach().double()[present]
-        offset = torch.zeros(number, dtype=torch.float64) if bias is None else bias.detach().double()[present]
+        offset = 0.0 if bias is None else bias.detach().double()[present]
         spread = squares[present] / counts[present]  # NaN where the other examples lack the class
-        nc3_classes = torch.full((self.num_classes,), torch.nan, dtype=torch.float64)
+        nc3_classes = spread.new_full((self.num_classes,), torch.nan)
         if rows is not None and several:
             nc3_classes[present] = (F.normalize(rows, dim=1) - F.normalize(centred, dim=1)).norm(dim=1)
-        pairs = _pairwise_distances(F.normalize(centred, dim=1)) if several else torch.zeros(0)
+        pairs = torch.pdist(F.normalize(centred, dim=1)) if several else torch.zeros(0)
         dual = rows is not None and several
         return NeuralCollapse(
             nc1=within.sum().item() / divisor if several else UNKNOWN,
             nc1_svd=within[: number - 1].sum().item() / divisor if several else UNKNOWN,
             nc1_quotient=(squares.sum() / counts.sum() / lengths.sum()).item() if several else UNKNOWN,
             cdnv=_cdnv(self._means[present], spread) if several else UNKNOWN,
-            nc2_norm_means=_variation(centred.norm(dim=1)) if several else UNKNOWN,
-            nc2_norm_weights=_variation(rows.norm(dim=1)) if rows is not None and number > 1 else UNKNOWN,
-            nc2_angle_means=_equiangle(centred) if several else UNKNOWN,
-            nc2_angle_weights=_equiangle(rows) if rows is not None and number > 1 else UNKNOWN,
+            nc2_norm_means=variation(centred.norm(dim=1)) if several else UNKNOWN,
+            nc2_norm_weights=variation(rows.norm(dim=1)) if rows is not None and number > 1 else UNKNOWN,
+            nc2_angle_means=equiangle(centred) if several else UNKNOWN,
+            nc2_angle_weights=equiangle(rows) if rows is not None and number > 1 else UNKNOWN,
             etf_error_means=etf_error(centred @ centred.T) if several else UNKNOWN,
             etf_error_weights=etf_error(rows @ rows.T) if rows is not None and number > 1 else UNKNOWN,
             nc3=_distance(rows, centred) if dual and rows is not None else UNKNOWN,
@@ -343,7 +344,7 @@ class CollapseMeter:
             nc3_classes=nc3_classes,
             nc4=1 - agreement,
             ncc_accuracy=accuracy,
-            uniformity_distance=_variation(pairs, unbiased=False) if len(pairs) else UNKNOWN,
+            uniformity_distance=variation(pairs, unbiased=False) if len(pairs) else UNKNOWN,
             uniformity_log=pairs.log().neg().var(correction=0).item() if len(pairs) else UNKNOWN,
             duality_variance=F.cosine_similarity(rows, centred).var().item()
             if dual and rows is not None
@@ -354,71 +355,6 @@ class CollapseMeter:
             counts=self._counts.clone(),
             absent=tuple((self._counts == 0).nonzero().squeeze(1).tolist()),
         )
-
-
-def nearest_centre(features: Tensor, centres: Tensor) -> Tensor:
-    """The class of the nearest centre of each example, (N,); centres that are NaN are none.
-
-    Args:
-        features: (N, d).
-        centres: (C, d), such as clean class means.
-    """
-    known = torch.isfinite(centres).all(1).nonzero().squeeze(1)
-    middle = centres[known].mean(0)  # ‖x − μ‖² = ‖x‖² − 2 ⟨x, μ⟩ + ‖μ‖², from where neither is large
-    points, others = features.to(centres) - middle, centres[known] - middle
-    return known[(points @ others.T - 0.5 * others.square().sum(1)).argmax(1)]
-
-
-def leap_matrix(features: Tensor, labels: Tensor, centres: Tensor) -> Tensor:
-    """How many examples of each class (row) lie nearest to each clean centre (column), (C, C) int64."""
-    classes = len(centres)
-    places = labels * classes + nearest_centre(features, centres)
-    return torch.bincount(places, minlength=classes * classes).view(classes, classes)
-
-
-@dataclass(frozen=True)
-class SimplexComparison:
-    """How two sets of class means lie to each other."""
-
-    distance: Tensor
-    """‖μ_c − μ'_c‖ of means from which the mean of the class means was subtracted, (C,)."""
-    angle: Tensor
-    """The angle between these, (C,), in radians."""
-    distance_uncentred: Tensor
-    angle_uncentred: Tensor
-    global_distance: float
-    """Between the means of the class means."""
-    global_angle: float
-
-
-def compare_simplices(means: Tensor, others: Tensor) -> SimplexComparison:
-    """Compare class means (C, d) with those of other data, such as clean with adversarial; NaN where either lacks a
-    class."""
-    means, others = means.double(), others.double()
-    both = torch.isfinite(means).all(1) & torch.isfinite(others).all(1)
-    middle, other = means[both].mean(0), others[both].mean(0)
-    first, second = means - middle, others - other
-    return SimplexComparison(
-        (first - second).norm(dim=1),
-        angle_between(first, second),
-        (means - others).norm(dim=1),
-        angle_between(means, others),
-        (middle - other).norm().item(),
-        angle_between(middle[None], other[None]).item(),
-    )
-
-
-def angle_between(a: Tensor, b: Tensor) -> Tensor:
-    """The angle of rows (n, d), in radians: exact also near 0 and π, where the arc cosine rounds to NaN (Kahan)."""
-    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
-    return 2 * torch.atan2((a - b).norm(dim=1), (a + b).norm(dim=1))
-
-
-def etf_error(gram: Tensor) -> float:
-    """‖G / ‖G‖_F − (I − 1 1ᵀ / C) / √(C − 1)‖_F of a Gram matrix (C, C): 0 for a simplex."""
-    number = len(gram)
-    simplex = torch.eye(number, dtype=gram.dtype, device=gram.device) - 1 / number
-    return (gram / gram.norm() - simplex / math.sqrt(number - 1)).norm().item()
 
 
 def _classes(labels: Tensor, weight: Tensor | None, num_classes: int | None) -> int:
@@ -433,25 +369,8 @@ def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(features, weight.detach().to(features), None if bias is None else bias.detach().to(features))
 
 
-def _variation(values: Tensor, unbiased: bool = True) -> float:
-    """Standard deviation over mean."""
-    return (values.std(correction=int(unbiased)) / values.mean()).item()
-
-
-def _equiangle(rows: Tensor) -> float:
-    """Mean over pairs of |cos + 1 / (C − 1)|."""
-    number = len(rows)
-    unit = F.normalize(rows, dim=1)
-    cosines = (unit @ unit.T)[~torch.eye(number, dtype=torch.bool, device=rows.device)]
-    return (cosines + 1 / (number - 1)).abs().mean().item()
-
-
 def _distance(rows: Tensor, centred: Tensor) -> float:
     return (rows / rows.norm() - centred / centred.norm()).square().sum().item()
-
-
-def _pairwise_distances(points: Tensor) -> Tensor:
-    return torch.pdist(points)
 
 
 def _cdnv(means: Tensor, spread: Tensor) -> float:

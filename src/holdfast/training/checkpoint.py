@@ -28,7 +28,7 @@ class Checkpoint:
     step: int = 0
     """Batches trained on."""
     partial: dict[str, Any] = field(default_factory=dict)
-    """Sums and seconds of an epoch that is not finished; empty between epochs."""
+    """Sums and seconds of an epoch that is not finished, and what observers saw of it; empty between epochs."""
     precision: dict[str, Any] = field(default_factory=dict)
     """What mixed precision remembers between steps."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,14 +52,22 @@ class Reporter:
         """So much of some other work is done."""
 
 
-class Observer(Protocol):
-    """Sees every batch that its process trains on, such as a meter of neural collapse."""
+class Observer:
+    """Sees every batch that its process trains on, such as a meter of neural collapse. This one looks away."""
+
+    def begin(self, epoch: int, seen: dict[str, Any]) -> None:
+        """An epoch begins, from 1 on; where it was cut off, it goes on after what ``state`` gave."""
 
     def observe(self, x: Tensor, y: Tensor, x_adv: Tensor | None, progress: Progress) -> None:
         """The clean inputs, their labels, what the objective perturbed them to, and when; after the step."""
 
     def record(self) -> dict[str, Any]:
-        """What goes into the epoch's line of the history, numbers and lists; the next epoch starts afresh."""
+        """What goes into the epoch's line of the history, numbers and lists."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What it has seen of the epoch under way, for a checkpoint: tensors, numbers and lists of them."""
+        return {}
 
 
 class _TrainingStep(nn.Module):
@@ -170,10 +178,10 @@ def fit(
     if resume is None:
         objective.initialise(model, seed)
     with torch.random.fork_rng(), _deterministic():
-        fitting = _Fitting(model, images, objective, threat, optimizer, schedule, training, engine, seed)
+        fitting = _Fitting(model, images, objective, threat, optimizer, schedule, training, engine, seed, observers)
         if resume is not None:
             fitting.load(resume)
-        history = fitting.run(validate, save, observers, reporter or Reporter())
+        history = fitting.run(validate, save, reporter or Reporter())
     model.eval()
     return history
 
@@ -192,7 +200,9 @@ class _Fitting:
         training: Training,
         engine: RunningEngine,
         seed: int,
+        observers: Sequence[Observer],
     ) -> None:
+        self.observers = observers
         self.model, self.images = model, images.to(engine.device)
         self.settings, self.schedule, self.training = optimizer, schedule, training
         self.engine, self.seed = engine, seed
@@ -205,6 +215,7 @@ class _Fitting:
         self.step = self.saved = 0
         self.perturbs = False  # whether the objective trains on perturbed inputs
         self.tally, self.seconds = _Tally({}), 0.0  # of the epoch under way
+        self.seen: list[dict[str, Any]] = []  # of it, by the observers of a training that was cut off
 
     def load(self, checkpoint: Checkpoint) -> None:
         self.model.load_state_dict(checkpoint.model)
@@ -218,6 +229,7 @@ class _Fitting:
             self.seconds = checkpoint.partial["seconds"]
             if self.engine.leads:  # the sums are those of all processes together
                 self.tally = _Tally(checkpoint.partial["sums"])
+                self.seen = checkpoint.partial.get("observers", [])
 
     def checkpoint(self, **partial: Any) -> Checkpoint:
         states = self.model.state_dict(), self.optimizer.state_dict(), self.history
@@ -234,14 +246,13 @@ class _Fitting:
         self,
         validate: Callable[[nn.Module], dict[str, float]] | None,
         save: Callable[[Checkpoint], None] | None,
-        observers: Sequence[Observer],
         reporter: Reporter,
     ) -> list[dict[str, Any]]:
         engine = self.engine
         reporter.train(self.plan.total, self.plan.per_epoch, self.step)
         while not engine.of_first(self.ended):
             epoch = self.step // self.plan.per_epoch + 1
-            record = {"epoch": epoch, **self.train_epoch(save, observers, reporter)}
+            record = {"epoch": epoch, **self.train_epoch(save, reporter)}
             due = epoch % self.training.validate_every == 0 or epoch == self.plan.epochs or "out_of_time" in record
             if validate and due and engine.leads:
                 started = time.perf_counter()
@@ -270,9 +281,7 @@ class _Fitting:
             return nullcontext()
         return self.average.in_place(self.model, self.images, self.training.batch_size)
 
-    def train_epoch(
-        self, save: Callable[[Checkpoint], None] | None, observers: Sequence[Observer], reporter: Reporter
-    ) -> dict[str, Any]:
+    def train_epoch(self, save: Callable[[Checkpoint], None] | None, reporter: Reporter) -> dict[str, Any]:
         """The rest of the epoch under way, and its record."""
         plan, training, engine = self.plan, self.training, self.engine
         epoch, number = divmod(self.step, plan.per_epoch)
@@ -282,6 +291,9 @@ class _Fitting:
         batches = [batch for batch in once for _ in range(plan.replays)][number : plan.of_epoch(epoch)]
         own = [_own(indices, engine) for indices in batches]
         record: dict[str, Any] = {}
+        for observer, state in zip(self.observers, self.seen or [{}] * len(self.observers), strict=True):
+            observer.begin(epoch + 1, state)
+        self.seen = []
         self.model.train()
         for done, (batch, (x, y)) in enumerate(zip(batches, self.images.stream(own), strict=True), start=1):
             share = engine.share(len(batch))
@@ -291,7 +303,7 @@ class _Fitting:
             x, y = training.prepare(x, y, len(self.images.classes), mix_seed(self.seed, first, 2, share.start))
             loss, x_adv = self.train_step(x, y, progress, len(share), batch)
             self.perturbs = x_adv is not None
-            for observer in observers:
+            for observer in self.observers:
                 observer.observe(x, y, x_adv, progress)
             reporter.step(loss)
             self.step += 1
@@ -308,11 +320,12 @@ class _Fitting:
                 self.saved = self.step
                 sums = self.tally.over_processes(engine)
                 if engine.leads:
-                    save(self.checkpoint(sums=sums, seconds=self.seconds))
+                    states = [observer.state() for observer in self.observers]
+                    save(self.checkpoint(sums=sums, seconds=self.seconds, observers=states))
         record |= {"step": self.step, "lr": self.settings.lr * self.schedule.factor(progress.step, plan.total)}
         for name, (total, count) in self.tally.over_processes(engine).items():
             record[name] = (total / count).item()
-        for observer in observers:
+        for observer in self.observers:
             record |= observer.record()
         return record | {"train_seconds": self.seconds, "seconds": self.seconds}
 

@@ -17,6 +17,7 @@ from holdfast.experiments.analyses.analysis import Findings, ModelAnalysis, Subj
 from holdfast.objectives import Objective, Progress
 from holdfast.plots.landscape import band_figure, violin_figure
 from holdfast.threat import Threat
+from holdfast.training import Observer
 
 RELAXATIONS = (
     BoundMethod(method="ibp"),
@@ -108,7 +109,7 @@ def _band(record: dict[str, float]) -> dict[str, float]:
     }
 
 
-class _Probe:
+class _Probe(Observer):
     """Probes the training loss every so many steps."""
 
     def __init__(
@@ -121,6 +122,12 @@ class _Probe:
     ) -> None:
         self.every, self.model, self.objective, self.threat, self.rate = every, model, objective, threat, rate
         self.found: list[dict[str, float]] = []
+
+    def begin(self, epoch: int, seen: dict[str, Any]) -> None:
+        self.found = list(seen.get("found", []))
+
+    def state(self) -> dict[str, Any]:
+        return {"found": self.found}
 
     def observe(self, x: Tensor, y: Tensor, x_adv: Tensor | None, progress: Progress) -> None:
         lr = self.rate(progress)
@@ -140,5 +147,5 @@ class _Probe:
         )
 
     def record(self) -> dict[str, float]:
-        found, self.found = self.found, []
+        found = self.found
         return {name: float(np.mean([one[name] for one in found])) for name in found[0]} if found else {}

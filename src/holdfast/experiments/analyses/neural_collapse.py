@@ -15,15 +15,8 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.analysis.neural_collapse import (
-    Centre,
-    NeuralCollapse,
-    Scale,
-    compare_simplices,
-    leap_matrix,
-    nearest_centre,
-    neural_collapse,
-)
+from holdfast.analysis.neural_collapse import Centre, NeuralCollapse, Scale, neural_collapse
+from holdfast.analysis.simplex import compare_simplices, leap_matrix, nearest_centre
 from holdfast.experiments.analyses.analysis import Findings, ModelAnalysis, Subject
 from holdfast.experiments.analyses.published_collapse import read_published_collapse
 from holdfast.fold import folded
@@ -33,6 +26,7 @@ from holdfast.objectives import Objective, Progress
 from holdfast.plots.neural_collapse import collapse_figure, layers_figure, matrices_figure
 from holdfast.search import climb
 from holdfast.threat import Threat
+from holdfast.training import Observer
 
 Collection = Literal[
     "clean", "adversarial", "targeted", "sphere-noise", "sign-noise", "gaussian-noise", "test", "test-adversarial"
@@ -67,7 +61,8 @@ class NeuralCollapseAnalysis(ModelAnalysis, name="neural-collapse"):
     collections: list[Collection] = ["clean", "adversarial"]
     """What is measured; ``clean`` always is."""
     examples: PositiveInt | None = None
-    """Measure so many images; all of an epoch, or all training images, by default."""
+    """Measure so many images; all of an epoch, or all training images, by default. While training they are held in
+    memory until the epoch ends."""
     layers: list[Annotated[str, BeforeValidator(str)]] = []
     """Paths of further modules whose outputs are measured, averaged over space."""
     head: str | None = None
@@ -131,7 +126,7 @@ class NeuralCollapseAnalysis(ModelAnalysis, name="neural-collapse"):
         """The collections, in order: those that are known, and what follows from the clean images."""
         x, y = known["clean"]
         yield "clean", Images(x, y, y)
-        classes = _number_of_classes(model, x, y)
+        classes = _number_of_classes(model, x)
         for name in self.collections:
             if name == "clean":
                 continue
@@ -181,44 +176,47 @@ class NeuralCollapseAnalysis(ModelAnalysis, name="neural-collapse"):
         return found
 
 
-class _Watcher:
+class _Watcher(Observer):
     """Keeps the images of an epoch, and what they were perturbed to, and measures them at its end."""
 
     def __init__(self, analysis: NeuralCollapseAnalysis, model: nn.Module, threat: Threat) -> None:
         self.analysis, self.model, self.threat = analysis, model, threat
-        self.epochs = 0
-        self._forget()
-
-    def _forget(self) -> None:
         self.kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
-        self.count = 0
+        self.room: float = 0
+
+    def begin(self, epoch: int, seen: dict[str, Any]) -> None:
+        most = (self.analysis.examples or math.inf) if epoch % self.analysis.every == 0 else 0
+        self.kept = list(seen.get("kept", []))
+        self.room = most - sum(len(y) for _, y, _ in self.kept)
+
+    def state(self) -> dict[str, Any]:
+        return {"kept": self.kept}
 
     def observe(self, x: Tensor, y: Tensor, x_adv: Tensor | None, progress: Progress) -> None:
-        most = self.analysis.examples
-        room = len(x) if most is None else most - self.count
-        if room <= 0:
-            return
-        self.kept.append(tuple(None if part is None else part[:room].detach().clone() for part in (x, y, x_adv)))  # type: ignore[arg-type]
-        self.count += min(room, len(x))
+        if self.room > 0:
+            first = slice(int(min(len(x), self.room)))
+            perturbed = None if x_adv is None else x_adv[first].detach().clone()
+            self.kept.append((x[first].clone(), y[first].clone(), perturbed))
+            self.room -= len(x)
 
     def record(self) -> dict[str, Any]:
         """The headline numbers of the last features, and all rows under ``neural_collapse``."""
-        self.epochs += 1
-        kept = self.kept
-        self._forget()
-        if self.epochs % self.analysis.every or not kept:
+        kept, self.kept = self.kept, []
+        if not kept:
             return {}
-        x, y = torch.cat([part[0] for part in kept]), torch.cat([part[1] for part in kept])
-        y = y.argmax(1) if y.is_floating_point() else y  # smoothed, or mixed: the larger part
-        known = {"clean": (x, y)}
-        perturbed = [part[2] for part in kept if part[2] is not None]
-        if perturbed:
-            known["adversarial"] = torch.cat(perturbed), y
+        known = {"clean": _joined([(x, y) for x, y, _ in kept])}
+        if perturbed := [(x_adv, y) for _, y, x_adv in kept if x_adv is not None]:
+            known["adversarial"] = _joined(perturbed)
         collections = dict(self.analysis.images(self.model, known, self.threat))
         rows, _ = self.analysis.measure(self.model, collections)
         shown = ("nc1", "nc2_norm_means", "nc2_angle_means", "nc3", "nc4")
         headline = {f"{row[0]}_{row[2]}": row[4] for row in rows if row[1] == HEAD and row[2] in shown}
         return {**headline, "neural_collapse": [list(row) for row in rows]}
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    x, y = (torch.cat(part) for part in zip(*parts, strict=True))
+    return x, y.argmax(1) if y.is_floating_point() else y  # smoothed, or mixed: the larger part
 
 
 def noisy(x: Tensor, threat: Threat, kind: str, seed: int = 0) -> Tensor:
@@ -264,7 +262,7 @@ def _last_points(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: 
     return torch.cat(parts)
 
 
-def _number_of_classes(model: nn.Module, x: Tensor, y: Tensor) -> int:
+def _number_of_classes(model: nn.Module, x: Tensor) -> int:
     with frozen_eval(model), torch.no_grad():
         return int(model(x[:1].clone()).shape[1])
 
