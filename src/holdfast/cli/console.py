@@ -34,6 +34,10 @@ class ProgressLine:
         self.folder = folder
         self.stage(f"run folder {folder}")
 
+    def begin_many(self, folder: Path) -> None:
+        """Work begins in several folders below this one."""
+        self.folder = folder
+
     def train(self, steps: int, per_epoch: int, finished: int) -> None:
         self._steps, self._per_epoch, self._count, self._accuracies = steps, per_epoch, finished, ""
         self._epochs = -(-steps // per_epoch)

@@ -2,36 +2,114 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from holdfast.cli.console import RUNS, answer_for, percent, print_table
 from holdfast.cli.train import RunsOption
 
 if TYPE_CHECKING:
-    from holdfast.experiments import Run
+    from holdfast.experiments.store import Record
+
+SHOWN = {
+    "data": "data",
+    "model": "model",
+    "objective": "loss",
+    "threat": "threat",
+    "standard": "std",
+    "attacked": "attacked",
+    "certified": "certified",
+}
+ACCURACIES = ("standard", "attacked", "certified")
+WhereOption = Annotated[
+    str, typer.Option(help="Conditions, all to be met: 'objective=trades data.train_size>=1000 threat.eps=8/255'.")
+]
 
 
-def runs(runs: RunsOption = RUNS) -> None:
-    """List the runs of a folder with their accuracies."""
-    with answer_for():
-        from holdfast.experiments.folder import all_runs
+def runs(
+    where: WhereOption = "",
+    sort: Annotated[str, typer.Option(help="A name to sort by, -NAME for the largest first; oldest first.")] = "",
+    columns: Annotated[str, typer.Option(help="Names of settings and results to show, separated by commas.")] = "",
+    export: Annotated[
+        Path | None, typer.Option(help="Write all names (or --columns) to this .csv, .parquet or .tex file.")
+    ] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the runs listed, once confirmed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Confirmed.")] = False,
+    runs: RunsOption = RUNS,
+) -> None:
+    """List the runs of a folder, select and sort them by any setting or result, export or delete them."""
+    with answer_for() as progress:
+        from holdfast.experiments import store
 
-        rows = []
-        for run in all_runs(runs):
-            try:
-                rows.append(_row(run))
-            except ValueError as fault:  # one damaged run does not hide the others
-                rows.append((run.path.name, "damaged", str(fault), *[""] * 5))
-        columns = ["run", "data", "model", "loss", "threat", "std", "attacked", "certified"]
-        print_table(f"{len(rows)} runs in {runs}", columns, rows)
+        found = store.read_records(runs)
+        chosen = store.select(found, where) if where else found
+        chosen = store.order(chosen, sort) if sort else chosen
+        keys = [key.strip() for key in columns.split(",")] if columns else list(SHOWN)
+        if columns:
+            store.check_keys(found, keys)
+        headings = ["run", *(SHOWN.get(key, key) for key in keys)]
+        count = (
+            f"{len(chosen)} runs in {runs}" if len(chosen) == len(found) else f"{len(chosen)} of {len(found)} runs"
+        )
+        print_table(count, headings, [_row(record, keys) for record in chosen])
+        if export:
+            _export(chosen, keys if columns else sorted(store.known_keys(chosen)), export)
+            progress.stage(f"{len(chosen)} runs in {export}")
+        if delete:
+            _delete(chosen, runs, yes)
 
 
-def _row(run: Run) -> tuple[str, ...]:
-    recipe = run.experiment
-    loss = recipe.objective.name if recipe.objective else "–"
-    parts = (recipe.data.name, recipe.model.name, loss, str(recipe.threat))
-    if not run.finished:
-        return (run.path.name, *parts, "–", "–", "–")
-    result = run.result
-    accuracies = result["standard"], result["bracket"]["attacked"], result["bracket"]["certified"]
-    return (run.path.name, *parts, *map(percent, accuracies))
+def _row(record: Record, keys: Sequence[str]) -> list[str]:
+    if record.status == "damaged":
+        return [record.name, "damaged", record.values["fault"], *[""] * (len(keys) - 2)]
+    return [record.name, *(_cell(key, record.values.get(key)) for key in keys)]
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if key in ACCURACIES:
+        return percent(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _export(records: Sequence[Record], keys: Sequence[str], path: Path) -> None:
+    from holdfast.experiments import store
+    from holdfast.files import whole_file, write_text
+
+    lines = list(store.rows(records, keys))
+    if path.suffix == ".tex":
+        write_text(
+            path, store.latex(["run", *keys], [["–" if v is None else str(v) for v in row] for row in lines], 0)
+        )
+        return
+    if path.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"expected a .csv, .parquet or .tex file, given {path}")
+    import pandas as pd
+
+    table = pd.DataFrame(lines, columns=["run", *keys])
+    if path.suffix == ".csv":
+        write_text(path, table.to_csv(index=False))
+        return
+    for name, column in table.items():  # parquet has one type for a column
+        if len({type(value) for value in column if value is not None} - {int, float}) > 0:
+            table[name] = [None if value is None else str(value) for value in column]
+    with whole_file(path) as temporary:
+        table.to_parquet(temporary)
+
+
+def _delete(records: Sequence[Record], runs: Path, confirmed: bool) -> None:
+    import shutil
+
+    folders = [record.path for record in records if record.status != "old"]
+    if not folders:
+        raise ValueError("there is nothing to delete")
+    if not confirmed and not typer.confirm(f"delete these {len(folders)} runs with all their files?", err=True):
+        typer.echo("nothing was deleted", err=True)
+        return
+    for folder in folders:
+        shutil.rmtree(folder)
+    typer.echo(f"{len(folders)} runs were deleted from {runs}", err=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import shutil
 import subprocess
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
@@ -32,6 +34,8 @@ from holdfast.models.weights import refuse_misfits
 from holdfast.training.checkpoint import Checkpoint
 
 PACKAGES = ("holdfast", "torch", "lightning-fabric", "numpy", "scipy", "pandas", "scikit-learn", "datasets")
+
+CLAIM = ".claim"
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,34 @@ class Run:
     @property
     def _checkpoint(self) -> Path:
         return self.path / "checkpoint" / "last.pt"
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Held while somebody works in the folder; whoever dies lets go.
+
+        Raises:
+            BlockingIOError: another process works in it.
+        """
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / CLAIM).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as fault:
+                raise BlockingIOError(fault.errno, "another process works on it", str(self.path)) from fault
+            yield
+
+    def clear(self) -> None:
+        """Throw away what is there."""
+        for path in self.path.iterdir() if self.path.exists() else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != CLAIM:
+                path.unlink()
 
     def begin(self, experiment: Experiment, device: torch.device) -> None:
         """Write what is known before the work: the recipe and the environment; clear what a killed run left."""

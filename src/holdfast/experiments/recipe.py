@@ -61,10 +61,19 @@ def apply(settings: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ValueError(f"expected key=value, given {override!r}")
+    put(settings, key, parse_yaml(key, text))
+
+
+def parse_yaml(key: str, text: str) -> Any:
+    """A value as it is written behind ``key=``."""
     try:
-        value = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(f"{key}: {text!r} is not a YAML value ({str(error).splitlines()[0]})") from error
+
+
+def put(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value into a recipe, at a dotted key."""
     *parents, last = key.split(".")
     place: Any = settings
     for part in parents:

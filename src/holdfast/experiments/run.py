@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,52 +85,53 @@ def train(
         raise ValueError("training.watch=certified needs one of evaluation.certifiers")
     _rehearse_evaluation(experiment, model, splits.test)
 
-    if leads:
-        if again and run.path.exists():
-            shutil.rmtree(run.path)
-        run.begin(experiment, engine.device)
-        reporter.begin(run.path)
+    with run.claimed() if leads else contextlib.nullcontext():
+        if leads:
+            if again:
+                run.clear()
+            run.begin(experiment, engine.device)
+            reporter.begin(run.path)
+            for tracker in followers:
+                tracker.begin(run.path, experiment.model_dump(mode="json"))
+        engine.launch()
+        count = min(experiment.training.validation_examples, len(splits.validation))
+        images, labels = splits.validation.batch(slice(count))
+
+        def validate(model: nn.Module) -> dict[str, float]:
+            certifiers = experiment.evaluation.certifiers
+            summary = evaluate(
+                model, images, labels, experiment.threat, [VALIDATION_ATTACK], certifiers, seed=experiment.seed
+            ).summary
+            accuracies = {"standard": summary["standard"], **summary["bracket"]}
+            return {f"validation_{name}": value for name, value in accuracies.items() if value is not None}
+
+        with _alarm_kept(run, "validation"):
+            history = fit(
+                model,
+                splits.train,
+                experiment.objective,
+                experiment.threat,
+                experiment.optimizer,
+                experiment.schedule,
+                experiment.training,
+                engine,
+                seed=experiment.seed,
+                validate=validate,
+                resume=checkpoint,
+                save=partial(run.write_checkpoint, keep_every=experiment.training.keep_every),
+                observers=_observers(experiment, model) if leads else [],
+                reporter=TrackedReporter(reporter, followers) if followers else reporter,
+            )
+        if leads:
+            run.write_model(model, shape, num_classes)
+            for one in experiment.analysis:
+                if (table := one.table(history)) is not None:
+                    run.write_table(one.name, table)
+            _evaluate(run, experiment, model, splits, reporter, sum(record["seconds"] for record in history))
         for tracker in followers:
-            tracker.begin(run.path, experiment.model_dump(mode="json"))
-    engine.launch()
-    count = min(experiment.training.validation_examples, len(splits.validation))
-    images, labels = splits.validation.batch(slice(count))
-
-    def validate(model: nn.Module) -> dict[str, float]:
-        certifiers = experiment.evaluation.certifiers
-        summary = evaluate(
-            model, images, labels, experiment.threat, [VALIDATION_ATTACK], certifiers, seed=experiment.seed
-        ).summary
-        accuracies = {"standard": summary["standard"], **summary["bracket"]}
-        return {f"validation_{name}": value for name, value in accuracies.items() if value is not None}
-
-    with _alarm_kept(run, "validation"):
-        history = fit(
-            model,
-            splits.train,
-            experiment.objective,
-            experiment.threat,
-            experiment.optimizer,
-            experiment.schedule,
-            experiment.training,
-            engine,
-            seed=experiment.seed,
-            validate=validate,
-            resume=checkpoint,
-            save=partial(run.write_checkpoint, keep_every=experiment.training.keep_every),
-            observers=_observers(experiment, model) if leads else [],
-            reporter=TrackedReporter(reporter, followers) if followers else reporter,
-        )
-    if leads:
-        run.write_model(model, shape, num_classes)
-        for one in experiment.analysis:
-            if (table := one.table(history)) is not None:
-                run.write_table(one.name, table)
-        _evaluate(run, experiment, model, splits, reporter, sum(record["seconds"] for record in history))
-    for tracker in followers:
-        tracker.end(run.result)
-    engine.wait()
-    return run
+            tracker.end(run.result)
+        engine.wait()
+        return run
 
 
 def _observers(experiment: Experiment, model: nn.Module) -> list[Observer]:
@@ -213,8 +213,8 @@ def evaluate_model(
         reporter.stage(f"{run.path} is finished already")
         return run
     _rehearse_evaluation(experiment, model, test)
-    if again and run.path.exists():
-        shutil.rmtree(run.path)
+    if again:
+        run.clear()
     run.begin(experiment, engine.device)
     write_text(run.path / "weights.txt", own)
     reporter.begin(run.path)

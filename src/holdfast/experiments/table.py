@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from scipy import stats
 
 from holdfast.component import Component, distinct_labels
 from holdfast.experiments.folder import Run
+from holdfast.experiments.store import latex as latex_table
 
 COLUMNS = {
     "train": "train acc.",
@@ -118,18 +118,4 @@ def _cell(mean: float, half: float) -> str:
 def latex(table: pd.DataFrame) -> str:
     """The table for a paper, with the rules of booktabs."""
     headings, rows = cells(table)
-    numbers = len(COLUMNS) + ("seeds" in headings)
-    escaped = [
-        [re.sub(r"([&%$#_{}])", r"\\\1", cell).replace("–", "--").replace("±", r"$\pm$") for cell in line]
-        for line in rows
-    ]
-    lines = [
-        rf"\begin{{tabular}}{{{'l' * (len(headings) - numbers)}{'r' * numbers}}}",
-        r"\toprule",
-        " & ".join(headings) + r" \\",
-        r"\midrule",
-        *(" & ".join(line) + r" \\" for line in escaped),
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join(lines)
+    return latex_table(headings, rows, len(COLUMNS) + ("seeds" in headings))

@@ -13,6 +13,10 @@ import torch
 from holdfast.files import write_bytes
 
 
+class DamagedCheckpoint(ValueError):
+    """A file that is no checkpoint any more."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """The state after an optimiser step."""
@@ -43,7 +47,7 @@ class Checkpoint:
         """Read a file that ``save`` wrote; nothing in it is executed.
 
         Raises:
-            ValueError: the file is damaged or is not a checkpoint.
+            DamagedCheckpoint: the file is damaged or is not a checkpoint.
         """
         try:
             found = cls(**torch.load(path, map_location=device, weights_only=True))
@@ -54,4 +58,5 @@ class Checkpoint:
             return found
         except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError, KeyError) as fault:
             reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-            raise ValueError(f"the checkpoint {path} cannot be read ({reason}); delete it to start anew") from fault
+            text = f"the checkpoint {path} cannot be read ({reason}); delete it to start anew"
+            raise DamagedCheckpoint(text) from fault

@@ -1,0 +1,237 @@
+"""All runs of a folder as one table, read without torch: select, sort, hand on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from holdfast.component import nearest, parse_number
+
+Status = Literal["finished", "begun", "damaged", "old"]
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_CONDITION = re.compile(r"(.+?)(>=|<=|!=|=|>|<)(.*)", re.DOTALL)
+CIFAR_TRAIN_PART = 45_000
+"""Training images of CIFAR-10 that the code of Prach and Lampert trains on at most, whatever its file says."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as one flat row: settings of its recipe and numbers of its result, by dotted names."""
+
+    path: Path
+    status: Status
+    values: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+def read_records(runs: Path) -> list[Record]:
+    """Every run below a folder, oldest first, and every result file of the code of Prach and Lampert.
+
+    ``objective`` stands for ``objective.name``, ``attacked`` and ``certified`` for the accuracy under all attacks
+    and by all certifiers together, ``last.NAME`` for a number of the last epoch: ``last.validation_attacked``.
+    """
+    found = []
+    for folder, below, files in os.walk(runs):
+        if "experiment.yaml" in files:
+            below.clear()
+            path = Path(folder)
+            found.append(((path / "experiment.yaml").stat().st_mtime, _record(path)))
+            continue
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        texts = [Path(folder) / file for file in sorted(files) if file.endswith(".yaml")]
+        old = [record for text in texts if (record := _old_record(text))]
+        found += [(float(record.values.get("end_time", 0)), record) for record in old]
+    return [record for _, record in sorted(found, key=lambda pair: pair[0])]
+
+
+def _record(path: Path) -> Record:
+    try:
+        result = _result(path)
+        recipe = yaml.load((path / "experiment.yaml").read_text("utf-8"), _YAML)
+        if not isinstance(recipe, Mapping) or "data" not in recipe:
+            raise ValueError(f"{path / 'experiment.yaml'} holds no recipe")
+    except (OSError, ValueError, yaml.YAMLError) as fault:
+        return Record(path, "damaged", {"fault": " ".join(str(fault).split())})
+    values = flatten(recipe) | flatten(result or {}) | flatten({"last": _last_epoch(path)})
+    for key in [key for key in values if key.endswith(".name")]:
+        values.setdefault(key.removesuffix(".name"), values[key])
+    if "threat.norm" in values:
+        values.setdefault("threat", f"{values['threat.norm']}:{values['threat.eps']:.4g}")
+    for side in ("attacked", "certified"):
+        values.setdefault(side, values.get(f"bracket.{side}"))
+    return Record(path, "finished" if result else "begun", values)
+
+
+def _result(path: Path) -> dict[str, Any] | None:
+    """What ``result.json`` says; None where the run is not finished.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    file = path / "result.json"
+    if not file.exists():
+        return None
+    try:
+        result = json.loads(file.read_text("utf-8"))
+    except ValueError as fault:
+        raise ValueError(f"{file} cannot be read: {fault}") from fault
+    if not isinstance(result, dict) or not {"standard", "bracket", "counts"} <= set(result):
+        raise ValueError(f"{file} cannot be read: it is not a result")
+    return result
+
+
+def _last_epoch(path: Path) -> dict[str, Any]:
+    """The last line of the history, without lists; empty before the first epoch."""
+    try:
+        last = json.loads((path / "history.jsonl").read_text("utf-8").rstrip().rpartition("\n")[2])
+    except (OSError, ValueError):
+        return {}
+    return {key: value for key, value in last.items() if not isinstance(value, list)}
+
+
+def _old_record(path: Path) -> Record | None:
+    """A result file of the code of Prach and Lampert (2025); None for any other YAML file.
+
+    Its names stay; ``data``, ``data.train_size``, ``model``, ``objective``, ``optimizer.lr`` and ``standard`` are
+    set beside them, so that it can be drawn with runs of ours. ``CRA`` of randomised smoothing is an estimate
+    there, so nothing becomes ``certified``.
+    """
+    try:
+        found = yaml.load(path.read_text("utf-8"), _YAML)
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    if not isinstance(found, dict) or not {"arguments", "configuration", "results"} <= set(found):
+        return None
+    values = flatten(found)
+    data, size = values.get("configuration.dataset.name"), values.get("configuration.dataset.training_size")
+    if data == "CIFAR10" and size and not values.get("configuration.dataset.use_test_data"):
+        size = min(size, CIFAR_TRAIN_PART)
+    own = {
+        "data": "cifar10" if data == "CIFAR10" else data,
+        "data.train_size": size,
+        "model": values.get("configuration.model.name"),
+        "objective": values.get("configuration.loss.name"),
+        "optimizer.lr": values.get("configuration.optimizer.lr"),
+        "standard": values.get("results.eval.Accuracy()"),
+    }
+    return Record(path, "old", values | {key: value for key, value in own.items() if value is not None})
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one of dotted names; lists of mappings by position, other lists whole."""
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(inner, list) and inner and all(isinstance(one, Mapping) for one in inner):
+            inner = {str(position): one for position, one in enumerate(inner)}
+        if isinstance(inner, Mapping):
+            flat |= flatten(inner, f"{name}.")
+        else:
+            flat[name] = inner
+    return flat
+
+
+def known_keys(records: Iterable[Record]) -> set[str]:
+    """Every name that any of the records has."""
+    return {key for record in records for key in record.values}
+
+
+def check_keys(records: Sequence[Record], keys: Iterable[str]) -> None:
+    """Refuse a name that no record has.
+
+    Raises:
+        ValueError: with the nearest names.
+    """
+    known = known_keys(records)
+    for key in keys:
+        if records and key not in known:
+            raise ValueError(f"no run has {key!r}; {nearest(key, known)}")
+
+
+def select(records: Sequence[Record], where: str) -> list[Record]:
+    """The records that meet all conditions, such as ``objective=trades data.train_size>=1000 threat.eps=8/255``.
+
+    ``=`` takes several values separated by commas, ``none`` is an empty setting; a record that lacks the name meets
+    only ``!=``.
+
+    Raises:
+        ValueError: not a condition, or a name that no record has.
+    """
+    conditions = []
+    for text in shlex.split(where):
+        match = _CONDITION.fullmatch(text)
+        if not match:
+            raise ValueError(f"{text!r} is no condition: expected KEY=VALUE, or !=, <, <=, >, >=")
+        conditions.append(match.groups())
+    check_keys(records, [key for key, _, _ in conditions])
+    return [one for one in records if all(_meets(one.values.get(key), op, to) for key, op, to in conditions)]
+
+
+def _meets(value: Any, operator: str, text: str) -> bool:
+    if operator in ("=", "!="):
+        return any(_equal(value, part) for part in text.split(",")) == (operator == "=")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    other = parse_number(text)
+    return {"<": value < other, "<=": value <= other, ">": value > other, ">=": value >= other}[operator]
+
+
+def _equal(value: Any, text: str) -> bool:
+    if value is None or isinstance(value, bool):
+        return text.lower() == str(value).lower()
+    if isinstance(value, int | float):
+        try:
+            return abs(value - parse_number(text)) <= 1e-9 * abs(value)
+        except ValueError:
+            return False
+    return str(value) == text
+
+
+def order(records: Sequence[Record], key: str) -> list[Record]:
+    """Sorted by a name, ``-name`` for the largest first; records without it last.
+
+    Raises:
+        ValueError: a name that no record has.
+    """
+    downwards, key = key.startswith("-"), key.removeprefix("-")
+    check_keys(records, [key])
+    having = [record for record in records if record.values.get(key) is not None]
+    numbers = all(isinstance(record.values[key], int | float) for record in having)
+    having.sort(key=lambda one: one.values[key] if numbers else str(one.values[key]), reverse=downwards)
+    return having + [record for record in records if record.values.get(key) is None]
+
+
+def rows(records: Sequence[Record], keys: Sequence[str]) -> Iterator[list[Any]]:
+    """Of each record its name and the values of these keys."""
+    for record in records:
+        yield [record.name, *(record.values.get(key) for key in keys)]
+
+
+def latex(headings: Sequence[str], cells: Sequence[Sequence[str]], numbers: int) -> str:
+    """A table of text for a paper, with the rules of booktabs; the last ``numbers`` columns stand to the right."""
+    escaped = [[_escape(cell) for cell in line] for line in (headings, *cells)]
+    lines = [
+        rf"\begin{{tabular}}{{{'l' * (len(headings) - numbers)}{'r' * numbers}}}",
+        r"\toprule",
+        " & ".join(escaped[0]) + r" \\",
+        r"\midrule",
+        *(" & ".join(line) + r" \\" for line in escaped[1:]),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines)
+
+
+def _escape(cell: str) -> str:
+    return re.sub(r"([&%$#_{}])", r"\\\1", cell).replace("–", "--").replace("±", r"$\pm$")
