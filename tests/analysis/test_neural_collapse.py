@@ -191,6 +191,47 @@ def test_absent_and_single_classes_and_more_classes_than_features() -> None:
     assert alone.ncc_accuracy == 1
 
 
+def test_a_second_look_is_merged_and_forgotten_when_the_means_move() -> None:
+    torch.manual_seed(0)
+    x, y, weight = torch.randn(80, 8), torch.arange(80) % 4, torch.randn(4, 8)
+    expected = neural_collapse(x, y, weight)
+    parts = [CollapseMeter(4), CollapseMeter(4)]
+    for meter, half in zip(parts, (slice(0, 40), slice(40, 80)), strict=True):
+        meter.update(x[half], y[half])
+    whole = [CollapseMeter(4), CollapseMeter(4)]
+    for meter, half in zip(whole, (slice(0, 40), slice(40, 80)), strict=True):
+        for part in parts:
+            meter.merge(part)
+        meter.revisit(x[half], y[half], weight)
+    whole[0].merge_revisits(whole[1])
+    found = whole[0].compute(weight)
+    assert (found.nc4, found.ncc_accuracy) == (expected.nc4, expected.ncc_accuracy)
+    whole[0].update(x[:5], y[:5])
+    assert math.isnan(whole[0].compute(weight).nc4)
+    whole[1].revisit(x, y)
+    assert math.isnan(parts[0].compute(weight).nc4)
+    with pytest.raises(ValueError, match="different means"):
+        whole[0].merge_revisits(parts[0])
+    with pytest.raises(ValueError, match="nothing was counted"):
+        CollapseMeter(4).revisit(x, y)
+
+
+def test_examples_of_a_class_without_a_mean_count_nowhere() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 6).double(), torch.arange(60) % 3
+    others, labels = torch.randn(50, 6).double(), torch.arange(50) % 5
+    known = labels < 3
+    found = neural_collapse(others, labels, num_classes=5, means_of=(x, y))
+    expected = neural_collapse(others[known], labels[known], num_classes=5, means_of=(x, y))
+    assert (found.nc1, found.cdnv, found.ncc_accuracy) == (expected.nc1, expected.cdnv, expected.ncc_accuracy)
+
+
+def test_half_precision_features_agree_with_their_own_logits_in_full() -> None:
+    torch.manual_seed(0)
+    x, y, weight = torch.randn(80, 8).half(), torch.arange(80) % 4, 1e4 * torch.randn(4, 8)
+    assert neural_collapse(x, y, weight).nc4 == neural_collapse(x.double(), y, weight.double()).nc4
+
+
 def test_bad_input_names_the_batch() -> None:
     x, y = torch.randn(8, 3), torch.arange(8) % 2
     meter = CollapseMeter(2)

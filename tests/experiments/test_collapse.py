@@ -28,7 +28,7 @@ from holdfast.experiments.analyses.published_collapse import read_published_coll
 from holdfast.inference import frozen_eval
 from holdfast.models import features
 from holdfast.models.features import collect_layers
-from holdfast.objectives import TRADES, AdversarialTraining, Progress
+from holdfast.objectives import TRADES, AdversarialTraining, CrossEntropy, Progress
 from holdfast.training import SGD, Constant, Observer, Training, fit
 from holdfast.training.checkpoint import Checkpoint
 from holdfast.training.engine import Engine
@@ -45,7 +45,7 @@ def test_the_very_inputs_of_the_epoch_with_the_weights_it_ended_with() -> None:
     x, y = images(40)
     data = ImageSet((255 * x).round().to(torch.uint8), y, tuple("abcd"))
     model, threat = small_cnn(), Threat("linf", 0.1)
-    watcher = NeuralCollapseAnalysis(collections=["adversarial"], scale="raw").watch(
+    watcher = NeuralCollapseAnalysis(collections=["adversarial"]).watch(
         model, AdversarialTraining(), threat, lambda progress: 0.1
     )
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -65,7 +65,7 @@ def test_the_very_inputs_of_the_epoch_with_the_weights_it_ended_with() -> None:
     for name, inputs in (("clean", clean), ("adversarial", adversarial)):
         with frozen_eval(model), torch.no_grad():
             found = features(model)(inputs)
-        expected = neural_collapse(found.features, labels, found.head.weight, found.head.bias, scale="raw")
+        expected = neural_collapse(found.features, labels, found.head.weight, found.head.bias)
         assert record[f"{name}_nc1"] == pytest.approx(expected.nc1, rel=1e-4)
         assert record[f"{name}_nc3"] == pytest.approx(expected.nc3, rel=1e-4)
     assert int(model[1].num_batches_tracked) == 3  # measuring leaves no trace
@@ -138,13 +138,60 @@ def test_a_run_records_is_resumed_and_analysed(tmp_path: Path, monkeypatch: pyte
     assert np.allclose(np.diag(angles), 0)
     assert np.allclose(angles, angles.T, atol=1e-6)
     layers = pd.read_csv(folder / "layers.csv")
-    assert set(layers["layer"]) == {"1", "features"}
+    assert set(layers["layer"]) == {"1", "last features"}
     plain = holdfast("analyze", run.path, "neural-collapse", "examples=60", "steps=2")  # its record is enough
     assert "curves.png" in {path.name for path in Path(plain.stdout.splitlines()[-1]).iterdir()}
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["analysis=[{name: neural-collapse, collections: [test]}]"], "no test images are seen while training"),
+        (["analysis=[{name: neural-collapse, layers: [nope]}]"], "'nope' is not a module"),
+        (["analysis=[neural-collapse, {name: neural-collapse, steps: 3}]"], "stands there twice"),
+        (["analysis=[{name: neural-collapse, collections: [sign-noise]}]", "threat=l0:5"], "no size in l_0"),
+        (
+            ["objective={name: trades, frozen_statistics: true}", "training.averaging={kind: ema}"],
+            "exclude one another",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_the_training(
+    settings: list[str], message: str, tmp_path: Path
+) -> None:
+    refused = holdfast("train", "digits", "objective=cross-entropy", *TINY, *FAST, *settings, "--runs", tmp_path)
+    assert refused.exit_code == 2, refused.output
+    assert message in refused.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_that_were_left_alone_stand_for_themselves() -> None:
+    x, y = images(40)
+    model = small_cnn()
+    watcher = NeuralCollapseAnalysis().watch(model, CrossEntropy(), Threat("linf", 0.1), lambda progress: 0.1)
+    watcher.begin(1, [])
+    watcher.observe(x[:20], y[:20], None, Progress(0, 2))
+    watcher.observe(x[20:], y[20:], x[20:], Progress(1, 2))
+    rows = {(row[0], row[2]): row[4] for row in watcher.record()["neural_collapse"] if row[3] is None}
+    assert rows["adversarial", "distance"] == 0
+    assert rows["adversarial", "nc1"] == rows["clean", "nc1"]
+
+
+def test_the_final_weights_stand_at_the_epoch_they_come_from(tmp_path: Path) -> None:
+    settings = [*TINY, *FAST, "training={epochs: 4, batch_size: 40, keep_every: 1, watch: standard}"]
+    trained = holdfast("train", "digits", "objective=cross-entropy", *settings, "--runs", tmp_path)
+    run = Run(Path(trained.stdout.splitlines()[-1]))
+    best = int(run.history["validation_standard"].argmax()) + 1
+    result = holdfast("analyze", run.path, "neural-collapse", "--checkpoints", "all", "collections=[clean]")
+    table = pd.read_csv(Path(result.stdout.splitlines()[-1]) / "collapse.csv")
+    nc1 = table.query("metric == 'nc1'").set_index("epoch")["value"]
+    assert sorted(nc1.index) == [1, 2, 3, 4]
+    state = run.kept[best]
+    assert all(torch.equal(state[name], value) for name, value in run.model().state_dict().items())
+
+
 def test_epochs_between_two_measurements_have_no_rows() -> None:
-    row = ["clean", "features", "nc1", None, 0.5]
+    row = ["clean", "last features", "nc1", None, 0.5]
     history = [{"epoch": 1, "neural_collapse": math.nan}, {"epoch": 2, "neural_collapse": [row]}, {"epoch": 3}]
     table = NeuralCollapseAnalysis(every=2).table(history)
     assert table is not None

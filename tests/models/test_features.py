@@ -8,6 +8,7 @@ from helpers import Trace, images, small_cnn
 from torch import Tensor, nn
 
 from holdfast.models import build, features
+from holdfast.models.features import collect_layers
 
 
 def test_they_are_what_the_last_linear_layer_reads() -> None:
@@ -45,3 +46,34 @@ def test_modules_without_a_classifier_are_refused() -> None:
         features(nn.ReLU())(torch.rand(2, 3))
     with pytest.raises(ValueError, match="not one vector per example"):
         features(nn.Linear(3, 2))(torch.rand(2, 5, 3))
+
+
+def test_a_layer_is_read_before_the_next_overwrites_it() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    hasty = nn.Sequential(plain[0], nn.ReLU(inplace=True), plain[2])
+    x = torch.randn(8, 6)
+    read = collect_layers(hasty, x, ["0"]).layers["0"]
+    assert torch.equal(read, collect_layers(plain, x, ["0"]).layers["0"])
+    assert read.min() < 0
+
+
+def test_layers_that_give_no_vectors_are_named() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act, self.pair, self.head = nn.ReLU(), Pair(), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.pair(x)
+            return self.head(input=self.act(self.act(x)))
+
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    x = torch.randn(4, 6)
+    assert torch.equal(collect_layers(Twice(), x, head="head").features, x.relu())
+    for layer, message in (("act", "more than once"), ("pair", "'pair' gives no tensor"), ("", "not a module")):
+        with pytest.raises(ValueError, match=message):
+            collect_layers(Twice(), x, [layer])

@@ -99,9 +99,9 @@ def neural_collapse(
         num_classes: C; by default that of the weight, or the largest label and one.
         centre: what is subtracted from class means: ``weighted``, the mean of all examples, or ``class``, the mean
             of the class means.
-        scale: ``papyan`` divides NC1 by C, ``raw`` does not.
+        scale: ``papyan`` divides NC1 by the number of classes that have examples, ``raw`` does not.
         means_of: features and labels from which the class means come instead, with their counts: how other examples
-            sit around them.
+            sit around them. Examples of a class that they lack count nowhere.
 
     Raises:
         ValueError: shapes that do not fit, a label outside 0..C−1, NaN or inf in the features.
@@ -110,6 +110,9 @@ def neural_collapse(
     meter = CollapseMeter(classes)
     meter.update(*(means_of or (features, labels)), scatter=False)
     meter.check(features, labels)
+    labels = labels.long()
+    if means_of is not None:
+        features, labels = (part[meter._counts[labels] > 0] for part in (features, labels))
     if weight is not None:
         meter._refuse_misfit(weight)
     whitened, lengths = meter._directions(centre)
@@ -149,7 +152,7 @@ class CollapseMeter:
         self.num_classes, self._batches = num_classes, 0
         self._counts = torch.zeros(num_classes, dtype=torch.int64)
         self._means = self._squares = self._scatter = torch.zeros(0, dtype=torch.float64)
-        self._seen = self._agreed = self._hit = 0
+        self._seen = self._hit = self._named = self._agreed = 0
 
     @property
     def counts(self) -> Tensor:
@@ -175,7 +178,11 @@ class CollapseMeter:
             )
         if self._means.numel() and features.shape[1] != self._means.shape[1]:
             raise ValueError(f"{batch}: {features.shape[1]} features after {self._means.shape[1]}")
-        if labels.is_floating_point() or (len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes):
+        if (
+            labels.is_floating_point()
+            or labels.dtype == torch.bool
+            or (len(labels) and not 0 <= labels.min() <= labels.max() < self.num_classes)
+        ):
             given = f"{labels.min().item()} to {labels.max().item()}" if len(labels) else str(labels.dtype)
             raise ValueError(f"{batch}: labels are integers in 0..{self.num_classes - 1}, given {given}")
         # A sum is many times cheaper than a look at each number, and NaN or inf in it stays.
@@ -194,6 +201,7 @@ class CollapseMeter:
         self._batches += 1
         if not len(labels):
             return
+        labels = labels.long()
         counts = torch.bincount(labels, minlength=self.num_classes)
         means = features.new_zeros(self.num_classes, features.shape[1], dtype=torch.float64)
         for x, y in zip(features.split(CHUNK), labels.split(CHUNK), strict=True):
@@ -222,6 +230,7 @@ class CollapseMeter:
         self._batches += other._batches
 
     def _add(self, counts: Tensor, means: Tensor, squares: Tensor, scatter: Tensor) -> None:
+        self._seen = self._hit = self._named = self._agreed = 0  # by means that are no longer
         if not self._means.numel():
             self._counts = counts.clone()
             self._means, self._squares, self._scatter = means.clone(), squares.clone(), scatter.clone()
@@ -242,14 +251,33 @@ class CollapseMeter:
     def revisit(
         self, features: Tensor, labels: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> None:
-        """Show a batch once more, for NC4 and the accuracy by the means as they are now."""
+        """Show a batch once more, for NC4 and the accuracy by the means as they are now; counting more examples
+        forgets it.
+
+        Raises:
+            ValueError: nothing was counted, or what ``update`` refuses.
+        """
         self.check(features, labels)
+        if not self._means.numel():
+            raise ValueError("nothing was counted yet: there are no means to be near to")
         nearest = nearest_centre(features, self.means)
         self._seen += len(features)
         self._hit += int((nearest == labels).sum())
         if weight is not None:
             self._refuse_misfit(weight)
+            self._named += len(features)
             self._agreed += int((_logits(features, weight, bias).argmax(1) == nearest).sum())
+
+    def merge_revisits(self, other: CollapseMeter) -> None:
+        """Take over what another meter with the same sums was shown once more, of other examples.
+
+        Raises:
+            ValueError: it has counted other examples.
+        """
+        if not torch.equal(self._counts, other._counts) or not torch.allclose(self._means, other._means):
+            raise ValueError("the meters were shown their examples by different means: merge the sums first")
+        self._seen, self._hit = self._seen + other._seen, self._hit + other._hit
+        self._named, self._agreed = self._named + other._named, self._agreed + other._agreed
 
     def compute(
         self,
@@ -268,9 +296,8 @@ class CollapseMeter:
             raise ValueError("nothing was counted, or without the scatter")
         whitened, lengths = self._directions(centre)
         within = torch.einsum("dk,de,ek->k", whitened, self._scatter, whitened) / self._counts.sum()
-        seen = self._seen or UNKNOWN
-        agreement = self._agreed / seen if weight is not None else UNKNOWN
-        known = agreement, self._hit / seen
+        agreement = self._agreed / (self._named or UNKNOWN) if weight is not None else UNKNOWN
+        known = agreement, self._hit / (self._seen or UNKNOWN)
         return self._metrics(weight, bias, centre, scale, within, lengths, self._squares, self._counts, *known)
 
     def _refuse_misfit(self, weight: Tensor) -> None:
@@ -292,7 +319,9 @@ class CollapseMeter:
         centred, _ = self._centred(centre)
         _, singular, directions = torch.linalg.svd(centred, full_matrices=False)
         variances = singular.square() / len(centred)
-        floor = max(centred.shape) * torch.finfo(torch.float64).eps * variances[:1].sum()
+        rounding = torch.finfo(torch.float64).eps
+        largest = self._means.abs().max()  # NaN nowhere: absent classes hold zeros here
+        floor = max(centred.shape) * rounding * variances[:1].sum() + centred.shape[1] * (rounding * largest) ** 2
         kept = variances > floor
         return (directions[kept] / variances[kept].sqrt()[:, None]).T, variances[kept]
 
@@ -366,7 +395,7 @@ def _classes(labels: Tensor, weight: Tensor | None, num_classes: int | None) -> 
 
 
 def _logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(features, weight.detach().to(features), None if bias is None else bias.detach().to(features))
+    return F.linear(features.double(), weight.detach().double(), None if bias is None else bias.detach().double())
 
 
 def _distance(rows: Tensor, centred: Tensor) -> float:

@@ -8,6 +8,7 @@ from holdfast.cli.analyze import analyze
 from holdfast.cli.evaluate import evaluate
 from holdfast.cli.export import export
 from holdfast.cli.list import list_
+from holdfast.cli.plot import plot
 from holdfast.cli.runs import runs
 from holdfast.cli.show import show
 from holdfast.cli.sweep import sweep
@@ -24,6 +25,7 @@ app = typer.Typer(
 for command in (train, sweep, evaluate, analyze, export, show, runs, table):
     app.command()(command)
 app.command("list")(list_)
+app.add_typer(plot, name="plot")
 
 
 def main() -> None:

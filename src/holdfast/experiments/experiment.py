@@ -83,6 +83,18 @@ class Experiment(Settings):
                     "evaluation.radii reads the radius of each example, but sequential smoothing stops as soon as "
                     "eps is decided: give it a tolerance, or mode=fixed"
                 )
+        names = [one.name for one in self.analysis]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"analysis: {name} stands there twice; it takes several collections and layers at once"
+                )
+        inner = getattr(self.objective, "objective", self.objective)
+        if self.training.averaging and getattr(inner, "frozen_statistics", False):
+            raise ValueError(
+                "training.averaging takes BatchNorm's statistics anew, objective.frozen_statistics keeps those of "
+                "the start: they exclude one another"
+            )
         for one in self.analysis:
             if type(one).watch is Analysis.watch:
                 raise ValueError(f"{one.name} sees nothing of a training: holdfast analyze ... {one.name}")

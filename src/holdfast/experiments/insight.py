@@ -83,6 +83,7 @@ def analyze(
                 experiment.objective,
                 experiment.optimizer.lr,
                 title=_title(run),
+                epoch=_epoch(run),
                 kept=run.kept if getattr(analysis, "checkpoints", "") == "all" else {},
                 examples=examples,
                 histories=histories,
@@ -150,10 +151,20 @@ def _deterministic(run: Run) -> pd.DataFrame:
     return table[[name for name in table.columns if not name.startswith(unsure)]] if unsure else table
 
 
+def _epoch(run: Run) -> int:
+    """The epoch whose weights the run kept: that of the best validation where one was watched."""
+    history, watched = run.history, f"validation_{run.experiment.training.watch}"
+    return int(history["epoch"].iloc[history[watched].argmax() if watched in history else -1])
+
+
 def _title(run: Run) -> str:
-    """A run in words: what it was trained with."""
+    """A run in words: what it was trained with, and the beginning of its name."""
     experiment: Experiment = run.experiment
-    objective = experiment.objective.name if experiment.objective else experiment.model.name
+    one = experiment.objective or experiment.model
+    own = [
+        f"{k}={v}" for k, v in one.model_dump().items() if k != "name" and v != type(one).model_fields[k].default
+    ]
+    objective = f"{one.name} ({', '.join(own)})" if own and experiment.objective else one.name
     return f"{objective}, {experiment.threat} ({run.path.name[:6]})"
 
 

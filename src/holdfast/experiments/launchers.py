@@ -6,6 +6,7 @@ Each launcher takes a function and a list of arguments and gives a ``concurrent.
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import threading
@@ -194,9 +195,11 @@ class Ray(Launcher):
         except ImportError as fault:
             raise ValueError("Ray is not installed: pip install 'holdfast[ray]'") from fault
         self._ray = ray
-        local = {} if address else {"num_cpus": max(1, workers)}
+        local: dict[str, Any] = {} if address else {"num_cpus": max(1, workers)}
         try:
-            ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR", **local)
+            ray.init(
+                address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR, **local
+            )
         except (ConnectionError, ValueError) as fault:
             raise ValueError(f"Ray: {fault}") from fault
         self._options = {"num_cpus": 1, "max_retries": 0, **options}

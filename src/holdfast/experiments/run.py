@@ -119,7 +119,7 @@ def train(
                 validate=validate,
                 resume=checkpoint,
                 save=partial(run.write_checkpoint, keep_every=experiment.training.keep_every),
-                observers=_observers(experiment, model) if leads else [],
+                observers=_observers(experiment, model),
                 reporter=TrackedReporter(reporter, followers) if followers else reporter,
             )
         if leads:
@@ -242,6 +242,8 @@ def _rehearse(experiment: Experiment, model: nn.Module, images: Images, least: i
         except RuntimeError as fault:
             raise ValueError(f"the model does not take images of {images.shape}: {fault}") from fault
         experiment.objective.loss(model, x, y, experiment.threat, Progress.end())
+    for one in experiment.analysis:
+        one.rehearse(model, x, y, experiment.threat)
     if least < 2:
         try:
             copy.deepcopy(model).train()(x[:1])

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,8 @@ class Record:
     path: Path
     status: Status
     values: dict[str, Any]
+    recipe: dict[str, Any] = field(default_factory=dict)
+    """Those of the values that determine the run, but for its seed and where it ran."""
 
     @property
     def name(self) -> str:
@@ -63,14 +65,16 @@ def _record(path: Path) -> Record:
             raise ValueError(f"{path / 'experiment.yaml'} holds no recipe")
     except (OSError, ValueError, yaml.YAMLError) as fault:
         return Record(path, "damaged", {"fault": " ".join(str(fault).split())})
-    values = flatten(recipe) | flatten(result or {}) | flatten({"last": _last_epoch(path)})
+    settings = flatten(recipe)
+    values = settings | flatten(result or {}) | flatten({"last": _last_epoch(path)})
     for key in [key for key in values if key.endswith(".name")]:
         values.setdefault(key.removesuffix(".name"), values[key])
     if "threat.norm" in values:
         values.setdefault("threat", f"{values['threat.norm']}:{values['threat.eps']:.4g}")
     for side in ("attacked", "certified"):
         values.setdefault(side, values.get(f"bracket.{side}"))
-    return Record(path, "finished" if result else "begun", values)
+    own = {key: value for key, value in settings.items() if key != "seed" and not key.startswith("engine.")}
+    return Record(path, "finished" if result else "begun", values, own)
 
 
 def _result(path: Path) -> dict[str, Any] | None:
@@ -125,7 +129,8 @@ def _old_record(path: Path) -> Record | None:
         "optimizer.lr": values.get("configuration.optimizer.lr"),
         "standard": values.get("results.eval.Accuracy()"),
     }
-    return Record(path, "old", values | {key: value for key, value in own.items() if value is not None})
+    recipe = {key: value for key, value in values.items() if key.startswith("configuration.")}
+    return Record(path, "old", values | {key: value for key, value in own.items() if value is not None}, recipe)
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

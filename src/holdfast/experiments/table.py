@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from holdfast.component import Component, distinct_labels
+from holdfast.experiments.comparison import half_interval
 from holdfast.experiments.folder import Run
 from holdfast.experiments.store import latex as latex_table
 
@@ -47,7 +47,7 @@ def defence_table(runs: Sequence[Run]) -> pd.DataFrame:
         row |= {"seeds": len(members), "run": members[0].path.name}
         for name, values in numbers.items():
             row[str(name)] = values.mean()
-            row[f"{name}_half"] = _half_interval(values.to_numpy())
+            row[f"{name}_half"] = half_interval(values.to_numpy())
         rows.append(row)
     table = pd.DataFrame(rows)
     return table.sort_values(["data", "model", "threat"], kind="stable", ignore_index=True) if rows else table
@@ -82,13 +82,6 @@ def _numbers(result: dict[str, Any]) -> dict[str, float]:
         "gap": of_train - standard,
         "adversarial_gap": attacked_of_train - attacked,
     }
-
-
-def _half_interval(values: np.ndarray) -> float:
-    count = len(values)
-    if count < 2:
-        return float("nan")
-    return float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count))
 
 
 def cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:

@@ -69,7 +69,7 @@ class LayerOutputs:
     head: nn.Module
     """The last linear layer, or the module that was named."""
     layers: dict[str, Tensor]
-    """Outputs of the named modules, averaged over whatever follows their second dimension, (N, channels)."""
+    """Outputs of the named modules, averaged over space or tokens, (N, channels)."""
 
 
 @torch.no_grad()
@@ -86,6 +86,7 @@ def collect_layers(
         ValueError: no such module, one that the forward does not call, or no linear layer where none was named.
     """
     modules = dict(model.named_modules())
+    modules.pop("")
     for path in (*layers, *([head] if head else [])):
         if path not in modules:
             raise ValueError(f"{path!r} is not a module of {type(model).__name__}; {nearest(path, modules)}")
@@ -113,13 +114,20 @@ def _recording(
 ) -> Iterator[None]:
     """Inside, a forward leaves the vectors of these modules in ``seen``, the head's input under the empty name."""
 
+    def keep(path: str, values: object) -> None:
+        if path in seen:
+            raise ValueError(f"the forward pass calls {path or head!r} more than once")
+        seen[path] = _vectors(path or str(head), values)
+
     def output(path: str) -> Callable[..., None]:
-        return lambda module, args, result: seen.__setitem__(path, _vectors(result))
+        return lambda module, args, result: keep(path, result)
 
     hooks = [modules[path].register_forward_hook(output(path)) for path in layers]
     if head:
         hooks.append(
-            modules[head].register_forward_pre_hook(lambda module, args: seen.__setitem__("", _vectors(args[0])))
+            modules[head].register_forward_pre_hook(
+                lambda module, args, named: keep("", next(iter((*args, *named.values())), None)), with_kwargs=True
+            )
         )
     try:
         yield
@@ -128,6 +136,10 @@ def _recording(
             hook.remove()
 
 
-def _vectors(values: Tensor) -> Tensor:
-    """One vector per example: the mean over space."""
-    return values.flatten(2).mean(2) if values.dim() > 2 else values
+def _vectors(path: str, values: object) -> Tensor:
+    """One vector per example: the mean over space, or over tokens (N, T, d); a copy, it may be overwritten."""
+    if not isinstance(values, Tensor) or values.dim() < 2:
+        raise ValueError(f"{path!r} gives no tensor (N, channels, ...), but {type(values).__name__}")
+    if values.dim() == 3:
+        return values.mean(1)
+    return values.flatten(2).mean(2) if values.dim() > 3 else values.clone()

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from holdfast.plots.style import SEQUENCE
 
+STROKES = ("-", "--", ":", "-.")
 PANELS = {
     "nc1": "NC1: spread within over between",
     "nc2_norm_means": "NC2: lengths of the means",
@@ -21,23 +22,29 @@ PANELS = {
 
 
 def collapse_figure(table: pd.DataFrame, layer: str) -> Figure:
-    """One panel per metric against the epoch, one colour per collection; mean and range over runs.
+    """One panel per metric against the epoch, one colour per collection; mean and range over runs that were trained
+    alike, a stroke for each way of training.
 
     Args:
-        table: columns ``run``, ``epoch``, ``collection``, ``layer``, ``metric``, ``class``, ``value``.
+        table: columns ``run`` (how it was trained, and its name in brackets), ``epoch``, ``collection``, ``layer``,
+            ``metric``, ``class``, ``value``.
         layer: the one that is drawn.
     """
     rows = table[(table["layer"] == layer) & table["class"].isna()]
-    collections = list(rows["collection"].unique())
+    rows = rows.assign(training=rows["run"].str.replace(r" \([0-9a-f]+\)$", "", regex=True))
+    trainings = list(rows["training"].unique())
+    lines = [(one, how) for how in trainings for one in rows.loc[rows["training"] == how, "collection"].unique()]
+    colours = dict(zip(rows["collection"].unique(), SEQUENCE * 3, strict=False))
     figure = Figure(figsize=(10.5, 5.6), layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
-        for colour, collection in zip(SEQUENCE * 2, collections, strict=False):
-            one = rows[(rows["metric"] == metric) & (rows["collection"] == collection)]
+        for collection, how in lines:
+            one = rows[(rows["metric"] == metric) & (rows["collection"] == collection) & (rows["training"] == how)]
             if len(one):
                 by_epoch = one.groupby("epoch")["value"].agg(["mean", "min", "max"])
-                axes.plot(
-                    by_epoch.index, by_epoch["mean"], color=colour, marker=".", ms=3, lw=1.2, label=collection
-                )
+                stroke = {"color": colours[collection], "ls": STROKES[trainings.index(how) % len(STROKES)]}
+                label = f"{collection}, {how}" if len(trainings) > 1 else collection
+                axes.plot(by_epoch.index, by_epoch["mean"], marker=".", ms=3, lw=1.2, label=label, **stroke)
+                colour = colours[collection]
                 axes.fill_between(by_epoch.index, by_epoch["min"], by_epoch["max"], color=colour, alpha=0.2, lw=0)
         values = rows.loc[rows["metric"] == metric, "value"]
         if metric in ("nc1", "nc3") and len(values) and values.min() > 0:
@@ -47,7 +54,7 @@ def collapse_figure(table: pd.DataFrame, layer: str) -> Figure:
         axes.grid(alpha=0.2)
         axes.spines[["top", "right"]].set_visible(False)
     handles = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*handles, frameon=False, fontsize=8, ncols=len(collections), loc="outside upper center")
+    figure.legend(*handles, frameon=False, fontsize=8, ncols=min(len(lines), 4), loc="outside upper center")
     return figure
 
 

@@ -171,6 +171,13 @@ class RunningEngine:
         """The first process's value."""
         return self._fabric.broadcast(value) if self._several else value
 
+    def gathered(self, value: T) -> list[T]:
+        """The values of all processes, in every one of them."""
+        values: list[Any] = [value] * self.processes
+        if self._several:
+            torch.distributed.all_gather_object(values, value)
+        return values
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self._several:

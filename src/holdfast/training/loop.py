@@ -53,10 +53,14 @@ class Reporter:
 
 
 class Observer:
-    """Sees every batch that its process trains on, such as a meter of neural collapse. This one looks away."""
+    """Sees what is trained on, such as a meter of neural collapse. This one looks away.
 
-    def begin(self, epoch: int, seen: dict[str, Any]) -> None:
-        """An epoch begins, from 1 on; where it was cut off, it goes on after what ``state`` gave."""
+    Where several processes train, each has its own, which sees its share of every batch.
+    """
+
+    def begin(self, epoch: int, seen: Sequence[dict[str, Any]]) -> None:
+        """An epoch begins, from 1 on, after what these ``state`` gave of it: none, one before a training was cut
+        off, or at the end those of all processes."""
 
     def observe(self, x: Tensor, y: Tensor, x_adv: Tensor | None, progress: Progress) -> None:
         """The clean inputs, their labels, what the objective perturbed them to, and when; after the step."""
@@ -215,7 +219,7 @@ class _Fitting:
         self.step = self.saved = 0
         self.perturbs = False  # whether the objective trains on perturbed inputs
         self.tally, self.seconds = _Tally({}), 0.0  # of the epoch under way
-        self.seen: list[dict[str, Any]] = []  # of it, by the observers of a training that was cut off
+        self.seen: list[list[dict[str, Any]]] = []  # of it, by each observer of every process, before a cut
 
     def load(self, checkpoint: Checkpoint) -> None:
         self.model.load_state_dict(checkpoint.model)
@@ -291,8 +295,8 @@ class _Fitting:
         batches = [batch for batch in once for _ in range(plan.replays)][number : plan.of_epoch(epoch)]
         own = [_own(indices, engine) for indices in batches]
         record: dict[str, Any] = {}
-        for observer, state in zip(self.observers, self.seen or [{}] * len(self.observers), strict=True):
-            observer.begin(epoch + 1, state)
+        for observer, seen in zip(self.observers, self.seen or [[]] * len(self.observers), strict=True):
+            observer.begin(epoch + 1, seen)
         self.seen = []
         self.model.train()
         for done, (batch, (x, y)) in enumerate(zip(batches, self.images.stream(own), strict=True), start=1):
@@ -303,7 +307,7 @@ class _Fitting:
             x, y = training.prepare(x, y, len(self.images.classes), mix_seed(self.seed, first, 2, share.start))
             loss, x_adv = self.train_step(x, y, progress, len(share), batch)
             self.perturbs = x_adv is not None
-            for observer in self.observers:
+            for observer in self.observers if len(share) else ():
                 observer.observe(x, y, x_adv, progress)
             reporter.step(loss)
             self.step += 1
@@ -318,16 +322,21 @@ class _Fitting:
             due = due and self.step % plan.replays == 0  # what moves from replay to replay is in no checkpoint
             if save and due and number + done < plan.of_epoch(epoch):
                 self.saved = self.step
-                sums = self.tally.over_processes(engine)
+                sums, states = self.tally.over_processes(engine), self.seen_by_all()
                 if engine.leads:
-                    states = [observer.state() for observer in self.observers]
                     save(self.checkpoint(sums=sums, seconds=self.seconds, observers=states))
         record |= {"step": self.step, "lr": self.settings.lr * self.schedule.factor(progress.step, plan.total)}
         for name, (total, count) in self.tally.over_processes(engine).items():
             record[name] = (total / count).item()
-        for observer in self.observers:
-            record |= observer.record()
-        return record | {"train_seconds": self.seconds, "seconds": self.seconds}
+        for observer, seen in zip(self.observers, self.seen_by_all(), strict=True):
+            if engine.leads:
+                observer.begin(epoch + 1, seen)
+                record |= observer.record()
+        return record | {"train_seconds": self.seconds, "seconds": time.perf_counter() - started}
+
+    def seen_by_all(self) -> list[list[dict[str, Any]]]:
+        """Of each observer the states in all processes."""
+        return [self.engine.gathered(observer.state()) for observer in self.observers]
 
     def train_step(
         self, x: Tensor, y: Tensor, progress: Progress, count: int, batch: Tensor

@@ -33,6 +33,8 @@ class Subject:
     """Learning rate at the start."""
     title: str = ""
     """What it is called among the histories."""
+    epoch: int = 0
+    """The epoch whose weights it has; the last where they are an average."""
     kept: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     """Weights of earlier epochs that were kept."""
     examples: pd.DataFrame | None = None
@@ -65,6 +67,13 @@ class Analysis(Component, family="analyses"):
             rate: the learning rate of a step.
         """
         return None
+
+    def rehearse(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> None:
+        """Measure two images, so that what cannot work while training fails before it.
+
+        Raises:
+            ValueError: it cannot.
+        """
 
     def table(self, history: list[dict[str, Any]]) -> pd.DataFrame | None:
         """What was seen of a training, tidy, for the run's folder; None where the history says it all."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -123,8 +123,8 @@ class _Probe(Observer):
         self.every, self.model, self.objective, self.threat, self.rate = every, model, objective, threat, rate
         self.found: list[dict[str, float]] = []
 
-    def begin(self, epoch: int, seen: dict[str, Any]) -> None:
-        self.found = list(seen.get("found", []))
+    def begin(self, epoch: int, seen: Sequence[dict[str, Any]]) -> None:
+        self.found = [one for state in seen for one in state["found"]]
 
     def state(self) -> dict[str, Any]:
         return {"found": self.found}

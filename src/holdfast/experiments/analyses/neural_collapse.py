@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.analysis.neural_collapse import Centre, NeuralCollapse, Scale, neural_collapse
+from holdfast.analysis.neural_collapse import Centre, NeuralCollapse, neural_collapse
 from holdfast.analysis.simplex import compare_simplices, leap_matrix, nearest_centre
 from holdfast.experiments.analyses.analysis import Findings, ModelAnalysis, Subject
 from holdfast.experiments.analyses.published_collapse import read_published_collapse
@@ -33,8 +33,8 @@ Collection = Literal[
 ]
 Row = tuple[str, str, str, int | None, float]
 ROW = ["collection", "layer", "metric", "class", "value"]
-HEAD = "features"
-"""What the input of the last linear layer is called among the layers."""
+HEAD = "last features"
+"""What the input of the last linear layer is called among the layers; no module is."""
 
 
 class Images(NamedTuple):
@@ -49,11 +49,13 @@ class NeuralCollapseAnalysis(ModelAnalysis, name="neural-collapse"):
     """NC1 to NC4 of a network's last features on several collections of images, and how their class means lie to
     the clean ones (Papyan et al., 2020; Su et al., 2024).
 
-    While training, the history gets them after every so many epochs, of the images of that epoch: ``adversarial``
-    are then the very inputs that the objective trained on, measured with the weights that the epoch ended with.
-    Otherwise they come from PGD. ``targeted`` is PGD towards the next class, grouped by that class. The noises have
-    the threat's norm on every image before the box cuts them: the same l_2 length spread on a sphere, by equal
-    steps up or down, or as independent Gaussians of that length on average.
+    While training, the history gets them after every so many epochs, of the images of that epoch as they were
+    trained on, augmented: ``adversarial`` are then the very inputs that the objective perturbed them to (images
+    that it left alone stand for themselves), measured with the weights that the optimiser left at the epoch's end,
+    not with an average of them. Otherwise they come from PGD. ``targeted`` is PGD towards the next class, grouped
+    by that class. The noises all have the l_2 length of a vector of equal entries that spends the whole budget of
+    the threat, before the box cuts them: on every image as equal steps up or down (which alone keep to an l_inf
+    budget) or spread on a sphere, and on average as independent Gaussians. NC1 is divided by the classes.
     """
 
     every: PositiveInt = 1
@@ -71,17 +73,23 @@ class NeuralCollapseAnalysis(ModelAnalysis, name="neural-collapse"):
     """Of the PGD where training itself did not perturb, and of the targeted one."""
     centre: Centre = "weighted"
     """What is subtracted from class means: the mean of the images, or of the class means."""
-    scale: Scale = "papyan"
-    """Divide NC1 by the number of classes, or not (``raw``)."""
     checkpoints: Literal["last", "all"] = "last"
     """``all`` also measures the weights that training.keep_every left."""
     published: Path | None = None
-    """Folder with .npy results of the code of Su et al., drawn beside; their NC1 is ``raw``."""
+    """Folder with .npy results of the code of Su et al., drawn beside; their NC1 is divided by the classes here."""
 
     def watch(
         self, model: nn.Module, objective: Objective, threat: Threat, rate: Callable[[Progress], float]
     ) -> _Watcher:
         return _Watcher(self, model, threat)
+
+    def rehearse(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> None:
+        if only := [name for name in self.collections if name.startswith("test")]:
+            raise ValueError(
+                f"neural-collapse: no test images are seen while training: leave out {', '.join(only)}"
+            )
+        y = y.argmax(1) if y.is_floating_point() else y
+        self.measure(model, dict(self.images(model, {"clean": (x, y)}, threat)))
 
     def table(self, history: list[dict[str, Any]]) -> pd.DataFrame | None:
         measured = [record for record in history if isinstance(record.get("neural_collapse"), list)]
@@ -93,20 +101,22 @@ class NeuralCollapseAnalysis(ModelAnalysis, name="neural-collapse"):
         known = {"clean": train, "test": (test[0][: self.examples], test[1][: self.examples])}
         published = read_published_collapse(self.published) if self.published else None
         model, parts = subject.model, []
-        last = max((record["epoch"] for record in subject.histories.get(subject.title, ())), default=0)
         for epoch, state in subject.kept.items() if self.checkpoints == "all" else ():
+            if epoch == subject.epoch:
+                continue  # the final weights
             with _weights(model, state):
                 rows, _ = self.measure(model, dict(self.images(model, known, subject.threat)))
             parts.append(pd.DataFrame([(epoch, *row) for row in rows], columns=["epoch", *ROW]))
         rows, matrices = self.measure(model, dict(self.images(model, known, subject.threat)), matrices=True)
-        final = pd.DataFrame([(last, *row) for row in rows], columns=["epoch", *ROW])
+        final = pd.DataFrame([(subject.epoch, *row) for row in rows], columns=["epoch", *ROW])
         curves = [part.assign(run=subject.title) for part in (*parts, final)] if parts else []
         for title, history in subject.histories.items():
             recorded = self.table(history)
             if recorded is not None and not (parts and title == subject.title):
                 curves.append(recorded.assign(run=title))
         if published is not None:
-            curves.append(published.assign(run="published"))
+            published.loc[published["metric"] == "nc1", "value"] /= len(subject.train.classes)
+            curves.append(published.assign(run="published", layer=HEAD))
         tables = {"collapse": pd.concat([*parts, final], ignore_index=True)}
         figures: dict[str, tuple[Callable[[pd.DataFrame], Any], str]] = {}
         if matrices:
@@ -167,9 +177,7 @@ class NeuralCollapseAnalysis(ModelAnalysis, name="neural-collapse"):
         """By layer its features and their metrics; the classifier belongs to the last."""
         head = outputs.head
         weight, bias = (head.weight, head.bias) if isinstance(head, nn.Linear) else (None, None)
-        measured = partial(
-            neural_collapse, num_classes=outputs.logits.shape[1], centre=self.centre, scale=self.scale
-        )
+        measured = partial(neural_collapse, num_classes=outputs.logits.shape[1], centre=self.centre)
         found = {HEAD: (outputs.features, measured(outputs.features, images.grouped, weight, bias))}
         for layer, features in outputs.layers.items():
             found[layer] = features, measured(features, images.grouped)
@@ -184,9 +192,9 @@ class _Watcher(Observer):
         self.kept: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self.room: float = 0
 
-    def begin(self, epoch: int, seen: dict[str, Any]) -> None:
+    def begin(self, epoch: int, seen: Sequence[dict[str, Any]]) -> None:
         most = (self.analysis.examples or math.inf) if epoch % self.analysis.every == 0 else 0
-        self.kept = list(seen.get("kept", []))
+        self.kept = [part for state in seen for part in state["kept"]]
         self.room = most - sum(len(y) for _, y, _ in self.kept)
 
     def state(self) -> dict[str, Any]:
@@ -205,8 +213,8 @@ class _Watcher(Observer):
         if not kept:
             return {}
         known = {"clean": _joined([(x, y) for x, y, _ in kept])}
-        if perturbed := [(x_adv, y) for _, y, x_adv in kept if x_adv is not None]:
-            known["adversarial"] = _joined(perturbed)
+        if any(x_adv is not None for _, _, x_adv in kept):  # what was not perturbed was trained on as it is
+            known["adversarial"] = _joined([(x if x_adv is None else x_adv, y) for x, y, x_adv in kept])
         collections = dict(self.analysis.images(self.model, known, self.threat))
         rows, _ = self.analysis.measure(self.model, collections)
         shown = ("nc1", "nc2_norm_means", "nc2_angle_means", "nc3", "nc4")
@@ -220,12 +228,17 @@ def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def noisy(x: Tensor, threat: Threat, kind: str, seed: int = 0) -> Tensor:
-    """Images with random noise of the threat's norm, cut to its box.
+    """Images with random noise of the threat's budget, cut to its box.
 
     A vector of equal entries whose threat norm is eps has some l_2 length: ``sign-noise`` is that vector with
     random signs, ``sphere-noise`` a random direction of that length, ``gaussian-noise`` independent normal numbers
     of that length on average.
+
+    Raises:
+        ValueError: in l_0, where no vector of equal entries spends a budget.
     """
+    if threat.norm == "l0":
+        raise ValueError(f"neural-collapse: {kind} has no size in l_0; leave it out")
     generators = example_generators(seed, range(len(x)), 61)
     noise = torch.stack([torch.randn(x.shape[1:], generator=one) for one in generators]).to(x)
     size = x[0].numel()
@@ -291,8 +304,10 @@ def _matrices(
 ) -> list[dict[str, Any]]:
     """Leaps, true class by nearest clean centre, and angles between class means, by clean class."""
     leaps = leap_matrix(features, images.y, clean.class_means).double()
-    leaps = leaps / leaps.sum(1, keepdim=True).clamp(min=1)
-    unit = [m - m[torch.isfinite(m).all(1)].mean(0) for m in (found.class_means, clean.class_means)]
+    leaps = leaps / leaps.sum(1, keepdim=True)  # NaN for a class without images
+    means = found.class_means, clean.class_means
+    both = torch.isfinite(means[0] + means[1]).all(1)
+    unit = [m - m[both].mean(0) for m in means]
     first, second = (F.normalize(m, dim=1) for m in unit)
     apart, together = ((first[:, None] + sign * second).norm(dim=2) for sign in (-1, 1))
     angles = torch.rad2deg(2 * torch.atan2(apart, together))

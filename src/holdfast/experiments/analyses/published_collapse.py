@@ -35,9 +35,9 @@ def _names() -> dict[str, tuple[str, str]]:
         kind, _, rest = stem.partition("_")
         names[f"robust_{rest.replace('_', '_nc2_')}" if rest else f"robust_{kind}"] = ("adversarial", metric)
         for prefix, noise in (
-            ("gaussian", "sphere-noise"),  # the training script's has the l_2 attack's length on every image
-            ("new_gaussian", "gaussian-noise"),
-            ("linf", "sign-noise"),
+            ("gaussian", "noise of l2:128/255"),  # whatever the run's norm
+            ("new_gaussian", "Gaussian noise of l2:128/255"),
+            ("linf", "noise of linf:8/255"),
         ):
             names[f"{prefix}_label_{stem}"] = (noise, metric)
     names |= {f"targeted_{stem}": ("targeted", metric) for stem, metric in _TARGETED.items()}
@@ -55,7 +55,7 @@ NAMES = _names()
 def read_published_collapse(folder: Path) -> pd.DataFrame:
     """Columns epoch (from 1), collection, layer, metric, class, value of all files whose names are known.
 
-    NC1 is as they have it, not divided by the number of classes: compare with ``scale="raw"``.
+    NC1 is as they have it, not divided by the number of classes.
 
     Raises:
         FileNotFoundError: there is no such folder, or no known file in it.
@@ -68,13 +68,16 @@ def read_published_collapse(folder: Path) -> pd.DataFrame:
         if path.stem not in NAMES:
             continue
         collection, metric = NAMES[path.stem]
-        values = np.load(path, allow_pickle=False)
-        if values.ndim not in (1, 2):
-            raise ValueError(f"{path}: expected a series over epochs, found an array {values.shape}")
+        try:
+            values = np.load(path, allow_pickle=False)
+        except (OSError, EOFError, ValueError) as fault:
+            raise ValueError(f"{path} cannot be read: {fault}") from fault
+        if not isinstance(values, np.ndarray) or values.ndim not in (1, 2) or values.dtype.kind not in "fiu":
+            raise ValueError(f"{path}: expected numbers over epochs")
         series = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
         for epoch, value in enumerate(series, start=1):
             by_class = enumerate(value.tolist()) if np.ndim(value) else [(None, float(value))]
-            rows += [(epoch, collection, "features", metric, c, v) for c, v in by_class]
+            rows += [(epoch, collection, "last features", metric, c, v) for c, v in by_class]
     if not rows:
         raise FileNotFoundError(f"{folder} holds none of the known .npy results")
     return pd.DataFrame(rows, columns=["epoch", "collection", "layer", "metric", "class", "value"])

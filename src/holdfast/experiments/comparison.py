@@ -1,0 +1,108 @@
+"""Runs beside one another: means over seeds, 95 % intervals, the best of several settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from holdfast.experiments.store import Record, check_keys
+
+Direction = Literal["max", "min"]
+
+
+def compare(
+    records: Sequence[Record], *, y: Sequence[str], by: Sequence[str] = (), best: str | None = None
+) -> pd.DataFrame:
+    """One row for each combination of values of ``by``: ``seeds``, and of every ``y`` the mean over them and
+    ``NAME_half``, half its 95 % interval (Student's t; NaN for one seed).
+
+    Args:
+        records: what is not finished is left out, as is what lacks a value.
+        best: where runs of a row differ in more than their seed, take those whose mean of this name is largest, or
+            smallest for ``-name``. It should be of the validation, such as ``last.validation_certified``.
+
+    Raises:
+        ValueError: a name that no run has, one that is no number, or runs of a row that differ in more than their
+            seed though no ``best`` is given.
+    """
+    downwards, goal = (best or "").startswith("-"), (best or "").removeprefix("-")
+    records = [one for one in records if one.status in ("finished", "old")]
+    if not records:
+        raise ValueError("there are no finished runs")
+    check_keys(records, [*y, *by, *([goal] if goal else [])])
+    having = [one for one in records if all(one.values.get(key) is not None for key in (*y, *by))]
+    cells: dict[tuple[str, ...], dict[str, dict[Any, Record]]] = {}
+    for one in having:
+        cell = tuple(json.dumps(one.values[key], sort_keys=True) for key in by)
+        recipe = json.dumps(one.recipe, sort_keys=True, default=str)
+        seed = one.values.get("seed", one.name)  # of the same experiment the last
+        cells.setdefault(cell, {}).setdefault(recipe, {})[seed] = one
+    rows = []
+    for found in cells.values():
+        groups = [list(group.values()) for group in found.values()]
+        if len(groups) > 1 and not goal:
+            raise ValueError(_differences([group[0] for group in groups], by))
+        if goal:
+            groups = [group for group in groups if all(one.values.get(goal) is not None for one in group)]
+            if not groups:
+                continue
+        group = max(groups, key=lambda group: (-1 if downwards else 1) * _mean(group, goal)) if goal else groups[0]
+        row = {key: group[0].values[key] for key in by} | {"seeds": len(group), "run": group[0].name}
+        for key in y:
+            values = np.array([_number(one, key) for one in group])
+            row |= {key: values.mean(), f"{key}_half": half_interval(values)}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=[*by, "seeds", "run", *(name for key in y for name in (key, f"{key}_half"))])
+
+
+def _mean(group: Sequence[Record], key: str) -> float:
+    return float(np.mean([_number(one, key) for one in group]))
+
+
+def _number(record: Record, key: str) -> float:
+    value = record.values[key]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key} of {record.name} is no number: {value!r}")
+    return float(value)
+
+
+def _differences(records: Sequence[Record], by: Sequence[str]) -> str:
+    keys = {key for one in records for key in one.recipe if key not in by}
+    different = sorted(
+        key for key in keys if len({json.dumps(one.recipe.get(key), default=str) for one in records}) > 1
+    )
+    row = ", ".join(f"{key}={records[0].values[key]}" for key in by) or "these"
+    return (
+        f"{len(records)} experiments with {row} differ in {', '.join(different[:6])}: a mean over them says "
+        "nothing; narrow them with --where, tell them apart with --by, or choose with --best"
+    )
+
+
+def read_curves(records: Sequence[Record], by: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Of each run its sandwich curve, by what tells it apart; where that is not enough, by its name, too.
+
+    Raises:
+        FileNotFoundError: none of them drew one.
+    """
+    curves: dict[str, pd.DataFrame] = {}
+    for one in records:
+        path = one.path / "figures" / "sandwich.csv"
+        if path.is_file():
+            label = ", ".join(str(one.values.get(key)) for key in by)
+            curves[f"{label} ({one.name[:6]})" if label in curves or not label else label] = pd.read_csv(path)
+    if not curves:
+        raise FileNotFoundError("none of these runs drew its curve: train with evaluation.curve_points=8")
+    return curves
+
+
+def half_interval(values: np.ndarray) -> float:
+    """Half the 95 % interval of the mean, by Student's t; NaN for one value."""
+    count = len(values)
+    if count < 2:
+        return float("nan")
+    return float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count))
