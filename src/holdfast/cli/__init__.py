@@ -11,6 +11,7 @@ from holdfast.cli.list import list_
 from holdfast.cli.plot import plot
 from holdfast.cli.runs import runs
 from holdfast.cli.show import show
+from holdfast.cli.study import study
 from holdfast.cli.sweep import sweep
 from holdfast.cli.table import table
 from holdfast.cli.train import train
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, sweep, evaluate, analyze, export, show, runs, table):
+for command in (train, sweep, study, evaluate, analyze, export, show, runs, table):
     app.command()(command)
 app.command("list")(list_)
 app.add_typer(plot, name="plot")

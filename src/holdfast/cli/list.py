@@ -10,6 +10,7 @@ from holdfast.cli.console import answer_for, print_table
 
 FAMILIES = (
     "recipes",
+    "studies",
     "data",
     "augmentations",
     "models",

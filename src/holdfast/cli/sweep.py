@@ -104,9 +104,13 @@ def show_plan(plan: Sequence[Planned], workers: int) -> None:
 
 
 def cost_line(plan: Sequence[Planned], workers: int) -> str:
+    """About how long the training of a plan takes; the reason where that cannot be known."""
     from holdfast.experiments.sweep import estimate
 
-    cost = estimate(plan)
+    try:
+        cost = estimate(plan)
+    except (ValueError, OSError) as fault:
+        return f"{len(plan)} runs; their cost cannot be estimated here: {fault}"
     each = f" each for {workers} workers" if workers > 1 else ""
     return (
         f"{cost.runs} runs, {cost.batches} batches: about {_duration(cost.seconds / max(1, workers))} of training"
@@ -164,10 +168,7 @@ def _display(line: ProgressLine, workers: int) -> Iterator[Any]:
             before = f", {finished} of them finished before" if finished else ""
             self.say(f"{len(plan)} runs{before}")
             if finished < len(plan):
-                try:
-                    self.say(cost_line(plan[:], workers))
-                except (ValueError, OSError) as fault:
-                    self.say(f"the cost cannot be estimated: {fault}")
+                self.say(cost_line(plan, workers))
             self.all = self.bars.add_task("all", total=len(plan), completed=finished, text="")
 
         def look(self, underway: Mapping[str, dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from holdfast.component import Component
 from holdfast.data import Augmentation, Data
 from holdfast.experiments.analyses import Analysis
 from holdfast.experiments.recipe import recipe_names, recipe_note
+from holdfast.experiments.study import read_study, study_names
 from holdfast.models import Model
 from holdfast.objectives import Objective
 from holdfast.training import Optimizer, Schedule
@@ -20,6 +21,7 @@ FAMILIES: tuple[type[Component], ...] = (
 def catalogue() -> dict[str, dict[str, str]]:
     """For each family its members' names, and a sentence on each."""
     entries = {"recipes": {name: recipe_note(name) for name in recipe_names()}}
+    entries["studies"] = {name: read_study(name).title for name in study_names()}
     for family in FAMILIES:
         entries[family.family] = {name: member.summary() for name, member in sorted(family.registry.items())}
     return entries

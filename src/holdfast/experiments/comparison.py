@@ -22,7 +22,8 @@ def compare(
     ``NAME_half``, half its 95 % interval (Student's t; NaN for one seed).
 
     Args:
-        records: what is not finished is left out, as is what lacks a value.
+        records: what is not finished is left out, as is what lacks a value of ``by`` or all of ``y``; what lacks
+            some of ``y`` has NaN there.
         best: where runs of a row differ in more than their seed, take those whose mean of this name is largest, or
             smallest for ``-name``. It should be of the validation, such as ``last.validation_certified``.
 
@@ -35,7 +36,11 @@ def compare(
     if not records:
         raise ValueError("there are no finished runs")
     check_keys(records, [*y, *by, *([goal] if goal else [])])
-    having = [one for one in records if all(one.values.get(key) is not None for key in (*y, *by))]
+    having = [
+        one
+        for one in records
+        if all(one.values.get(key) is not None for key in by) and any(one.values.get(key) is not None for key in y)
+    ]
     cells: dict[tuple[str, ...], dict[str, dict[Any, Record]]] = {}
     for one in having:
         cell = tuple(json.dumps(one.values[key], sort_keys=True) for key in by)
@@ -65,7 +70,9 @@ def _mean(group: Sequence[Record], key: str) -> float:
 
 
 def _number(record: Record, key: str) -> float:
-    value = record.values[key]
+    value = record.values.get(key)
+    if value is None:
+        return float("nan")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{key} of {record.name} is no number: {value!r}")
     return float(value)

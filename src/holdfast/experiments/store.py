@@ -41,14 +41,15 @@ def read_records(runs: Path) -> list[Record]:
     """Every run below a folder, oldest first, and every result file of the code of Prach and Lampert.
 
     ``objective`` stands for ``objective.name``, ``attacked`` and ``certified`` for the accuracy under all attacks
-    and by all certifiers together, ``last.NAME`` for a number of the last epoch: ``last.validation_attacked``.
+    and by all certifiers together, ``gap`` and ``attacked_gap`` for how much better training images do, and
+    ``last.NAME`` for a number of the last epoch: ``last.validation_attacked``.
     """
     found = []
     for folder, below, files in os.walk(runs):
         if "experiment.yaml" in files:
             below.clear()
             path = Path(folder)
-            found.append(((path / "experiment.yaml").stat().st_mtime, _record(path)))
+            found.append(((path / "experiment.yaml").stat().st_mtime, read_record(path)))
             continue
         below[:] = sorted(name for name in below if not name.startswith("."))
         texts = [Path(folder) / file for file in sorted(files) if file.endswith(".yaml")]
@@ -57,7 +58,8 @@ def read_records(runs: Path) -> list[Record]:
     return [record for _, record in sorted(found, key=lambda pair: pair[0])]
 
 
-def _record(path: Path) -> Record:
+def read_record(path: Path) -> Record:
+    """The run of this folder."""
     try:
         result = _result(path)
         recipe = yaml.load((path / "experiment.yaml").read_text("utf-8"), _YAML)
@@ -73,6 +75,9 @@ def _record(path: Path) -> Record:
         values.setdefault("threat", f"{values['threat.norm']}:{values['threat.eps']:.4g}")
     for side in ("attacked", "certified"):
         values.setdefault(side, values.get(f"bracket.{side}"))
+    for name, key in (("gap", "standard"), ("attacked_gap", "bracket.attacked")):
+        if values.get(f"train.{key}") is not None and values.get(key) is not None:
+            values[name] = values[f"train.{key}"] - values[key]
     own = {key: value for key, value in settings.items() if key != "seed" and not key.startswith("engine.")}
     return Record(path, "finished" if result else "begun", values, own)
 

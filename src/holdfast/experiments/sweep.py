@@ -42,12 +42,13 @@ MOST_VALUES = 10_000
 
 @dataclass(frozen=True)
 class Listed:
-    """Keys that change together, and their values; one value is a plain override."""
+    """Overrides of which each run takes one; a single one is for all runs."""
 
-    keys: tuple[str, ...]
-    values: tuple[tuple[Any, ...], ...]
-    labels: tuple[str, ...] = ()
-    """Words for the values, where they have any."""
+    choices: tuple[dict[str, Any], ...]
+    """Values by dotted keys."""
+    name: str = ""
+    """What the choice is called, where its values have words of their own."""
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def parse_axis(text: str) -> Axis:
     """``key=a,b,c``; ``key=range(16,1024,*2)`` or ``range(0,10,2)``, both ends included; ``key=uniform(0,1)``,
     ``key=loguniform(1e-3,10)``; ``key=of(60000 / other.key)``; ``one.key+other.key=[1,2],[3,4]`` change together.
 
-    Values are YAML; ``key=[[a,b]]`` is one value that is a list.
+    Values are YAML; ``key=[a,b]`` is one value that is a list.
 
     Raises:
         ValueError: none of these.
@@ -123,7 +124,7 @@ def parse_axis(text: str) -> Axis:
             raise ValueError(f"{text!r} is no formula: numbers, dotted keys, + - * / // **") from fault
         return Derived(key, call[2])
     if call and call[1] == "range":
-        return Listed(keys, tuple((number,) for number in _range(call[2], text)))
+        return Listed(tuple({key: number} for number in _range(call[2], text)))
     if call:
         ends = [parse_number(part) for part in call[2].split(",")]
         logarithm = call[1] == "loguniform"
@@ -134,11 +135,11 @@ def parse_axis(text: str) -> Axis:
     if not values:
         raise ValueError(f"{text!r} has no values")
     if len(keys) == 1:
-        return Listed(keys, tuple((one,) for one in values))
+        return Listed(tuple({key: one} for one in values))
     for one in values:
         if not isinstance(one, list) or len(one) != len(keys):
             raise ValueError(f"{text!r}: expected lists of {len(keys)} values, [..],[..], given {one!r}")
-    return Listed(keys, tuple(tuple(one) for one in values))
+    return Listed(tuple(dict(zip(keys, one, strict=True)) for one in values))
 
 
 def _range(inside: str, text: str) -> list[float]:
@@ -199,7 +200,12 @@ def _compute(node: ast.expr, settings: Mapping[str, Any], text: str) -> float:
 
 
 def plan(
-    recipe: str | Path | Mapping[str, Any], axes: Sequence[Axis], *, trials: int = 0, seeds: int = 1
+    recipe: str | Path | Mapping[str, Any],
+    axes: Sequence[Axis],
+    *,
+    trials: int = 0,
+    seeds: int = 1,
+    finish: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[Planned]:
     """Every combination of listed values, each with every trial's draws and with every seed; equal ones once.
 
@@ -208,6 +214,7 @@ def plan(
         axes: applied in this order.
         trials: draws of the random keys.
         seeds: seeds, counted from the recipe's.
+        finish: changes each combination at last.
 
     Raises:
         ValueError: a combination that is no experiment; random keys without trials, or the reverse.
@@ -221,8 +228,9 @@ def plan(
     if seeds < 1:
         raise ValueError(f"expected at least one seed, given {seeds}")
     listed = [axis for axis in axes if isinstance(axis, Listed)]
-    found: dict[str, Planned] = {}
-    choices = itertools.product(*(range(len(axis.values)) for axis in listed))
+    worded = {axis.name for axis in listed if axis.words}
+    found: dict[tuple[str, ...], Planned] = {}
+    choices = itertools.product(*(range(len(axis.choices)) for axis in listed))
     for choice, trial in itertools.product(choices, range(trials or 1)):
         settings = deepcopy(base)
         changes: dict[str, Any] = {}
@@ -231,10 +239,11 @@ def plan(
         for axis in axes:
             if isinstance(axis, Listed):
                 place = next(places)
-                new = dict(zip(axis.keys, axis.values[place], strict=True))
-                if len(axis.values) > 1:
-                    word = axis.labels[place] if axis.labels else None
-                    labels |= {"+".join(axis.keys): word} if word else {k: in_words(v) for k, v in new.items()}
+                new = axis.choices[place]
+                if axis.words:
+                    labels[axis.name] = axis.words[place]
+                elif len(axis.choices) > 1:
+                    labels |= {key: in_words(value) for key, value in new.items()}
             elif isinstance(axis, Drawn):
                 new = {axis.key: axis.draw(trial)}
                 labels[axis.key] = in_words(new[axis.key])
@@ -243,11 +252,14 @@ def plan(
             for key, value in new.items():
                 put(settings, key, deepcopy(value))
             changes |= new
+        if finish:
+            finish(settings)
         first = apply_all(deepcopy(settings), ())
         for seed in range(first.seed, first.seed + seeds):
             experiment = first if seed == first.seed else first.model_copy(update={"seed": seed})
             own = labels | ({"seed": str(seed)} if seeds > 1 else {})
-            found.setdefault(experiment.identity, Planned(changes | {"seed": seed}, own, experiment))
+            words = [own[name] for name in worded if name in own]
+            found.setdefault((experiment.identity, *words), Planned(changes | {"seed": seed}, own, experiment))
     return list(found.values())
 
 
@@ -329,7 +341,7 @@ def sweep(
         pending.update(zip(launcher.submit(work, jobs), these, strict=True))
 
     try:
-        submit([one for one in plan if one.identity not in outcomes])
+        submit([one for identity, one in {one.identity: one for one in plan}.items() if identity not in outcomes])
         while pending:
             done, _ = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED)
             watcher.look(_said(runs, [one.identity for one in pending.values()]))
@@ -351,7 +363,7 @@ def sweep(
         launcher.stop(now=True)
         raise
     launcher.stop(now=False)
-    return [outcomes[one.identity] for one in plan]
+    return [replace(outcomes[one.identity], planned=one) for one in plan]
 
 
 def work(job: tuple[dict[str, Any], str]) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 A regression on ten stairs (after Raghunathan et al., 2020; Yang et al., 2020, appendix): x is a stair s, rarely
 moved by a third, and y = s + noise whether it was moved or not. The adversary may move x by a third, so that the
 true function, a staircase, is both accurate and robust, but a smooth fit to few points need not find it. Cubic
-splines are fitted by the losses of the library's defences, on few points and on many:
-
-    python examples/staircase.py            # figure, table and CSV in ./staircase, half a minute
+splines are fitted by the losses of the library's defences, on few points and on many: ``holdfast study staircase``.
 
 Two penalties of the published notebook are not what it calls them: its gradient regularisation takes the gradient
 for the parameters and its local linearity second differences for a slope. Here both are of the input, so that their
@@ -14,21 +12,16 @@ rows are not comparable with the published ones.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from scipy.interpolate import BSpline
 from scipy.optimize import minimize
 from torch import Tensor
-
-from holdfast.plots.style import BLACK, GREY, SEQUENCE, save_figure
 
 STAIRS = np.arange(10)
 SHIFT = 1 / 3
@@ -197,7 +190,7 @@ def errors(theta: Tensor, points: Points) -> dict[str, float]:
     }
 
 
-def study(
+def staircase(
     sizes: Sequence[int] = (40, 30_000), test: int = 10_000, seed: int = 1
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Fits by every method to samples of every size: the table of errors and gaps, and the fits on a grid."""
@@ -223,39 +216,3 @@ def study(
             )
             curves.append(pd.DataFrame({"points": size, "method": name, "x": grid, "f": features(grid) @ theta}))
     return pd.DataFrame(rows), pd.concat(curves, ignore_index=True)
-
-
-def staircase_figure(curves: pd.DataFrame, shown: Sequence[str]) -> Figure:
-    """The fits of some methods, one panel for each size of the sample."""
-    panels = list(curves.groupby("points"))
-    figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
-    for axes, (size, frame) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for stair in STAIRS:
-            axes.plot([stair - SHIFT, stair + SHIFT], [stair, stair], color=GREY, lw=3, alpha=0.5)
-        for colour, name in zip([BLACK, *SEQUENCE], shown, strict=False):
-            one = frame[frame["method"] == name]
-            axes.plot(one["x"], one["f"], color=colour, lw=1.2, label=name)
-        axes.set(xlabel="x", ylabel="f(x)", title=f"{size} points", ylim=(-1.5, 11))
-        axes.grid(alpha=0.2)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize=8)
-    return figure
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Natural and robust spline fits of a staircase, on few points and many."
-    )
-    parser.add_argument("--to", type=Path, default=Path("staircase"), help="folder of the figure and the tables")
-    parser.add_argument("--points", type=int, nargs="+", default=[40, 30_000], help="sizes of the samples")
-    given = parser.parse_args()
-    table, curves = study(given.points)
-    shown = ["natural", "llr", "adversarial", "clean-plus-adversarial (1)", "trades (6)"]
-    save_figure(staircase_figure(curves, shown), given.to / "staircase", curves)
-    table.to_csv(given.to / "errors.csv", index=False)
-    print(table.to_string(index=False, float_format="{:.4f}".format))
-    print(given.to)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,41 +1,22 @@
-"""The staircase example against the published notebook's fits, and as a user runs it."""
+"""The staircase against the published notebook's fits."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
-PATH = Path(__file__).parents[2] / "examples" / "staircase.py"
+from holdfast.analysis import staircase
 
 
-@pytest.fixture(scope="module")
-def staircase() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("staircase", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["staircase"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["staircase"]
-
-
-def sample(staircase: ModuleType, arrays: dict[str, Tensor]) -> object:
+def sample(arrays: dict[str, Tensor]) -> staircase.Points:
     return staircase.Points(arrays["train_x"].numpy(), arrays["train_y"])
 
 
-def test_features_and_roughness_are_the_published_ones(
-    staircase: ModuleType, reference: Callable[[str], dict[str, Tensor]]
-) -> None:
+def test_features_and_roughness_are_the_published_ones(reference: Callable[[str], dict[str, Tensor]]) -> None:
     arrays = reference("lolip_splines_n40")
     assert torch.allclose(staircase.features(arrays["train_x"].numpy()), arrays["features_train"], atol=1e-12)
     assert torch.allclose(
@@ -53,10 +34,10 @@ def test_features_and_roughness_are_the_published_ones(
     ],
 )
 def test_the_training_objective_is_as_low_as_the_published_solution(
-    staircase: ModuleType, reference: Callable[[str], dict[str, Tensor]], method: str, theirs: str
+    reference: Callable[[str], dict[str, Tensor]], method: str, theirs: str
 ) -> None:
     arrays = reference("lolip_splines_n40")
-    points, loss = sample(staircase, arrays), staircase.METHODS[method]
+    points, loss = sample(arrays), staircase.METHODS[method]
     theta, published = staircase.fit(loss, points), arrays[f"theta_{theirs}"]
     goal = staircase.Penalised(loss, points, 1e-7)
     own, other = goal.value(theta.numpy()), goal.value(published.numpy())
@@ -70,7 +51,7 @@ def test_the_training_objective_is_as_low_as_the_published_solution(
         assert found["adversarial_mse"] == pytest.approx(table["adversarial_mse"], abs=5e-5)
 
 
-def test_derivatives_by_finite_differences(staircase: ModuleType) -> None:
+def test_derivatives_by_finite_differences() -> None:
     points = staircase.Points.draw(30, seed=3)
     theta = np.random.default_rng(0).standard_normal(34)
     for loss in staircase.METHODS.values():
@@ -84,23 +65,18 @@ def test_derivatives_by_finite_differences(staircase: ModuleType) -> None:
             assert np.allclose(hessian[i], bend, rtol=1e-4, atol=1e-3)
 
 
-def test_the_soft_maximum_lies_just_above(staircase: ModuleType) -> None:
+def test_the_soft_maximum_lies_just_above() -> None:
     values = torch.randn(50, 3, dtype=torch.float64)
     soft = staircase.soft_max(values, 1e-3)
     assert (soft >= values.amax(1) - 1e-12).all()
     assert (soft <= values.amax(1) + 1e-3 * np.log(3) + 1e-12).all()
 
 
-def test_as_a_user_runs_it(
-    staircase: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["staircase.py", "--to", str(tmp_path), "--points", "40", "1000"])
-    staircase.main()
-    table = pd.read_csv(tmp_path / "errors.csv").set_index(["points", "method"])
+def test_few_points_make_robustness_cost_accuracy_many_do_not() -> None:
+    table, curves = staircase.staircase((40, 1000))
+    table = table.set_index(["points", "method"])
     assert len(table) == 2 * len(staircase.METHODS)
-    assert (tmp_path / "staircase.png").exists()
-    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path)
-    # Few points: robust fits pay in accuracy. Many: they do not.
+    assert set(curves["method"]) == set(staircase.METHODS)
     few, many = table.loc[40], table.loc[1000]
     assert few.loc["adversarial", "test_mse"] > 3 * few.loc["natural", "test_mse"]
     assert many.loc["adversarial", "test_mse"] < few.loc["adversarial", "test_mse"] / 3

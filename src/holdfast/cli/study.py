@@ -1,0 +1,93 @@
+"""holdfast study."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from holdfast.cli.console import RUNS, answer_for, print_table
+from holdfast.cli.sweep import (
+    AddressOption,
+    DryRunOption,
+    OnOption,
+    ResourceOption,
+    WorkersOption,
+    carry_out,
+    leave_with,
+    make_launcher,
+    show_plan,
+)
+from holdfast.cli.train import Overrides, RunsOption
+
+
+def study(
+    name: Annotated[str, typer.Argument(help="A study (holdfast list studies names them), or a YAML file.")],
+    overrides: Overrides = None,
+    data: Annotated[
+        str | None, typer.Option(help="digits: on the embedded digits, with settings for them.")
+    ] = None,
+    scale: Annotated[
+        float, typer.Option(help="Share of the images shown, test images and seeds, such as 0.01.")
+    ] = 1.0,
+    workers: WorkersOption = 1,
+    on: OnOption = "pool",
+    address: AddressOption = None,
+    resource: ResourceOption = None,
+    dry_run: DryRunOption = False,
+    runs: RunsOption = RUNS,
+) -> None:
+    """Repeat a published experiment at the scale of the machine at hand, the published numbers beside ours.
+
+    Runs that are finished are not repeated. The last line of the output is the folder of the table and figures.
+    """
+    outcomes = []
+    with answer_for() as progress:
+        from holdfast.experiments.study import (
+            plan_study,
+            read_study,
+            report_separation,
+            report_staircase,
+            report_study,
+        )
+
+        chosen = read_study(name)
+        if data not in (None, "digits"):
+            raise ValueError(f"a study runs on its own data or on digits, given --data {data}")
+        digits = data == "digits"
+        planned, notes = plan_study(chosen, digits=digits, scale=scale, overrides=overrides or ())
+        if overrides and not planned:
+            raise ValueError(f"{overrides[0]!r} has no effect: {name} trains nothing")
+        progress.stage(f"{chosen.title} ({chosen.source})")
+        for note in notes:
+            progress.stage(f"scale {scale:g}: {note}")
+        folder = (
+            runs / "studies" / "-".join([name.replace("/", "_"), *(["digits"] if digits else []), *_share(scale)])
+        )
+        if dry_run:
+            if planned:
+                show_plan(planned, workers)
+            return
+        if chosen.separation:
+            report = report_separation(chosen, folder, runs, digits=digits, scale=scale, reporter=progress)
+        elif chosen.staircase:
+            report = report_staircase(chosen, folder, scale=scale)
+        else:
+            launcher = make_launcher(on, workers, address, resource, runs)
+            outcomes = carry_out(planned, launcher, runs, progress, workers)
+            finished = [one.planned for one in outcomes if one.status == "finished"]
+            if not finished:
+                leave_with(outcomes)
+            report = report_study(chosen, finished, runs, folder)
+        print_table(chosen.title, report.headings, report.rows)
+        for one in chosen.published:
+            kind = "published" if one.verified else "unverified, from memory"
+            print(f"{kind}: {one.source}")
+        for figure in report.figures:
+            print(figure)
+        print(report.folder)
+    leave_with(outcomes)
+
+
+def _share(scale: float) -> list[str]:
+    return [] if scale == 1 else [f"{scale:g}"]
