@@ -175,7 +175,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {"round": round, "min": min, "max": 
 
 def _compute(node: ast.expr, settings: Mapping[str, Any], text: str) -> float:
     """A formula of numbers, dotted keys and arithmetic; nothing else is understood, and nothing is executed."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return node.value
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         try:

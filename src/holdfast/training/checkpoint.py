@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,9 @@ class Checkpoint:
             if not (isinstance(found.history, list) and all(isinstance(record, dict) for record in found.history)):
                 raise TypeError("it holds no history")
             return found
-        except (pickle.UnpicklingError, RuntimeError, EOFError, TypeError, ValueError, KeyError) as fault:
+        except FileNotFoundError:
+            raise
+        except Exception as fault:  # an unpickler fails on rubbish in any way
             reason = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
             text = f"the checkpoint {path} cannot be read ({reason}); delete it to start anew"
             raise DamagedCheckpoint(text) from fault

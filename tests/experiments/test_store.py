@@ -1,0 +1,177 @@
+"""The table of all runs: read without torch, selected by any name, old result files among them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from holdfast.experiments import store
+from holdfast.experiments.store import Record, flatten, read_records, select
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+
+
+def write_run(folder: Path, name: str, standard: float | None = 0.9, **recipe: object) -> Path:
+    """A run's folder as far as the store reads it."""
+    path = folder / name
+    path.mkdir(parents=True)
+    settings = {
+        "data": {"name": "digits", "train_size": 100},
+        "objective": {"name": "trades", "beta": 6.0},
+        "threat": {"norm": "linf", "eps": 8 / 255},
+        "evaluation": {"attacks": [{"name": "pgd", "steps": 5}], "radii": []},
+        "seed": 0,
+    }
+    (path / "experiment.yaml").write_text(yaml.safe_dump(settings | recipe))
+    if standard is not None:
+        result = {
+            "standard": standard,
+            "bracket": {"attacked": standard / 2, "certified": None},
+            "counts": {},
+            "attacked": {"pgd": standard / 2},
+            "train": {"standard": 1.0, "bracket": {"attacked": 0.8}},
+        }
+        (path / "result.json").write_text(json.dumps(result))
+    return path
+
+
+def test_a_run_is_a_row_of_dotted_names(tmp_path: Path) -> None:
+    path = write_run(tmp_path, "a", 0.9)
+    lines = [
+        {"epoch": 1, "loss": 2.0, "neural_collapse": [[1]]},
+        {"epoch": 2, "loss": 1.5, "neural_collapse": [[2]]},
+    ]
+    (path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (record,) = read_records(tmp_path)
+    assert record.status == "finished"
+    expected = {
+        "objective": "trades",
+        "objective.beta": 6.0,
+        "evaluation.attacks.0.steps": 5,
+        "attacked": 0.45,
+        "attacked.pgd": 0.45,
+        "certified": None,
+        "threat": "linf:0.03137",
+        "last.loss": 1.5,
+    }
+    assert {key: record.values[key] for key in expected} == expected
+    assert record.values["gap"] == pytest.approx(0.1)
+    assert record.values["attacked_gap"] == pytest.approx(0.35)
+    assert "last.neural_collapse" not in record.values
+    assert "seed" not in record.recipe
+
+
+def test_what_is_damaged_or_put_aside_hides_nothing(tmp_path: Path) -> None:
+    write_run(tmp_path, "good")
+    write_run(tmp_path, "begun", None)
+    (write_run(tmp_path, "rubbish") / "result.json").write_text("{")
+    (write_run(tmp_path, "empty", None) / "experiment.yaml").write_text("")
+    write_run(tmp_path / ".damaged", "aside")
+    assert {one.name: one.status for one in read_records(tmp_path)} == {
+        "good": "finished",
+        "begun": "begun",
+        "rubbish": "damaged",
+        "empty": "damaged",
+    }
+    assert read_records(tmp_path / "nowhere") == []
+
+
+def test_old_result_files_are_read_beside_ours(tmp_path: Path) -> None:
+    write_run(tmp_path, "ours")
+    old = tmp_path / "2024" / "11"
+    old.mkdir(parents=True)
+    for path in (REFERENCE / "results").iterdir():
+        (old / path.name).write_bytes(path.read_bytes())
+    (old / "other.yaml").write_text("a: 1")
+    found = {one.name: one for one in read_records(tmp_path)}
+    assert {name for name, one in found.items() if one.status == "old"} == {
+        "AOL-LCN_I",
+        "CPL-LCN_II",
+        "smoothing_III",
+    }
+    cpl = found["CPL-LCN_II"].values
+    assert (cpl["data"], cpl["data.train_size"], cpl["model"], cpl["optimizer.lr"]) == (
+        "cifar10",
+        20,
+        "CPL-LCN",
+        1.0,
+    )
+    assert cpl["standard"] == cpl["results.eval.Accuracy()"] == pytest.approx(1 / 6)
+    assert cpl["arguments.updates.model.base_width"] == 4  # behind a YAML anchor
+    smoothing = found["smoothing_III"].values
+    assert smoothing["data.train_size"] == 45_000  # asked for 50,000, of which 5,000 were held out
+    assert smoothing["results.eval.CRA(0.14)"] == pytest.approx(1 / 12)
+    assert "certified" not in smoothing  # an estimate is no certificate
+
+
+def test_mappings_are_flattened_as_the_original_does() -> None:
+    for given, expected in json.loads((REFERENCE / "intriguing_result_selection.json").read_text())["flatten"]:
+        assert flatten(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [
+        ("objective=trades", ["a", "b"]),
+        ("objective.name!=trades", ["c"]),
+        ("objective=trades,llr", ["a", "b", "c"]),
+        ("data.train_size>=1000", ["b"]),
+        ("data.train_size<=100 standard>0.5", ["a"]),
+        ("threat.eps=8/255", ["a", "b"]),
+        ("threat.eps<1/10 data.train_size!=100", ["b"]),
+        ("certified=none", ["a", "b", "c"]),
+        ("standard>0.99", []),
+    ],
+)
+def test_conditions_select(where: str, names: list[str], tmp_path: Path) -> None:
+    write_run(tmp_path, "a", 0.9)
+    write_run(tmp_path, "b", 0.8, data={"name": "mnist", "train_size": 1000})
+    write_run(tmp_path, "c", 0.4, objective={"name": "llr"}, threat={"norm": "l2", "eps": 0.5})
+    records = read_records(tmp_path)
+    assert sorted(one.name for one in select(records, where)) == names
+
+
+def test_unknown_names_and_broken_conditions_are_told(tmp_path: Path) -> None:
+    write_run(tmp_path, "a")
+    records = read_records(tmp_path)
+    with pytest.raises(ValueError, match=r"no run has 'objektive'; did you mean 'objective'"):
+        select(records, "objektive=trades")
+    with pytest.raises(ValueError, match="is no condition"):
+        select(records, "objective")
+    with pytest.raises(ValueError, match="expected a number"):
+        select(records, "standard>high")
+    with pytest.raises(ValueError, match="no run has 'standrd'"):
+        store.order(records, "-standrd")
+
+
+def test_sorting_puts_what_is_missing_last() -> None:
+    records = [Record(Path(name), "finished", {"x": value}) for name, value in (("a", 2), ("b", None), ("c", 10))]
+    assert [one.name for one in store.order(records, "x")] == ["a", "c", "b"]
+    assert [one.name for one in store.order(records, "-x")] == ["c", "a", "b"]
+
+
+def test_five_hundred_runs_are_listed_without_torch_or_pandas(tmp_path: Path) -> None:
+    first = write_run(tmp_path, "run-000")
+    for number in range(1, 500):
+        path = tmp_path / f"run-{number:03}"
+        path.mkdir()
+        for name in ("experiment.yaml", "result.json"):
+            (path / name).write_bytes((first / name).read_bytes())
+    code = f"""
+import sys
+from holdfast.cli import app
+try:
+    app(["runs", "--where", "objective=trades standard>=0.9", "--sort", "-standard", "--runs", {str(tmp_path)!r}])
+except SystemExit as done:
+    assert not done.code
+assert not {{"torch", "pandas", "numpy", "matplotlib"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "500 runs" in done.stdout
+    assert done.stdout.count("linf:0.03137") == 500

@@ -1,0 +1,329 @@
+"""Sweeps: what is planned, and that nothing is lost or done twice whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import TINY
+
+from holdfast.experiments import Run, resolve
+from holdfast.experiments import sweep as module
+from holdfast.experiments.launchers import Here, Launcher, Pool, WorkerDied
+from holdfast.experiments.sweep import (
+    Derived,
+    Drawn,
+    Listed,
+    Outcome,
+    Planned,
+    Watcher,
+    estimate,
+    parse_axis,
+    plan,
+    sweep,
+)
+
+FAST = [*TINY, "evaluation.certifiers=[]", "evaluation.train_examples=2", "evaluation.lipschitz_examples=2"]
+PROGRAM = [sys.executable, "-m", "holdfast"]
+
+
+def values(text: str) -> list[Any]:
+    axis = parse_axis(text)
+    assert isinstance(axis, Listed)
+    return [tuple(choice.values()) if len(choice) > 1 else next(iter(choice.values())) for choice in axis.choices]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=1,b,2.5,null", [1, "b", 2.5, None]),
+        ("a=range(16,1024,*2)", [16, 32, 64, 128, 256, 512, 1024]),
+        ("a=range(1,10,4)", [1, 5, 9]),
+        ("a=range(0,1,0.25)", [0, 0.25, 0.5, 0.75, 1]),
+        ("a=range(3,5)", [3, 4, 5]),
+        ("a=range(1/255,4/255,*2)", [pytest.approx(1 / 255), pytest.approx(2 / 255), pytest.approx(4 / 255)]),
+        ("a=linf:0.1,l2:8/255", ["linf:0.1", "l2:8/255"]),
+        ("a={name: trades, beta: 6},llr", [{"name": "trades", "beta": 6}, "llr"]),
+        ("a=[1,2]", [[1, 2]]),
+        ("a=[]", [[]]),
+        ("a+b=[1,2],[3,x]", [(1, 2), (3, "x")]),
+    ],
+)
+def test_values_of_an_axis(text: str, expected: list[Any]) -> None:
+    assert values(text) == expected
+
+
+def test_random_and_derived_axes() -> None:
+    axis = parse_axis("optimizer.lr=loguniform(1e-3, 10)")
+    assert isinstance(axis, Drawn)
+    draws = [axis.draw(trial) for trial in range(1000)]
+    assert all(1e-3 <= draw <= 10 for draw in draws)
+    assert 0.45 < sum(draw < 0.1 for draw in draws) / 1000 < 0.55  # uniform in the logarithm
+    assert Drawn("optimizer.lr", 0, 1, False).draw(5) == Drawn("optimizer.lr", 0, 1, False).draw(5)
+    derived = parse_axis("training.epochs=of(max(1, round(6000 / data.train_size)))")
+    assert isinstance(derived, Derived)
+    assert derived.value({"data": {"train_size": 70}}) == 86
+    assert Derived("a", "-(2 ** 3 - 10) // 2").value({}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a", "expected KEY=VALUE"),
+        ("a=", "has no values"),
+        ("a=range(10,1)", "never gets from 10 to 1"),
+        ("a=range(1,10,*1)", "never gets"),
+        ("a=range(0,1,1e-9)", "more than 10000 values"),
+        ("a=range(1)", r"expected range\(FIRST, LAST\)"),
+        ("a=uniform(1,0)", r"expected uniform\(LOW, HIGH\)"),
+        ("a=loguniform(0,1)", "above 0"),
+        ("a+b=[1,2],[3]", "expected lists of 2 values"),
+        ("a+b=range(1,2)", "lists of values, one for each key"),
+        ("a=of(1 +)", "is no formula"),
+        ("a=[1", "is not a YAML value"),
+    ],
+)
+def test_axes_that_make_no_sense(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_axis(text)
+
+
+@pytest.mark.parametrize(
+    "formula", ["__import__('os').system('x')", "open", "data.name", "1 / 0", "data['x']", "True"]
+)
+def test_a_formula_computes_numbers_and_nothing_else(formula: str) -> None:
+    with pytest.raises(ValueError, match=r"seed=of\("):
+        Derived("seed", formula).value({"data": {"name": "digits"}})
+
+
+def test_every_combination_once_with_the_same_work_for_every_size() -> None:
+    axes = [
+        parse_axis("objective=trades,adversarial,trades"),
+        parse_axis("data.train_size=100,200"),
+        parse_axis("training.presentations=of(60 * data.train_size)"),
+        parse_axis("optimizer.lr=uniform(0.1,0.2)"),
+    ]
+    found = plan("digits", axes, trials=2, seeds=3)
+    assert len(found) == len({one.identity for one in found}) == 2 * 2 * 2 * 3
+    assert {one.experiment.training.presentations for one in found} == {6000, 12000}
+    assert {one.experiment.seed for one in found} == {0, 1, 2}
+    more = plan("digits", axes, trials=4, seeds=3)
+    assert {one.identity for one in found} < {
+        one.identity for one in more
+    }  # further trials add, and change nothing
+    assert found[0].labels.keys() == {"objective", "data.train_size", "optimizer.lr", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("axes", "counts", "message"),
+    [
+        (["objective=trades,tradez"], {}, "did you mean 'trades'"),
+        (["optimizer.lr=uniform(0,1)"], {}, "is random: say how often"),
+        ([], {"trials": 3}, "nothing is random"),
+        ([], {"seeds": 0}, "at least one seed"),
+        (["optimiser.lr=1"], {}, "did you mean 'optimizer'"),
+    ],
+)
+def test_a_plan_with_one_bad_run_is_no_plan(axes: list[str], counts: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan("digits", [parse_axis(axis) for axis in axes], **counts)
+
+
+def small_plan(*axes: str) -> list[Planned]:
+    return plan("digits", [parse_axis(axis) for axis in (*FAST, *axes)])
+
+
+class Ends(Watcher):
+    def __init__(self) -> None:
+        self.ended: list[Outcome] = []
+        self.said: list[str] = []
+        self.finished = 0
+
+    def begin(self, plan: Sequence[Planned], finished: int) -> None:
+        self.finished = finished
+
+    def end(self, outcome: Outcome) -> None:
+        self.ended.append(outcome)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_a_failed_run_stops_no_other_and_finished_ones_are_not_repeated(tmp_path: Path) -> None:
+    found = small_plan("objective=cross-entropy", "optimizer.lr=0.01,1e30")
+    first = sweep(found, Here(), runs=tmp_path)
+    assert [one.status for one in first] == ["finished", "failed"]
+    assert "the loss is" in first[1].text
+    before = (tmp_path / found[0].identity / "result.json").stat().st_mtime_ns
+    ends = Ends()
+    again = sweep(
+        [*found, *small_plan("objective=cross-entropy", "optimizer.lr=0.02")], Here(), runs=tmp_path, watcher=ends
+    )
+    assert [one.status for one in again] == ["finished", "failed", "finished"]
+    assert (ends.finished, len(ends.ended)) == (1, 2)
+    assert (tmp_path / found[0].identity / "result.json").stat().st_mtime_ns == before
+    assert not (tmp_path / found[0].identity / "progress.json").exists()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda run: (run / "experiment.yaml").write_text("][ rubbish"),
+        lambda run: (run / "result.json").write_text("rubbish"),
+        lambda run: (run / "experiment.yaml").write_text(
+            (run / "experiment.yaml").read_text().replace("seed: 0", "seed: 9")
+        ),
+        lambda run: ((run / "result.json").unlink(), (run / "checkpoint" / "last.pt").write_bytes(b"rubbish")),
+    ],
+    ids=["recipe", "result", "another run's", "checkpoint"],
+)
+def test_a_damaged_folder_is_put_aside_and_begun_anew(spoil: Callable[[Path], object], tmp_path: Path) -> None:
+    (one,) = found = small_plan("objective=cross-entropy")
+    sweep(found, Here(), runs=tmp_path)
+    expected = Run(tmp_path / one.identity).result["counts"]
+    spoil(tmp_path / one.identity)
+    (outcome,) = sweep(found, Here(), runs=tmp_path)
+    assert outcome.status == "finished"
+    assert Run(tmp_path / one.identity).result["counts"] == expected
+    assert [path.name for path in (tmp_path / ".damaged").iterdir()] == [f"{one.identity}-1"]
+    from holdfast.experiments.store import read_records
+
+    assert len(read_records(tmp_path)) == 1  # counted once
+
+
+class Mortal(Launcher):
+    """Loses the worker of some attempts."""
+
+    def __init__(self, deaths: int) -> None:
+        self.deaths, self.attempts = deaths, 0
+
+    def submit(self, work: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Future[Any]]:
+        futures = []
+        for argument in arguments:
+            future: Future[Any] = Future()
+            self.attempts += 1
+            if self.attempts <= self.deaths:
+                future.set_exception(WorkerDied("killed"))
+            else:
+                future.set_result(work(argument))
+            futures.append(future)
+        return futures
+
+    def stop(self, now: bool) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("deaths", "status"), [(2, "finished"), (9, "failed")])
+def test_what_died_is_tried_again_but_not_for_ever(deaths: int, status: str, tmp_path: Path) -> None:
+    ends, launcher = Ends(), Mortal(deaths)
+    (outcome,) = sweep(small_plan("objective=cross-entropy"), launcher, runs=tmp_path, watcher=ends)
+    assert outcome.status == status
+    assert launcher.attempts == 3
+    assert len(ends.said) == 2
+
+
+def test_a_run_in_other_hands_is_left_to_them(tmp_path: Path) -> None:
+    (one,) = found = small_plan("objective=cross-entropy")
+    with Run(tmp_path / one.identity).claimed():
+        (outcome,) = sweep(found, Here(), runs=tmp_path)
+    assert outcome.status == "failed"
+    assert "another process works on it" in outcome.text
+    assert sweep(found, Here(), runs=tmp_path)[0].status == "finished"
+
+
+def test_the_cost_is_counted_and_timed() -> None:
+    found = plan("digits", [parse_axis("training.epochs=2,4"), parse_axis("data.train_size=128")])
+    cost = estimate(found)
+    assert (cost.runs, cost.batches) == (2, 4 + 8)
+    assert cost.seconds > 0
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def workers_of(process: int) -> list[int]:
+    found = subprocess.run(
+        ["pgrep", "-P", str(process), "-f", "spawn_main"], capture_output=True, text=True, check=False
+    )
+    return [int(line) for line in found.stdout.split()]
+
+
+def test_killed_sweeps_and_workers_lose_nothing(tmp_path: Path) -> None:
+    long = ["training={epochs: 400, batch_size: 40, validate_every: 400}", "evaluation.curve_points=0"]
+    command = [*PROGRAM, "sweep", "digits", "objective=cross-entropy", *FAST, *long, "seed=0,1", "--workers", "2"]
+    command += ["--runs", str(tmp_path)]
+    found = [
+        resolve("digits", ["objective=cross-entropy", *FAST, *long, f"seed={seed}"]).identity for seed in (0, 1)
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def epochs(identity: str) -> int:
+        history = tmp_path / identity / "history.jsonl"
+        return len(history.read_text().splitlines()) if history.exists() else 0
+
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        wait_for(lambda: all(epochs(identity) > 3 for identity in found))
+        children = workers_of(process.pid)
+        assert len(children) == 2
+        process.kill()
+        process.wait()
+    for child in children:  # they follow their parent
+        wait_for(lambda child=child: not Path(f"/proc/{child}").exists())
+    reached = [epochs(identity) for identity in found]
+    assert all(3 < count < 400 for count in reached)
+
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        wait_for(lambda: any(epochs(identity) > count for identity, count in zip(found, reached, strict=True)))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(workers_of(process.pid)[0], signal.SIGKILL)
+        assert process.wait(timeout=120) == 0
+    text = (tmp_path / "log").read_text()
+    assert "the worker process was killed" in text
+    assert text.count(" finished (") == 2
+    for identity in found:
+        lines = [json.loads(line) for line in (tmp_path / identity / "history.jsonl").read_text().splitlines()]
+        assert [line["epoch"] for line in lines] == list(range(1, 401))  # gone on with, nothing twice
+
+
+def test_submitit_runs_the_same_plan(tmp_path: Path) -> None:
+    from holdfast.experiments.launchers import launcher
+
+    found = small_plan("objective=cross-entropy", "seed=0,1")
+    chosen = launcher("local", 2, folder=tmp_path / ".jobs", resources={"timeout_min": 5})
+    outcomes = sweep(found, chosen, runs=tmp_path)
+    assert [one.status for one in outcomes] == ["finished", "finished"], outcomes
+
+
+def test_launchers_that_cannot_be(tmp_path: Path) -> None:
+    from holdfast.experiments.launchers import launcher
+
+    for on, options, message in (
+        ("mars", {}, "valid: local, pool, ray, slurm"),
+        ("pool", {"resources": {"gpus": 1}}, "are for slurm"),
+        ("local", {"address": "x"}, "an address is for ray"),
+        ("local", {"resources": {"timeot_min": 1}}, "submitit: "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            launcher(on, 1, folder=tmp_path, **options)
+
+
+def test_a_pool_of_processes_works_and_stops(tmp_path: Path) -> None:
+    pool = Pool(1)
+    assert module.sweep(small_plan("objective=cross-entropy"), pool, runs=tmp_path)[0].status == "finished"
+    assert all(not process.is_alive() for one in pool._pools for process in (one._processes or {}).values())
