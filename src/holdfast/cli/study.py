@@ -82,7 +82,7 @@ def study(
         print_table(chosen.title, report.headings, report.rows)
         for one in chosen.published:
             kind = "published" if one.verified else "unverified, from memory"
-            print(f"{kind}: {one.source}")
+            print(f"{kind}: {one.source}" + (", of the study's own data, not of digits" if digits else ""))
         for figure in report.figures:
             print(figure)
         print(report.folder)

@@ -81,7 +81,7 @@ class Published(Settings):
     verified: bool = True
     """Whether the numbers were seen at their source, or are quoted from memory."""
     columns: list[str]
-    """Headings; those of the study's own columns are shown beside them."""
+    """Some of the headings of the study's own columns."""
     rows: list[list[Any]]
     """The labels of a row, and a number for each column; accuracies in per cent."""
 
@@ -380,28 +380,24 @@ def _write(study: Study, folder: Path, table: pd.DataFrame, labels: Sequence[str
     """Our numbers, and the published ones beside them."""
     headings = [*labels, "seeds", *study.columns]
     lines: dict[tuple[str, ...], list[str]] = {}
-    for _, row in table.iterrows():
-        key = tuple(_word(row[label]) for label in labels)
-        lines[key] = [
-            *key,
-            str(row["seeds"]),
-            *(_cell(k, row[k], row[f"{k}_half"]) for k in study.columns.values()),
-        ]
+    for found in table.to_dict("records"):
+        own = [found[label] for label in labels]
+        cells = [_cell(key, found[key], found[f"{key}_half"]) for key in study.columns.values()]
+        lines[tuple(map(_key, own))] = [*map(_word, own), str(found["seeds"]), *cells]
     for one in study.published:
         count = len(one.rows[0]) - len(one.columns)
-        theirs = {tuple(_word(cell) for cell in row[:count]): row[count:] for row in one.rows}
-        lines |= {
-            (*key, *[NONE] * (len(labels) - count)): [*key, *[NONE] * (len(headings) - count)]
-            for key in theirs
-            if not any(line[:count] == key for line in lines)
-        }
-        columns = [*study.columns, *(heading for heading in one.columns if heading not in study.columns)]
-        kind = "published" if one.verified else "unverified"
-        shown = [heading for heading in columns if heading in one.columns]
+        theirs = {tuple(map(_key, row[:count])): row for row in one.rows}
+        for key, row in theirs.items():
+            if not any(line[:count] == key for line in lines):
+                lines[(*key, *[NONE] * (len(labels) - count))] = [
+                    *map(_word, row[:count]),
+                    *[NONE] * (len(headings) - count),
+                ]
+        shown = [*(heading for heading in study.columns if heading in one.columns)]
         for key, line in lines.items():
-            values = dict(zip(one.columns, theirs.get(key[:count], []), strict=False))
+            values = dict(zip(one.columns, theirs.get(key[:count], [])[count:], strict=False))
             line += [NONE if values.get(heading) is None else f"{values[heading]:g}" for heading in shown]
-        headings += [f"{heading}, {kind}" for heading in shown]
+        headings += [f"{heading}, {'published' if one.verified else 'unverified'}" for heading in shown]
     rows = list(lines.values())
     write_text(folder / "table.csv", pd.DataFrame(rows, columns=headings).to_csv(index=False))
     write_text(folder / "table.tex", latex(headings, rows, len(headings) - len(labels)))
@@ -409,11 +405,13 @@ def _write(study: Study, folder: Path, table: pd.DataFrame, labels: Sequence[str
 
 
 def _word(value: Any) -> str:
-    """A label, the same for 0.1 and for 1/10."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _key(value: Any) -> str:
+    """A label by which rows are matched, the same for 8/255 and 0.03137."""
     try:
-        return f"{parse_number(value):.4g}" if "/" in str(value) else str(value)
+        return f"{parse_number(value):.4g}"
     except ValueError:
         return str(value)
 
