@@ -8,36 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
+from helpers import write_run
 
 from holdfast.experiments import store
 from holdfast.experiments.store import Record, flatten, read_records, select
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-
-
-def write_run(folder: Path, name: str, standard: float | None = 0.9, **recipe: object) -> Path:
-    """A run's folder as far as the store reads it."""
-    path = folder / name
-    path.mkdir(parents=True)
-    settings = {
-        "data": {"name": "digits", "train_size": 100},
-        "objective": {"name": "trades", "beta": 6.0},
-        "threat": {"norm": "linf", "eps": 8 / 255},
-        "evaluation": {"attacks": [{"name": "pgd", "steps": 5}], "radii": []},
-        "seed": 0,
-    }
-    (path / "experiment.yaml").write_text(yaml.safe_dump(settings | recipe))
-    if standard is not None:
-        result = {
-            "standard": standard,
-            "bracket": {"attacked": standard / 2, "certified": None},
-            "counts": {},
-            "attacked": {"pgd": standard / 2},
-            "train": {"standard": 1.0, "bracket": {"attacked": 0.8}},
-        }
-        (path / "result.json").write_text(json.dumps(result))
-    return path
 
 
 def test_a_run_is_a_row_of_dotted_names(tmp_path: Path) -> None:

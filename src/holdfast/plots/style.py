@@ -15,7 +15,10 @@ SEQUENCE = [BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 
 def save_figure(figure: Figure, stem: Path, table: pd.DataFrame) -> None:
     """The figure as PNG, PDF and SVG and the plotted numbers as CSV: ``stem``.png, .pdf, .svg, .csv."""
+    figure.draw_without_rendering()  # lay out once, not for every file
+    figure.set_layout_engine("none")
+    box = figure.get_tightbbox().padded(0.1)
     for suffix in (".png", ".pdf", ".svg"):
         with whole_file(stem.with_suffix(suffix)) as temporary:
-            figure.savefig(temporary, dpi=160, bbox_inches="tight")
+            figure.savefig(temporary, dpi=160, bbox_inches=box)
     write_text(stem.with_suffix(".csv"), table.to_csv(index=False))
