@@ -7,7 +7,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test format clean
+.PHONY: demo test test-ray docs format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/holdfast train digits
@@ -17,6 +17,14 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# A sweep on a Ray cluster of two nodes on this machine; installs Ray.
+test-ray: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e ".[ray]"
+	HOLDFAST_RAY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/experiments/test_ray.py
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python docs/build.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

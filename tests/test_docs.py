@@ -121,3 +121,13 @@ def test_links_lead_somewhere() -> None:
     for path in [*DOCS.glob("*.md"), *(DOCS / "studies").glob("*.md")]:
         for link in re.findall(r"\]\(([\w./-]+)\)", path.read_text("utf-8")):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_the_sweeps_and_studies_of_the_readme_make_a_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HOLDFAST_DATA", str(tmp_path / "nowhere"))
+    text = (DOCS.parent / "README.md").read_text("utf-8")
+    found = [one.split("  #")[0] for one in commands(text) if one.startswith(("holdfast sweep", "holdfast study"))]
+    assert len(found) == 4
+    for command in found:
+        assert " runs" in holdfast(command, "--dry-run", "--runs", str(tmp_path)).stdout
