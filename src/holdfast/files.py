@@ -27,6 +27,30 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+CLAIM = ".claim"
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Held while somebody works in a folder, which is made; whoever dies lets go.
+
+    Raises:
+        BlockingIOError: another process works in it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / CLAIM).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            raise BlockingIOError(fault.errno, "another process works on it", str(folder)) from fault
+        yield
+
+
 def sweep(folder: Path) -> None:
     """Remove the temporary files that killed writers left in a folder and below it."""
     for path in folder.rglob(".*"):

@@ -12,6 +12,7 @@ from helpers import TINY, write_run
 from typer.testing import CliRunner, Result
 
 from holdfast.cli import app
+from holdfast.files import claimed
 
 FAST = [*TINY, "evaluation.train_examples=5", "evaluation.lipschitz_examples=5"]
 
@@ -113,6 +114,8 @@ def test_only_confirmed_runs_are_deleted(tmp_path: Path) -> None:
     assert holdfast("runs", "--delete", "--runs", tmp_path, answer="").exit_code == 1  # nobody to ask
     assert len(list(tmp_path.iterdir())) == 3
     assert holdfast("runs", "--where", "standard<0", "--delete", "--runs", tmp_path, answer="y\n").exit_code == 2
+    with claimed(tmp_path / "run1"):
+        assert "another process works on it" in holdfast("runs", "--delete", "--yes", "--runs", tmp_path).stderr
     assert holdfast("runs", "--delete", "--yes", "--runs", tmp_path).exit_code == 0
     assert not list(tmp_path.iterdir())
 

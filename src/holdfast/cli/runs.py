@@ -104,6 +104,8 @@ def _export(records: Sequence[Record], keys: Sequence[str], path: Path) -> None:
 def _delete(records: Sequence[Record], runs: Path, confirmed: bool) -> None:
     import shutil
 
+    from holdfast.files import claimed
+
     folders = [record.path for record in records if record.status != "old"]
     if not folders:
         raise ValueError("there is nothing to delete")
@@ -111,5 +113,6 @@ def _delete(records: Sequence[Record], runs: Path, confirmed: bool) -> None:
         typer.echo("nothing was deleted", err=True)
         return
     for folder in folders:
-        shutil.rmtree(folder)
+        with claimed(folder):
+            shutil.rmtree(folder)
     typer.echo(f"{len(folders)} runs were deleted from {runs}", err=True)

@@ -78,7 +78,7 @@ def study(
             finished = [one.planned for one in outcomes if one.status == "finished"]
             if not finished:
                 leave_with(outcomes)
-            report = report_study(chosen, finished, runs, folder)
+            report = report_study(chosen, finished, runs, folder, digits=digits)
         print_table(chosen.title, report.headings, report.rows)
         for one in chosen.published:
             kind = "published" if one.verified else "unverified, from memory"

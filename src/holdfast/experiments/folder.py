@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
 import shutil
 import subprocess
 import zipfile
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib import metadata
@@ -28,14 +27,12 @@ from torch import Tensor, nn
 from holdfast.attacks import AttackResult
 from holdfast.component import explain, nearest
 from holdfast.experiments.experiment import Experiment
-from holdfast.files import sweep, whole_file, write_bytes, write_json, write_text
+from holdfast.files import CLAIM, claimed, sweep, whole_file, write_bytes, write_json, write_text
 from holdfast.models.model import Shape
 from holdfast.models.weights import refuse_misfits
 from holdfast.training.checkpoint import Checkpoint
 
 PACKAGES = ("holdfast", "torch", "lightning-fabric", "numpy", "scipy", "pandas", "scikit-learn", "datasets")
-
-CLAIM = ".claim"
 
 
 @dataclass(frozen=True)
@@ -92,25 +89,9 @@ class Run:
     def _checkpoint(self) -> Path:
         return self.path / "checkpoint" / "last.pt"
 
-    @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Held while somebody works in the folder; whoever dies lets go.
-
-        Raises:
-            BlockingIOError: another process works in it.
-        """
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / CLAIM).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as fault:
-                raise BlockingIOError(fault.errno, "another process works on it", str(self.path)) from fault
-            yield
+    def claimed(self) -> AbstractContextManager[None]:
+        """Held while somebody works in the folder; see ``files.claimed``."""
+        return claimed(self.path)
 
     def clear(self) -> None:
         """Throw away what is there."""

@@ -290,8 +290,10 @@ class _Shrinking:
         return self.images[name]
 
 
-def report_study(study: Study, planned: Sequence[Planned], runs: Path, folder: Path) -> Report:
-    """Table and figures of the runs that are finished."""
+def report_study(
+    study: Study, planned: Sequence[Planned], runs: Path, folder: Path, *, digits: bool = False
+) -> Report:
+    """Table and figures of the runs that are finished; published curves are of the study's own data only."""
     words = list(dict.fromkeys(key for one in planned for key in one.labels if key in _label_names(study)))
     records = []
     for one in planned:
@@ -305,7 +307,7 @@ def report_study(study: Study, planned: Sequence[Planned], runs: Path, folder: P
     table = _table(study, records, [*labels, "radius"] if radii else labels)
     report = _write(study, folder, table, [*labels, "radius"] if radii else labels)
     for number, view in enumerate(study.views, start=1):
-        report.figures.extend(_draw(study, view, number, records, labels, folder))
+        report.figures.extend(_draw([] if digits else study.published, view, number, records, labels, folder))
     return report
 
 
@@ -427,7 +429,12 @@ def _cell(key: str, value: float, half: float) -> str:
 
 
 def _draw(
-    study: Study, view: View, number: int, records: Sequence[Record], labels: Sequence[str], folder: Path
+    published: Sequence[Published],
+    view: View,
+    number: int,
+    records: Sequence[Record],
+    labels: Sequence[str],
+    folder: Path,
 ) -> list[Path]:
     """A view's figures."""
     stem = folder / f"{view.kind}-{number}"
@@ -449,7 +456,7 @@ def _draw(
                 [[f"{row[0]}, published", parse_number(row[1]), row[2] / 100] for row in one.rows],
                 columns=[labels[0], "radius", "certified"],
             )
-            for one in study.published
+            for one in published
         ]
         table = pd.concat([table, *theirs], ignore_index=True)
         save_figure(lines_figure(table, "radius", ["certified"], labels), stem, table)
