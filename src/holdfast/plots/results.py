@@ -53,6 +53,8 @@ def lines_figure(
     for colour, (label, part) in zip(cycle(SEQUENCE), _parts(table, by), strict=False):
         part = part.sort_values(x)
         for stroke, marker, name in zip(cycle(STYLES), MARKERS, y, strict=False):
+            if part[name].isna().all():
+                continue
             title = " ".join([label] if len(y) == 1 else [label, words(name)]).strip()
             axes.plot(part[x], part[name], ls=stroke, marker=marker, ms=4, lw=1.4, color=colour, label=title)
             half = part[f"{name}_half"].fillna(0)
@@ -88,7 +90,7 @@ def bars_figure(table: pd.DataFrame, x: str, y: Sequence[str], by: Sequence[str]
     ``lines_figure``."""
     figure, axes = _axes(wide=True)
     places = {value: place for place, value in enumerate(dict.fromkeys(table[x]))}
-    series = [(label, part, name) for label, part in _parts(table, by) for name in y]
+    series = [(label, part, name) for label, part in _parts(table, by) for name in y if part[name].notna().any()]
     width = 0.8 / max(1, len(series))
     for number, (colour, (label, part, name)) in enumerate(zip(cycle(SEQUENCE), series, strict=False)):
         middle = [places[value] + width * (number - (len(series) - 1) / 2) for value in part[x]]
