@@ -59,7 +59,7 @@ def study_page(name: str, study: Study) -> str:
     words += f"`runs/studies/{name}`; runs that are finished are not repeated."
     lines += [fill(words), ""]
     for one in study.published:
-        kind = "Published" if one.verified else "Published, but quoted from memory and unverified"
+        kind = "Published" if one.verified else "Published, but unverified"
         lines += [f"## {kind}: {one.source}", ""]
         count = len(one.rows[0]) - len(one.columns)
         lines += ["| " + " | ".join([*[""] * count, *one.columns]) + " |", "|" + " --- |" * len(one.rows[0])]

@@ -55,6 +55,15 @@ def test_what_lacks_one_number_keeps_its_row() -> None:
     assert table.loc[10, "lr"] == 0.1
 
 
+def test_an_unknown_goal_is_the_worst_and_an_empty_setting_a_row() -> None:
+    unknown, known = record(0.2, lr=1), record(0.9)
+    unknown.values["validation"] = float("nan")
+    for records in ([unknown, known], [known, unknown]):
+        assert compare(records, y=["standard"], by=["size"], best="validation")["standard"].item() == 0.9
+    table = compare([record(0.8, size=None), record(0.7)], y=["standard"], by=["size"])
+    assert dict(zip(table["size"], table["standard"], strict=True)) == {"none": 0.8, 100: 0.7}
+
+
 def test_what_cannot_be_compared_is_told() -> None:
     with pytest.raises(ValueError, match="no finished runs"):
         compare([], y=["standard"])

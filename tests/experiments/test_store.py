@@ -46,12 +46,15 @@ def test_what_is_damaged_or_put_aside_hides_nothing(tmp_path: Path) -> None:
     write_run(tmp_path, "good")
     write_run(tmp_path, "begun", None)
     (write_run(tmp_path, "rubbish") / "result.json").write_text("{")
+    (write_run(tmp_path, "half") / "result.json").write_text('{"standard": 1, "bracket": {}, "counts": {}}')
+    (tmp_path / "good" / "history.jsonl").write_text("[1, 2]")
     (write_run(tmp_path, "empty", None) / "experiment.yaml").write_text("")
     write_run(tmp_path / ".damaged", "aside")
     assert {one.name: one.status for one in read_records(tmp_path)} == {
         "good": "finished",
         "begun": "begun",
         "rubbish": "damaged",
+        "half": "damaged",
         "empty": "damaged",
     }
     assert read_records(tmp_path / "nowhere") == []
@@ -77,7 +80,8 @@ def test_old_result_files_are_read_beside_ours(tmp_path: Path) -> None:
         "CPL-LCN",
         1.0,
     )
-    assert cpl["standard"] == cpl["results.eval.Accuracy()"] == pytest.approx(1 / 6)
+    assert cpl["validation_standard"] == cpl["results.eval.Accuracy()"] == pytest.approx(1 / 6)
+    assert "standard" not in cpl  # of held-out training images
     assert cpl["arguments.updates.model.base_width"] == 4  # behind a YAML anchor
     smoothing = found["smoothing_III"].values
     assert smoothing["data.train_size"] == 45_000  # asked for 50,000, of which 5,000 were held out
@@ -119,10 +123,22 @@ def test_unknown_names_and_broken_conditions_are_told(tmp_path: Path) -> None:
         select(records, "objektive=trades")
     with pytest.raises(ValueError, match="is no condition"):
         select(records, "objective")
+    with pytest.raises(ValueError, match="is no condition"):
+        select(records, "=trades")
     with pytest.raises(ValueError, match="expected a number"):
         select(records, "standard>high")
     with pytest.raises(ValueError, match="no run has 'standrd'"):
         store.order(records, "-standrd")
+
+
+def test_names_and_values_may_hold_commas_and_operators() -> None:
+    values = (
+        {"c": "0:16,512:3072", "certified.bounds(method=bcp)": 0.5},
+        {"c": "0:16", "certified.bounds(method=bcp)": 0.3},
+    )
+    records = [Record(Path(name), "finished", one) for name, one in zip("ab", values, strict=True)]
+    for where, names in (("c=0:16,512:3072", "ab"), ("c!=0:16", "a"), ("certified.bounds(method=bcp)>0.4", "a")):
+        assert [one.name for one in select(records, where)] == list(names)
 
 
 def test_sorting_puts_what_is_missing_last() -> None:

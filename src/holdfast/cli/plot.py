@@ -47,7 +47,7 @@ def _chosen(runs: Path, where: str) -> list[Record]:
 
 
 def _compared(
-    progress: ProgressLine, runs: Path, where: str, y: str, by: Sequence[str], best: str
+    progress: ProgressLine, runs: Path, where: str, y: str, by: Sequence[str], best: str, *, numeric: bool = False
 ) -> tuple[pd.DataFrame, list[str]]:
     from holdfast.experiments.comparison import compare
 
@@ -56,6 +56,12 @@ def _compared(
     left = sum(one.status in ("begun", "damaged") for one in records)
     if left:
         progress.stage(f"{left} runs are not finished and left out")
+    for key in by[:1] if numeric else ():
+        empty = int((table[key].astype(str) == "none").sum())
+        if empty:
+            progress.stage(f"{empty} points are left out: {key} is empty there")
+            table = table[table[key].astype(str) != "none"]
+            table = table.assign(**{key: table[key].infer_objects()})
     if not len(table):
         raise ValueError(f"no finished run has all of {', '.join([*_names(y), *by])}")
     return table, _names(y)
@@ -89,7 +95,7 @@ def lines(
         from holdfast.plots.results import lines_figure
 
         groups = _names(by)
-        table, names = _compared(progress, runs, where, y, [x, *groups], best)
+        table, names = _compared(progress, runs, where, y, [x, *groups], best, numeric=True)
         figure = lines_figure(table, x, names, groups, log_x=log_x, log_y=log_y)
         _save(figure, table, output, runs, "lines", [*names, x])
 

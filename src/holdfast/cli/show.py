@@ -11,15 +11,16 @@ from holdfast.cli.train import RunsOption
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A recipe, a component, or a run.")],
+    name: Annotated[str, typer.Argument(help="A recipe, a component, a study, or a run.")],
     runs: RunsOption = RUNS,
 ) -> None:
-    """Show a recipe with all its settings, a component with the meaning of each, or a run's result."""
+    """Show a recipe with all its settings, a component with the meaning of each, a study, or a run's result."""
     with answer_for():
         import yaml
 
         from holdfast.experiments import find_run, recipe_names, resolve
         from holdfast.experiments.catalogue import components, settings_of
+        from holdfast.experiments.study import read_study, study_names
 
         found = components(name)
         if name in recipe_names() or name.endswith((".yaml", ".yml")):
@@ -27,7 +28,12 @@ def show(
         for component in found:
             title = f"{component.name} ({component.family}): {component.summary()}"
             print_table(title, ["setting", "default", "meaning"], settings_of(component))
-        if name in recipe_names() or found or name.endswith((".yaml", ".yml")):
+        if name in study_names():
+            print(
+                yaml.safe_dump(read_study(name).model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+                end="",
+            )
+        if name in (*recipe_names(), *study_names()) or found or name.endswith((".yaml", ".yml")):
             return
         run = find_run(name, runs)
         if not run.finished:

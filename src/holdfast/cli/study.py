@@ -50,6 +50,7 @@ def study(
             report_staircase,
             report_study,
         )
+        from holdfast.inference import fingerprint
 
         chosen = read_study(name)
         if data not in (None, "digits"):
@@ -61,9 +62,11 @@ def study(
         progress.stage(f"{chosen.title} ({chosen.source})")
         for note in notes:
             progress.stage(f"scale {scale:g}: {note}")
-        folder = (
-            runs / "studies" / "-".join([name.replace("/", "_"), *(["digits"] if digits else []), *_share(scale)])
-        )
+        parts = [name.replace("/", "_"), *(["digits"] if digits else []), *([] if scale == 1 else [f"{scale:g}"])]
+        if overrides:
+            progress.stage(f"with {' '.join(overrides)}, so the published numbers are of other settings")
+            parts.append(fingerprint(*overrides)[:6])
+        folder = runs / "studies" / "-".join(parts)
         if dry_run:
             if planned:
                 show_plan(planned, workers)
@@ -71,7 +74,7 @@ def study(
         if chosen.separation:
             report = report_separation(chosen, folder, runs, digits=digits, scale=scale, reporter=progress)
         elif chosen.staircase:
-            report = report_staircase(chosen, folder, scale=scale)
+            report = report_staircase(chosen, folder, scale=scale, reporter=progress)
         else:
             launcher = make_launcher(on, workers, address, resource, runs)
             outcomes = carry_out(planned, launcher, runs, progress, workers)
@@ -80,14 +83,9 @@ def study(
                 leave_with(outcomes)
             report = report_study(chosen, finished, runs, folder, digits=digits)
         print_table(chosen.title, report.headings, report.rows)
-        for one in chosen.published:
-            kind = "published" if one.verified else "unverified, from memory"
-            print(f"{kind}: {one.source}" + (", of the study's own data, not of digits" if digits else ""))
+        for one in () if digits and not chosen.staircase else chosen.published:
+            print(f"{'published' if one.verified else 'unverified'}: {one.source}")
         for figure in report.figures:
             print(figure)
         print(report.folder)
     leave_with(outcomes)
-
-
-def _share(scale: float) -> list[str]:
-    return [] if scale == 1 else [f"{scale:g}"]

@@ -108,8 +108,8 @@ def cost_line(plan: Sequence[Planned], workers: int) -> str:
     from holdfast.experiments.sweep import estimate
 
     try:
-        cost = estimate(plan)
-    except (ValueError, OSError) as fault:
+        cost = estimate(plan, workers=max(1, workers))
+    except Exception as fault:  # a model that cannot work fails its own run, later
         return f"{len(plan)} runs; their cost cannot be estimated here: {fault}"
     each = f" each for {workers} workers" if workers > 1 else ""
     return (
@@ -163,13 +163,13 @@ def _display(line: ProgressLine, workers: int) -> Iterator[Any]:
             self.tasks: dict[str, Any] = {}
             self.count = self.ended = 0
 
-        def begin(self, plan: Sequence[Planned], finished: int) -> None:
-            self.count, self.ended = len(plan), finished
-            before = f", {finished} of them finished before" if finished else ""
+        def begin(self, plan: Sequence[Planned], left: Sequence[Planned]) -> None:
+            self.count, self.ended = len(plan), len(plan) - len(left)
+            before = f", {self.ended} of them finished before" if self.ended else ""
             self.say(f"{len(plan)} runs{before}")
-            if finished < len(plan):
-                self.say(cost_line(plan, workers))
-            self.all = self.bars.add_task("all", total=len(plan), completed=finished, text="")
+            if left:
+                self.say(cost_line(left, workers))
+            self.all = self.bars.add_task("all", total=len(plan), completed=self.ended, text="")
 
         def look(self, underway: Mapping[str, dict[str, Any]]) -> None:
             for identity, said in underway.items():

@@ -22,8 +22,8 @@ def compare(
     ``NAME_half``, half its 95 % interval (Student's t; NaN for one seed).
 
     Args:
-        records: what is not finished is left out, as is what lacks a value of ``by`` or all of ``y``; what lacks
-            some of ``y`` has NaN there.
+        records: what is not finished is left out, as is what lacks a name of ``by`` or all of ``y``; what lacks
+            some of ``y`` has NaN there. A setting that is empty is ``none`` in ``by``.
         best: where runs of a row differ in more than their seed, take those whose mean of this name is largest, or
             smallest for ``-name``. It should be of the validation, such as ``last.validation_certified``.
 
@@ -39,7 +39,7 @@ def compare(
     having = [
         one
         for one in records
-        if all(one.values.get(key) is not None for key in by) and any(one.values.get(key) is not None for key in y)
+        if all(key in one.values for key in by) and any(one.values.get(key) is not None for key in y)
     ]
     cells: dict[tuple[str, ...], dict[str, dict[Any, Record]]] = {}
     for one in having:
@@ -53,11 +53,14 @@ def compare(
         if len(groups) > 1 and not goal:
             raise ValueError(_differences([group[0] for group in groups], by))
         if goal:
-            groups = [group for group in groups if all(one.values.get(goal) is not None for one in group)]
-            if not groups:
+            known = [(_mean(group, goal), group) for group in groups]
+            ranked = [((-1 if downwards else 1) * value, group) for value, group in known if not np.isnan(value)]
+            if not ranked:
                 continue
-        group = max(groups, key=lambda group: (-1 if downwards else 1) * _mean(group, goal)) if goal else groups[0]
-        row = {key: group[0].values[key] for key in by} | {"seeds": len(group), "run": group[0].name}
+            group = max(ranked, key=lambda pair: pair[0])[1]
+        else:
+            group = groups[0]
+        row = {key: _as_label(group[0].values[key]) for key in by} | {"seeds": len(group), "run": group[0].name}
         for key in y:
             values = np.array([_number(one, key) for one in group])
             row |= {key: values.mean(), f"{key}_half": half_interval(values)}
@@ -66,7 +69,14 @@ def compare(
 
 
 def _mean(group: Sequence[Record], key: str) -> float:
-    return float(np.mean([_number(one, key) for one in group]))
+    """Over those seeds that have it; NaN where none does."""
+    values = [value for one in group if not np.isnan(value := _number(one, key))]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _as_label(value: Any) -> Any:
+    """A setting as a cell: text where it is empty or a list."""
+    return "none" if value is None else json.dumps(value) if isinstance(value, list) else value
 
 
 def _number(record: Record, key: str) -> float:

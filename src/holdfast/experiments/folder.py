@@ -71,7 +71,8 @@ class Run:
             result = json.loads(path.read_text("utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
-        if not isinstance(result, dict) or not {"standard", "bracket", "counts"} <= set(result):
+        known = isinstance(result, dict) and {"standard", "bracket", "counts"} <= set(result)
+        if not known or not {"attacked", "certified"} <= set(result["bracket"]):
             raise ValueError(f"{path} cannot be read: it is not a result")
         return result
 

@@ -77,16 +77,28 @@ def launcher(
 
 
 class Here(Launcher):
-    """In this process, one after the other."""
+    """In this process, one after the other, in a thread beside the display; it ends with the process."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(1)  # a thread, so that the display goes on
+        self._stopped = False
 
     def submit(self, work: Work, arguments: Sequence[Any]) -> list[Future[Any]]:
-        return [self._threads.submit(work, argument) for argument in arguments]
+        futures: list[Future[Any]] = [Future() for _ in arguments]
+        jobs = list(zip(futures, arguments, strict=True))
+        threading.Thread(target=self._run, args=(work, jobs), daemon=True).start()
+        return futures
+
+    def _run(self, work: Work, jobs: Sequence[tuple[Future[Any], Any]]) -> None:
+        for future, argument in jobs:
+            if self._stopped:
+                return
+            try:
+                future.set_result(work(argument))
+            except BaseException as fault:
+                future.set_exception(fault)
 
     def stop(self, now: bool) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._stopped = True
 
 
 class Pool(Launcher):

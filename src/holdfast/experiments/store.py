@@ -17,7 +17,8 @@ from holdfast.component import nearest, parse_number
 
 Status = Literal["finished", "begun", "damaged", "old"]
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_CONDITION = re.compile(r"(.+?)(>=|<=|!=|=|>|<)(.*)", re.DOTALL)
+_CONDITION = re.compile(r"(>=|<=|!=|=|>|<)(.*)", re.DOTALL)
+SIDES = ("attacked", "certified")
 CIFAR_TRAIN_PART = 45_000
 """Training images of CIFAR-10 that the code of Prach and Lampert trains on at most, whatever its file says."""
 
@@ -73,7 +74,7 @@ def read_record(path: Path) -> Record:
         values.setdefault(key.removesuffix(".name"), values[key])
     if "threat.norm" in values:
         values.setdefault("threat", f"{values['threat.norm']}:{values['threat.eps']:.4g}")
-    for side in ("attacked", "certified"):
+    for side in SIDES:
         values.setdefault(side, values.get(f"bracket.{side}"))
     for name, key in (("gap", "standard"), ("attacked_gap", "bracket.attacked")):
         if values.get(f"train.{key}") is not None and values.get(key) is not None:
@@ -95,7 +96,8 @@ def _result(path: Path) -> dict[str, Any] | None:
         result = json.loads(file.read_text("utf-8"))
     except ValueError as fault:
         raise ValueError(f"{file} cannot be read: {fault}") from fault
-    if not isinstance(result, dict) or not {"standard", "bracket", "counts"} <= set(result):
+    bracket = result.get("bracket") if isinstance(result, dict) else None
+    if not isinstance(bracket, dict) or not {"standard", "counts"} <= set(result) or not set(SIDES) <= set(bracket):
         raise ValueError(f"{file} cannot be read: it is not a result")
     return result
 
@@ -106,15 +108,17 @@ def _last_epoch(path: Path) -> dict[str, Any]:
         last = json.loads((path / "history.jsonl").read_text("utf-8").rstrip().rpartition("\n")[2])
     except (OSError, ValueError):
         return {}
+    if not isinstance(last, dict):
+        return {}
     return {key: value for key, value in last.items() if not isinstance(value, list)}
 
 
 def _old_record(path: Path) -> Record | None:
     """A result file of the code of Prach and Lampert (2025); None for any other YAML file.
 
-    Its names stay; ``data``, ``data.train_size``, ``model``, ``objective``, ``optimizer.lr`` and ``standard`` are
-    set beside them, so that it can be drawn with runs of ours. ``CRA`` of randomised smoothing is an estimate
-    there, so nothing becomes ``certified``.
+    Its names stay; ``data``, ``data.train_size``, ``model``, ``objective``, ``optimizer.lr`` and ``standard`` (or
+    ``validation_standard``, where held-out training images were evaluated) are set beside them, so that it can be
+    drawn with runs of ours. ``CRA`` of randomised smoothing is an estimate there, so nothing becomes ``certified``.
     """
     try:
         found = yaml.load(path.read_text("utf-8"), _YAML)
@@ -124,7 +128,8 @@ def _old_record(path: Path) -> Record | None:
         return None
     values = flatten(found)
     data, size = values.get("configuration.dataset.name"), values.get("configuration.dataset.training_size")
-    if data == "CIFAR10" and size and not values.get("configuration.dataset.use_test_data"):
+    test = bool(values.get("configuration.dataset.use_test_data"))
+    if data == "CIFAR10" and size and not test:
         size = min(size, CIFAR_TRAIN_PART)
     own = {
         "data": "cifar10" if data == "CIFAR10" else data,
@@ -132,7 +137,7 @@ def _old_record(path: Path) -> Record | None:
         "model": values.get("configuration.model.name"),
         "objective": values.get("configuration.loss.name"),
         "optimizer.lr": values.get("configuration.optimizer.lr"),
-        "standard": values.get("results.eval.Accuracy()"),
+        ("standard" if test else "validation_standard"): values.get("results.eval.Accuracy()"),
     }
     recipe = {key: value for key, value in values.items() if key.startswith("configuration.")}
     return Record(path, "old", values | {key: value for key, value in own.items() if value is not None}, recipe)
@@ -178,19 +183,25 @@ def select(records: Sequence[Record], where: str) -> list[Record]:
     Raises:
         ValueError: not a condition, or a name that no record has.
     """
-    conditions = []
-    for text in shlex.split(where):
-        match = _CONDITION.fullmatch(text)
-        if not match:
-            raise ValueError(f"{text!r} is no condition: expected KEY=VALUE, or !=, <, <=, >, >=")
-        conditions.append(match.groups())
+    known = known_keys(records)
+    conditions = [_condition(text, known) for text in shlex.split(where)]
     check_keys(records, [key for key, _, _ in conditions])
     return [one for one in records if all(_meets(one.values.get(key), op, to) for key, op, to in conditions)]
 
 
+def _condition(text: str, known: Iterable[str]) -> tuple[str, str, str]:
+    """Name, operator and value; a name may itself hold an operator, such as ``certified.bounds(method=bcp)``."""
+    for key in sorted((key for key in known if text.startswith(key)), key=len, reverse=True):
+        if match := _CONDITION.fullmatch(text.removeprefix(key)):
+            return key, match[1], match[2]
+    if not (match := _CONDITION.search(text)) or not match.start():
+        raise ValueError(f"{text!r} is no condition: expected KEY=VALUE, or !=, <, <=, >, >=")
+    return text[: match.start()], match[1], match[2]
+
+
 def _meets(value: Any, operator: str, text: str) -> bool:
     if operator in ("=", "!="):
-        return any(_equal(value, part) for part in text.split(",")) == (operator == "=")
+        return any(_equal(value, part) for part in (text, *text.split(","))) == (operator == "=")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     other = parse_number(text)

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pandas as pd
 import yaml
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from holdfast.analysis.staircase import SHIFT, STAIRS, staircase
 from holdfast.component import Settings, explain, nearest, parse_number
@@ -110,6 +110,18 @@ class Study(Settings):
     published: list[Published] = []
     note: str = ""
     """What is different from the publication."""
+
+    @model_validator(mode="after")
+    def _make_sense_together(self) -> Self:
+        if sum(map(bool, (self.sweeps, self.separation, self.staircase))) != 1:
+            raise ValueError("a study has sweeps, or separation, or a staircase")
+        for one in self.published:
+            if unknown := [heading for heading in one.columns if heading not in self.columns]:
+                raise ValueError(f"published: unknown column {unknown[0]!r}; {nearest(unknown[0], self.columns)}")
+            lengths = {len(row) for row in one.rows}
+            if len(lengths) != 1 or min(lengths) < len(one.columns):
+                raise ValueError(f"published: rows of {sorted(lengths)} cells for {len(one.columns)} columns")
+        return self
 
 
 @dataclass(frozen=True)
@@ -250,7 +262,10 @@ class _Shrinking:
                 break
         else:
             self._epochs(settings, training)
-        for key in ("validate_every", "keep_every"):
+        by_epochs = (
+            () if training.get("presentations") or training.get("steps") else ("validate_every", "keep_every")
+        )
+        for key in by_epochs:
             if training.get(key):
                 training[key] = self.number(f"training.{key}", training[key], 1)
         evaluation = settings["evaluation"] = dict(settings.get("evaluation", {}))
@@ -305,7 +320,7 @@ def report_study(
     if radii:
         records = [part for one in records for part in _by_radius(one, radii.y[0])]
     table = _table(study, records, [*labels, "radius"] if radii else labels)
-    report = _write(study, folder, table, [*labels, "radius"] if radii else labels)
+    report = _write(study, folder, table, [*labels, "radius"] if radii else labels, digits)
     for number, view in enumerate(study.views, start=1):
         report.figures.extend(_draw([] if digits else study.published, view, number, records, labels, folder))
     return report
@@ -319,6 +334,10 @@ def report_separation(
     for label, one in study.separation.items():
         data = "digits" if digits else one["data"]
         examples = max(200, round(scale * 60_000)) if scale < 1 else None
+        if examples:
+            reporter.stage(
+                f"scale {scale:g}: the first {examples} images of each part; a smaller set lies further apart"
+            )
         try:
             findings, _ = analyze(
                 data,
@@ -331,21 +350,26 @@ def report_separation(
             reporter.stage(f"{label} is left out: {fault}")
             continue
         least = findings.tables["distances"].groupby("part")["distance"].min()
-        rows.append({"data": label, "seeds": 1} | {key: float(least[part]) for key, part in study.columns.items()})
+        rows.append(
+            {"data set": "digits" if digits else label, "seeds": 1}
+            | {key: float(least[part]) for key, part in study.columns.items()}
+        )
         if digits:
             break
-    table = pd.DataFrame(rows, columns=["data", "seeds", *study.columns])
+    table = pd.DataFrame(rows, columns=["data set", "seeds", *study.columns])
     for key, part in study.columns.items():
         table[part], table[f"{part}_half"] = table[key], float("nan")
-    return _write(study, folder, table, ["data"])
+    return _write(study, folder, table, ["data set"], digits)
 
 
-def report_staircase(study: Study, folder: Path, *, scale: float) -> Report:
+def report_staircase(study: Study, folder: Path, *, scale: float, reporter: Reporter) -> Report:
     """The fits of the staircase: errors by size of the sample and method, and their figure."""
     sizes = sorted({max(40, round(scale * size)) for size in study.staircase})
+    if sizes != study.staircase:
+        reporter.stage(f"scale {scale:g}: {study.staircase} points → {sizes}")
     table, curves = staircase(sizes)
     table = table.assign(seeds=1, **{f"{key}_half": float("nan") for key in study.columns.values()})
-    report = _write(study, folder, table, ["points", "method"])
+    report = _write(study, folder, table, ["points", "method"], False)
     shown = ["natural", "llr", "adversarial", "clean-plus-adversarial (1)", "trades (6)"]
     save_figure(staircase_figure(curves, STAIRS.tolist(), SHIFT, shown), folder / "staircase", curves)
     report.figures.append(folder / "staircase.png")
@@ -378,31 +402,30 @@ def _table(study: Study, records: Sequence[Record], labels: Sequence[str]) -> pd
     return found
 
 
-def _write(study: Study, folder: Path, table: pd.DataFrame, labels: Sequence[str]) -> Report:
-    """Our numbers, and the published ones beside them."""
-    headings = [*labels, "seeds", *study.columns]
-    lines: dict[tuple[str, ...], list[str]] = {}
+def _write(study: Study, folder: Path, table: pd.DataFrame, labels: Sequence[str], digits: bool) -> Report:
+    """Our numbers, and the published ones beside them; on the digits without them, since they are of other data."""
+    headings = [*(["data"] if digits else []), *labels, "seeds", *study.columns]
+    lines: list[tuple[tuple[str, ...], list[str]]] = []
     for found in table.to_dict("records"):
         own = [found[label] for label in labels]
         cells = [_cell(key, found[key], found[f"{key}_half"]) for key in study.columns.values()]
-        lines[tuple(map(_key, own))] = [*map(_word, own), str(found["seeds"]), *cells]
-    for one in study.published:
+        first = ["digits"] if digits else []
+        lines.append((tuple(map(_key, own)), [*first, *map(_word, own), str(found["seeds"]), *cells]))
+    for one in () if digits else study.published:
         count = len(one.rows[0]) - len(one.columns)
         theirs = {tuple(map(_key, row[:count])): row for row in one.rows}
         for key, row in theirs.items():
-            if not any(line[:count] == key for line in lines):
-                lines[(*key, *[NONE] * (len(labels) - count))] = [
-                    *map(_word, row[:count]),
-                    *[NONE] * (len(headings) - count),
-                ]
-        shown = [*(heading for heading in study.columns if heading in one.columns)]
-        for key, line in lines.items():
+            if not any(line[:count] == key for line, _ in lines):
+                words = [*map(_word, row[:count]), *[NONE] * (len(headings) - count)]
+                lines.append(((*key, *[NONE] * (len(labels) - count)), words))
+        shown = [heading for heading in study.columns if heading in one.columns]
+        for key, line in lines:
             values = dict(zip(one.columns, theirs.get(key[:count], [])[count:], strict=False))
-            line += [NONE if values.get(heading) is None else f"{values[heading]:g}" for heading in shown]
+            line += [NONE if values.get(heading) is None else f"{values[heading]}" for heading in shown]
         headings += [f"{heading}, {'published' if one.verified else 'unverified'}" for heading in shown]
-    rows = list(lines.values())
+    rows = [line for _, line in lines]
     write_text(folder / "table.csv", pd.DataFrame(rows, columns=headings).to_csv(index=False))
-    write_text(folder / "table.tex", latex(headings, rows, len(headings) - len(labels)))
+    write_text(folder / "table.tex", latex(headings, rows, len(headings) - len(labels) - digits))
     return Report(folder, headings, rows)
 
 
@@ -413,7 +436,7 @@ def _word(value: Any) -> str:
 def _key(value: Any) -> str:
     """A label by which rows are matched, the same for 8/255 and 0.03137."""
     try:
-        return f"{parse_number(value):.4g}"
+        return f"{parse_number(value):.6g}"
     except ValueError:
         return str(value)
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import operator
+import os
 import re
 import time
 import traceback
@@ -79,8 +80,14 @@ class Derived:
 
     def value(self, settings: Mapping[str, Any]) -> float:
         """By the settings that stand before it; a whole number where it is one."""
-        found = _compute(ast.parse(self.formula, mode="eval").body, settings, f"{self.key}=of({self.formula})")
-        return int(found) if float(found).is_integer() else float(found)
+        text = f"{self.key}=of({self.formula})"
+        try:
+            found = float(_compute(ast.parse(self.formula, mode="eval").body, settings, text))
+        except (TypeError, OverflowError) as fault:
+            raise ValueError(f"{text}: {fault}") from fault
+        if not math.isfinite(found):
+            raise ValueError(f"{text} is {found}")
+        return int(found) if found.is_integer() else found
 
 
 Axis = Listed | Drawn | Derived
@@ -113,7 +120,9 @@ def parse_axis(text: str) -> Axis:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ValueError(f"expected KEY=VALUE,VALUE..., given {text!r}")
-    keys = tuple(part.strip() for part in key.split("+"))
+    keys, value = tuple(part.strip() for part in key.split("+")), value.strip()
+    if not all(keys) or len(set(keys)) < len(keys):
+        raise ValueError(f"{text!r}: expected different keys, KEY+OTHER=[..],[..]")
     call = _CALL.fullmatch(value)
     if call and len(keys) > 1:
         raise ValueError(f"{text!r}: keys that change together take lists of values, one for each key")
@@ -178,24 +187,25 @@ def _compute(node: ast.expr, settings: Mapping[str, Any], text: str) -> float:
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return node.value
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        left, right = (float(_compute(one, settings, text)) for one in (node.left, node.right))
         try:
-            return _OPERATORS[type(node.op)](
-                _compute(node.left, settings, text), _compute(node.right, settings, text)
-            )
+            return _OPERATORS[type(node.op)](left, right)
         except (ArithmeticError, OverflowError) as fault:
             raise ValueError(f"{text}: {fault}") from fault
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_compute(node.operand, settings, text)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS:
+    known = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
+    if known and isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
         return _FUNCTIONS[node.func.id](*(_compute(one, settings, text) for one in node.args))
     if isinstance(node, ast.Name | ast.Attribute):
         key = ast.unparse(node)
         value: Any = settings
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{text}: {key} is {value!r}, not a number")
-        return value
+        try:
+            return parse_number(value)
+        except ValueError:
+            raise ValueError(f"{text}: {key} is {value!r}, not a number") from None
     raise ValueError(f"{text} is no formula: numbers, dotted keys, + - * / // **, round, min and max")
 
 
@@ -276,6 +286,8 @@ def in_words(value: Any) -> str:
 
 def standing(run: Run) -> Literal["finished", "begun", "damaged", "new"]:
     """What a run's folder holds; damaged is what cannot be read, though it is there."""
+    if run.path.exists() and not run.path.is_dir():
+        return "damaged"
     if not (run.path / "experiment.yaml").exists() and not run.finished:
         return "new"
     try:
@@ -283,7 +295,7 @@ def standing(run: Run) -> Literal["finished", "begun", "damaged", "new"]:
             return "damaged"
         if run.finished and run.result:
             return "finished"
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return "damaged"
     return "begun"
 
@@ -302,8 +314,8 @@ class Outcome:
 class Watcher:
     """Told how a sweep gets on. This one keeps quiet."""
 
-    def begin(self, plan: Sequence[Planned], finished: int) -> None:
-        """So many of the plan are finished already."""
+    def begin(self, plan: Sequence[Planned], left: Sequence[Planned]) -> None:
+        """The plan, and what of it is not finished yet."""
 
     def look(self, underway: Mapping[str, dict[str, Any]]) -> None:
         """What the runs under way last said, by identity: ``text``, ``done``, ``total``."""
@@ -332,8 +344,9 @@ def sweep(
             outcomes[one.identity] = Outcome(one, "finished", accuracies(run.result))
         elif state == "damaged":
             watcher.say(f"{run.path} is damaged: kept as {_put_aside(run.path)}, begun anew")
-    watcher.begin(plan, len(outcomes))
+    watcher.begin(plan, [one for one in plan if one.identity not in outcomes])
     tries: dict[str, int] = {}
+    elsewhere: dict[str, Planned] = {}
     pending: dict[Future[Any], Planned] = {}
 
     def submit(these: Sequence[Planned]) -> None:
@@ -342,8 +355,11 @@ def sweep(
 
     try:
         submit([one for identity, one in {one.identity: one for one in plan}.items() if identity not in outcomes])
-        while pending:
-            done, _ = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED)
+        while pending or elsewhere:
+            done = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED).done if pending else set()
+            for one in [one for one in elsewhere.values() if _is_free(Run(runs / one.identity))]:
+                submit([elsewhere.pop(one.identity)])  # it goes on, or finds the run finished
+            time.sleep(0 if pending else 1)
             watcher.look(_said(runs, [one.identity for one in pending.values()]))
             for future in done:
                 one = pending.pop(future)
@@ -355,6 +371,10 @@ def sweep(
                         submit([one])
                         continue
                     outcome = Outcome(one, "failed", f"{fault}, {TRIES} times")
+                elif future.result()["status"] == "elsewhere":
+                    elsewhere[one.identity] = one
+                    watcher.say(f"{one.identity} is worked on by another process: waits for it")
+                    continue
                 else:
                     outcome = replace(Outcome(one, "failed", ""), **future.result())
                 outcomes[one.identity] = outcome
@@ -364,6 +384,14 @@ def sweep(
         raise
     launcher.stop(now=False)
     return [replace(outcomes[one.identity], planned=one) for one in plan]
+
+
+def _is_free(run: Run) -> bool:
+    try:
+        with run.claimed():
+            return True
+    except BlockingIOError:
+        return False
 
 
 def work(job: tuple[dict[str, Any], str]) -> dict[str, Any]:
@@ -382,6 +410,8 @@ def work(job: tuple[dict[str, Any], str]) -> dict[str, Any]:
         text, status = accuracies(run.result), "finished"
     except SoundnessError as alarm:
         status, text = "alarm", str(alarm)
+    except BlockingIOError:
+        status = "elsewhere"
     except (ValueError, OSError, ArithmeticError) as fault:
         text = str(fault)
     except Exception:
@@ -459,8 +489,11 @@ class Cost:
     """Of one worker on this machine, without validation and evaluation."""
 
 
-def estimate(plan: Sequence[Planned], most: int = 6) -> Cost:
+def estimate(plan: Sequence[Planned], most: int = 6, workers: int = 1) -> Cost:
     """Time a batch of each kind of training in the plan, of at most so many kinds; the others take their mean.
+
+    Args:
+        workers: how many share this machine's cores.
 
     Raises:
         ValueError, OSError: the data, or a model that does not take them.
@@ -468,33 +501,47 @@ def estimate(plan: Sequence[Planned], most: int = 6) -> Cost:
     seconds: dict[str, float] = {}
     sizes: dict[str, int] = {}
     total, batches = 0.0, 0
-    for one in plan:
-        experiment, objective = one.experiment, one.experiment.objective
-        if objective is None:
-            raise ValueError("the recipe has no objective: there is nothing to train")
-        source = experiment.data.model_dump_json()
-        parts = experiment.model, objective, experiment.threat, experiment.training.batch_size
-        kind = " ".join([experiment.data.name, *map(str, parts)])
-        new = kind not in seconds and len(seconds) < most
-        if new or (source not in sizes and experiment.data.train_size is None):
-            images = experiment.data.load().train
-            sizes[source] = images.epoch_size
-            if new:
-                seconds[kind] = _seconds_of_a_batch(experiment, objective, images)
-        images_per_epoch = sizes.get(source) or experiment.data.train_size or 1
-        number = experiment.training.plan(images_per_epoch, objective.steps_per_batch).total
-        total += number * seconds.get(kind, float(np.mean(list(seconds.values()))))
-        batches += number
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(threads, (os.cpu_count() or 1) // workers)))
+    try:
+        for one in plan:
+            total, batches = _add_cost(one.experiment, seconds, sizes, most, total, batches)
+    finally:
+        torch.set_num_threads(threads)
     return Cost(len(plan), batches, total)
+
+
+def _add_cost(
+    experiment: Experiment, seconds: dict[str, float], sizes: dict[str, int], most: int, total: float, batches: int
+) -> tuple[float, int]:
+    """One run's batches and seconds on top of the others'."""
+    objective = experiment.objective
+    if objective is None:
+        raise ValueError("the recipe has no objective: there is nothing to train")
+    source = experiment.data.model_dump_json()
+    parts = experiment.model, objective, experiment.threat, experiment.training.batch_size
+    kind = " ".join([experiment.data.name, *map(str, parts)])
+    new = kind not in seconds and len(seconds) < most
+    if new or (source not in sizes and experiment.data.train_size is None):
+        images = experiment.data.load().train
+        sizes[source] = images.epoch_size
+        if new:
+            seconds[kind] = _seconds_of_a_batch(experiment, objective, images)
+    images_per_epoch = sizes.get(source) or experiment.data.train_size or 1
+    number = experiment.training.plan(images_per_epoch, objective.steps_per_batch).total
+    return total + number * seconds.get(kind, float(np.mean(list(seconds.values())))), batches + number
 
 
 def _seconds_of_a_batch(experiment: Experiment, objective: Objective, images: Images) -> float:
     """Of the second: the first warms up."""
-    x, y = images.batch(slice(experiment.training.batch_size))
+    device = experiment.engine.start(alone=True).device
+    x, y = (part.to(device) for part in images.batch(slice(experiment.training.batch_size)))
     with torch.random.fork_rng():
         torch.manual_seed(mix_seed(experiment.seed))
-        model = experiment.model.build(images.shape, len(images.classes)).train()
+        model = experiment.model.build(images.shape, len(images.classes)).train().to(device)
         for _ in range(2):
             started = time.perf_counter()
             objective.loss(model, x, y, experiment.threat, Progress.end()).total.backward()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
     return time.perf_counter() - started

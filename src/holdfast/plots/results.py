@@ -26,6 +26,7 @@ WORDS = {
     "objective": "training",
     "eps": "radius eps, in input units",
 }
+ACCURACIES = ("standard", "attacked", "certified")
 STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -50,11 +51,17 @@ def lines_figure(
         table: columns ``x``, those of ``by``, and of every ``y`` NAME and NAME_half.
     """
     figure, axes = _axes()
-    for colour, (label, part) in zip(cycle(SEQUENCE), _parts(table, by), strict=False):
+    _numbers(table, [x, *y])
+    for number, (label, part) in enumerate(_parts(table, by)):
         part = part.sort_values(x)
-        for stroke, marker, name in zip(cycle(STYLES), MARKERS, y, strict=False):
+        for place, name in enumerate(y):
             if part[name].isna().all():
                 continue
+            colour, marker = (
+                SEQUENCE[number % len(SEQUENCE)],
+                MARKERS[(number // len(SEQUENCE) + place) % len(MARKERS)],
+            )
+            stroke = STYLES[(number // len(SEQUENCE) + place) % len(STYLES)]
             title = " ".join([label] if len(y) == 1 else [label, words(name)]).strip()
             axes.plot(part[x], part[name], ls=stroke, marker=marker, ms=4, lw=1.4, color=colour, label=title)
             half = part[f"{name}_half"].fillna(0)
@@ -76,8 +83,13 @@ def scatter_figure(
 ) -> Figure:
     """A point for each row, coloured by the combination of ``by``; arguments as of ``lines_figure``."""
     figure, axes = _axes()
-    for colour, (label, part) in zip(cycle(SEQUENCE), _parts(table, by), strict=False):
-        for marker, name in zip(MARKERS, y, strict=False):
+    _numbers(table, [x, *y])
+    for number, (label, part) in enumerate(_parts(table, by)):
+        for place, name in enumerate(y):
+            colour, marker = (
+                SEQUENCE[number % len(SEQUENCE)],
+                MARKERS[(number // len(SEQUENCE) + place) % len(MARKERS)],
+            )
             title = " ".join([label] if len(y) == 1 else [label, words(name)]).strip()
             axes.plot(part[x], part[name], ls="", marker=marker, ms=5, color=colour, alpha=0.8, label=title)
     axes.set_xlabel(words(x))
@@ -133,6 +145,15 @@ def curves_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
+def _numbers(table: pd.DataFrame, names: Sequence[str]) -> None:
+    """Refuse what has no place on an axis."""
+    for name in names:
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            raise ValueError(f"{name} is no number ({table[name].iloc[0]!r}): draw it with bars, or use it in --by")
+    if table[list(names[1:])].isna().to_numpy().all():
+        raise ValueError(f"no run has {', '.join(names[1:])}")
+
+
 def _axes(*, wide: bool = False) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.8 if wide else 5.4, 3.7), layout="constrained")
     axes = figure.subplots()
@@ -154,7 +175,7 @@ def _finish(
     axes: Axes, table: pd.DataFrame, x: str, y: Sequence[str], log_x: bool, log_y: bool, *, beside: bool = False
 ) -> None:
     axes.set_ylabel(
-        words(y[0]) if len(y) == 1 else "accuracy" if set(y) <= set(WORDS) else ", ".join(map(words, y))
+        words(y[0]) if len(y) == 1 else "accuracy" if set(y) <= set(ACCURACIES) else ", ".join(map(words, y))
     )
     if log_x:
         axes.set_xscale("log")
@@ -164,8 +185,8 @@ def _finish(
             axes.minorticks_off()
     if log_y:
         axes.set_yscale("log")
-    elif all(name in ("standard", "attacked", "certified") for name in y):
-        top = max((table[name] + table[f"{name}_half"].fillna(0)).max() for name in y)
+    elif set(y) <= set(ACCURACIES):
+        top = np.nanmax([(table[name] + table[f"{name}_half"].fillna(0)).max() for name in y])
         axes.set_ylim(0, 1.02 if top > 0.5 else 1.15 * max(top, 0.01))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _legend(axes, beside)

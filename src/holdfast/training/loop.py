@@ -25,6 +25,9 @@ from holdfast.training.optimizers import Optimizer, set_rate
 from holdfast.training.plan import Training
 from holdfast.training.schedules import Schedule
 
+MOST_SECONDS_UNSAVED = 5
+"""Between checkpoints at the ends of epochs; every one that is validated has its own."""
+
 
 class TrainingDiverged(ArithmeticError):
     """The loss became NaN or inf; the last checkpoint is from before."""
@@ -217,6 +220,7 @@ class _Fitting:
         self.plan = training.plan(images.epoch_size, objective.steps_per_batch)
         self.history: list[dict[str, Any]] = []
         self.step = self.saved = 0
+        self.saved_at = 0.0
         self.perturbs = False  # whether the objective trains on perturbed inputs
         self.tally, self.seconds = _Tally({}), 0.0  # of the epoch under way
         self.seen: list[list[dict[str, Any]]] = []  # of it, by each observer of every process, before a cut
@@ -268,8 +272,11 @@ class _Fitting:
                 record["seconds"] += time.perf_counter() - started
             self.history.append(engine.of_first(record))
             self.tally, self.seconds, self.saved = _Tally({}), 0.0, self.step
-            if save and engine.leads:
+            kept = self.training.keep_every and epoch % self.training.keep_every == 0
+            late = time.monotonic() - self.saved_at > MOST_SECONDS_UNSAVED
+            if save and engine.leads and (due or kept or late or self.ended):
                 save(self.checkpoint())
+                self.saved_at = time.monotonic()
             reporter.epoch(record)
         if self.best.state:
             self.model.load_state_dict(self.best.state["model"])

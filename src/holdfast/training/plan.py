@@ -101,7 +101,8 @@ class Training(Settings):
     patience: PositiveInt | None = None
     """Stop after so many validations in a row without a better one; needs ``watch``."""
     checkpoint_every: PositiveInt | None = None
-    """Batches between checkpoints inside an epoch, for long epochs; there is one after every epoch anyway."""
+    """Batches between checkpoints inside an epoch, for long epochs; there is one after
+    every validated epoch anyway, or every few seconds."""
 
     keep_every: PositiveInt | None = None
     """Keep the weights of every so many epochs in the run folder, for analyses afterwards; none by default."""
