@@ -20,7 +20,7 @@ from helpers import TINY
 
 from holdfast.experiments import Run, resolve
 from holdfast.experiments import sweep as module
-from holdfast.experiments.launchers import Here, Launcher, Pool, WorkerDied
+from holdfast.experiments.launchers import Here, Launcher, Pool, Stopped, WorkerDied
 from holdfast.experiments.sweep import (
     Derived,
     Drawn,
@@ -258,6 +258,17 @@ def test_a_run_in_other_hands_is_left_to_them(tmp_path: Path) -> None:
     thread.join(timeout=60)
     assert [one.status for one in outcomes] == ["finished"]
     assert ends.said == [f"{one.identity} is worked on by another process: waits for it"]
+
+
+def test_work_in_this_process_ends_when_told(tmp_path: Path) -> None:
+    (one,) = small_plan("objective=cross-entropy", "training={epochs: 2000, batch_size: 40}")
+    launcher = Here()
+    (future,) = launcher.submit(module.work, [(one.experiment.model_dump(mode="json"), str(tmp_path))])
+    wait_for(lambda: (tmp_path / one.identity / "history.jsonl").exists())
+    launcher.stop(now=True)
+    assert isinstance(future.exception(), Stopped)
+    assert (tmp_path / one.identity / "checkpoint" / "last.pt").exists()
+    assert not Run(tmp_path / one.identity).finished
 
 
 def test_the_cost_is_counted_and_timed() -> None:

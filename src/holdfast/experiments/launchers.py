@@ -76,29 +76,27 @@ def launcher(
     return Slurm(workers, folder, on, resources)
 
 
+class Stopped(BaseException):
+    """Work in this process is to end."""
+
+
 class Here(Launcher):
-    """In this process, one after the other, in a thread beside the display; it ends with the process."""
+    """In this process, one after the other, in a thread beside the display."""
+
+    stopping = threading.Event()
+    """Set when the work is to end: whoever works here raises ``Stopped`` at its next step."""
 
     def __init__(self) -> None:
-        self._stopped = False
+        self.stopping.clear()
+        self._threads = ThreadPoolExecutor(1)
 
     def submit(self, work: Work, arguments: Sequence[Any]) -> list[Future[Any]]:
-        futures: list[Future[Any]] = [Future() for _ in arguments]
-        jobs = list(zip(futures, arguments, strict=True))
-        threading.Thread(target=self._run, args=(work, jobs), daemon=True).start()
-        return futures
-
-    def _run(self, work: Work, jobs: Sequence[tuple[Future[Any], Any]]) -> None:
-        for future, argument in jobs:
-            if self._stopped:
-                return
-            try:
-                future.set_result(work(argument))
-            except BaseException as fault:
-                future.set_exception(fault)
+        return [self._threads.submit(work, argument) for argument in arguments]
 
     def stop(self, now: bool) -> None:
-        self._stopped = True
+        if now:
+            self.stopping.set()
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
 
 class Pool(Launcher):

@@ -27,7 +27,7 @@ from holdfast.component import parse_number
 from holdfast.data import Images
 from holdfast.experiments.experiment import Experiment
 from holdfast.experiments.folder import Run
-from holdfast.experiments.launchers import Launcher
+from holdfast.experiments.launchers import Here, Launcher, Stopped
 from holdfast.experiments.recipe import apply_all, parse_yaml, put, read_recipe
 from holdfast.experiments.run import train
 from holdfast.inference import mix_seed
@@ -442,6 +442,8 @@ class _Notes(Reporter):
         self._write()
 
     def _write(self) -> None:
+        if Here.stopping.is_set():
+            raise Stopped
         if time.monotonic() - self.last > 1 and self.path.parent.exists():
             self.last = time.monotonic()
             self.path.write_text(json.dumps({"text": self.text, "done": self.done, "total": self.total}), "utf-8")
