@@ -16,8 +16,9 @@ import ray
 from helpers import TINY
 from ray.cluster_utils import Cluster
 
+from holdfast.experiments.axes import parse_axis
 from holdfast.experiments.launchers import launcher
-from holdfast.experiments.sweep import Outcome, Watcher, parse_axis, plan, sweep
+from holdfast.experiments.sweep import Outcome, Watcher, plan, sweep
 
 FAST = [*TINY, "objective=cross-entropy", "evaluation.certifiers=[]", "evaluation.train_examples=2"]
 

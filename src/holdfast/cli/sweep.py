@@ -53,7 +53,8 @@ def sweep(
     output is the folder of runs.
     """
     with answer_for() as progress:
-        from holdfast.experiments.sweep import parse_axis, plan
+        from holdfast.experiments.axes import parse_axis
+        from holdfast.experiments.sweep import plan
 
         planned = plan(recipe, [parse_axis(axis) for axis in axes or ()], trials=trials, seeds=seeds)
         if dry_run:
@@ -105,7 +106,7 @@ def show_plan(plan: Sequence[Planned], workers: int) -> None:
 
 def cost_line(plan: Sequence[Planned], workers: int) -> str:
     """About how long the training of a plan takes; the reason where that cannot be known."""
-    from holdfast.experiments.sweep import estimate
+    from holdfast.experiments.cost import estimate
 
     try:
         cost = estimate(plan, workers=max(1, workers))

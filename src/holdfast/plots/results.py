@@ -50,26 +50,7 @@ def lines_figure(
     Args:
         table: columns ``x``, those of ``by``, and of every ``y`` NAME and NAME_half.
     """
-    figure, axes = _axes()
-    _numbers(table, [x, *y])
-    for number, (label, part) in enumerate(_parts(table, by)):
-        part = part.sort_values(x)
-        for place, name in enumerate(y):
-            if part[name].isna().all():
-                continue
-            colour, marker = (
-                SEQUENCE[number % len(SEQUENCE)],
-                MARKERS[(number // len(SEQUENCE) + place) % len(MARKERS)],
-            )
-            stroke = STYLES[(number // len(SEQUENCE) + place) % len(STYLES)]
-            title = " ".join([label] if len(y) == 1 else [label, words(name)]).strip()
-            axes.plot(part[x], part[name], ls=stroke, marker=marker, ms=4, lw=1.4, color=colour, label=title)
-            half = part[f"{name}_half"].fillna(0)
-            if half.any():
-                axes.fill_between(part[x], part[name] - half, part[name] + half, color=colour, alpha=0.18, lw=0)
-    axes.set_xlabel(words(x))
-    _finish(axes, table, x, y, log_x, log_y)
-    return figure
+    return _points(table, x, y, by, log_x, log_y, joined=True)
 
 
 def scatter_figure(
@@ -82,16 +63,27 @@ def scatter_figure(
     log_y: bool = False,
 ) -> Figure:
     """A point for each row, coloured by the combination of ``by``; arguments as of ``lines_figure``."""
+    return _points(table, x, y, by, log_x, log_y, joined=False)
+
+
+def _points(
+    table: pd.DataFrame, x: str, y: Sequence[str], by: Sequence[str], log_x: bool, log_y: bool, *, joined: bool
+) -> Figure:
     figure, axes = _axes()
     _numbers(table, [x, *y])
     for number, (label, part) in enumerate(_parts(table, by)):
+        part = part.sort_values(x)
         for place, name in enumerate(y):
-            colour, marker = (
-                SEQUENCE[number % len(SEQUENCE)],
-                MARKERS[(number // len(SEQUENCE) + place) % len(MARKERS)],
-            )
+            if part[name].isna().all():
+                continue
+            turn = number // len(SEQUENCE) + place  # where the colours run out, another stroke
+            colour, marker = SEQUENCE[number % len(SEQUENCE)], MARKERS[turn % len(MARKERS)]
+            stroke = STYLES[turn % len(STYLES)] if joined else ""
             title = " ".join([label] if len(y) == 1 else [label, words(name)]).strip()
-            axes.plot(part[x], part[name], ls="", marker=marker, ms=5, color=colour, alpha=0.8, label=title)
+            axes.plot(part[x], part[name], ls=stroke, marker=marker, ms=4.5, lw=1.4, color=colour, label=title)
+            half = part[f"{name}_half"].fillna(0)
+            if joined and half.any():
+                axes.fill_between(part[x], part[name] - half, part[name] + half, color=colour, alpha=0.18, lw=0)
     axes.set_xlabel(words(x))
     _finish(axes, table, x, y, log_x, log_y)
     return figure
