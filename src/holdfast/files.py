@@ -43,12 +43,20 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / CLAIM).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as fault:
-            raise BlockingIOError(fault.errno, "another process works on it", str(folder)) from fault
-        yield
+    path = folder / CLAIM
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as fault:
+                raise BlockingIOError(fault.errno, "another process works on it", str(folder)) from fault
+            if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+                continue  # whoever held it has removed the file since it was opened
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def sweep(folder: Path) -> None:

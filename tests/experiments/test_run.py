@@ -38,9 +38,11 @@ def test_the_folder_holds_everything(tiny: Run) -> None:
         "checkpoint/last.pt",
         "figures/sandwich.png",
         "figures/sandwich.pdf",
+        "figures/sandwich.svg",
         "figures/sandwich.csv",
         "figures/adversarial-pgd.png",
         "figures/adversarial-pgd.pdf",
+        "figures/adversarial-pgd.svg",
         "figures/adversarial-pgd.csv",
         "adversarial/pgd.npz",
     }

@@ -64,7 +64,7 @@ def read_record(path: Path) -> Record:
     try:
         result = _result(path)
         recipe = yaml.load((path / "experiment.yaml").read_text("utf-8"), _YAML)
-        if not isinstance(recipe, Mapping) or "data" not in recipe:
+        if not isinstance(recipe, Mapping) or not isinstance(recipe.get("data"), Mapping):
             raise ValueError(f"{path / 'experiment.yaml'} holds no recipe")
     except (OSError, ValueError, yaml.YAMLError) as fault:
         return Record(path, "damaged", {"fault": " ".join(str(fault).split())})
