@@ -1,0 +1,52 @@
+"""Folders that earlier versions wrote are read: ``tests/stored_runs/VERSION`` holds real ones, without pictures."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from holdfast.data import load_data
+from holdfast.evaluation import certified_at
+from holdfast.experiments import Run
+from holdfast.experiments.folder import all_runs, find_run
+from holdfast.experiments.store import read_records
+from holdfast.experiments.table import defence_table
+
+STORED = Path(__file__).parents[1] / "stored_runs" / "0.1"
+
+
+def test_stored_runs_are_listed_with_what_they_reached() -> None:
+    records = {one.name: one for one in read_records(STORED)}
+    status = {name: one.status for name, one in records.items()}
+    assert sorted(status.values()) == ["begun", *["finished"] * 5]
+    digits = records["d8cbca02d61f"].values
+    assert (digits["standard"], digits["certified"]) == (353 / 360, 286 / 360)
+    assert len(defence_table(all_runs(STORED))) == 4
+
+
+@pytest.mark.parametrize("name", ["d8cbca02d61f", "13d489a1173f", "4a91bea458ac", "31f9c238f587"])
+def test_a_stored_model_still_answers_as_its_table_says(name: str) -> None:
+    run = find_run(name, STORED)
+    x, _ = load_data("digits").test.batch(slice(len(run.examples)))
+    model = run.model()
+    if "smoothing.radius" in run.examples:
+        assert run.experiment.evaluation.certifiers[0].name == "smoothing"
+        return
+    with torch.no_grad():
+        assert model(x).argmax(1).tolist() == run.examples["prediction"].tolist()
+    radii = certified_at(run.examples, run.experiment.threat, [0.0, run.experiment.threat.eps])
+    assert list(radii["bounds"].values())[:2] == [run.result["standard"], run.result["certified"]["bounds"]]
+
+
+def test_a_stored_evaluation_below_a_training_is_read(tmp_path: Path) -> None:
+    shutil.copytree(STORED / "d8cbca02d61f", tmp_path / "d8cbca02d61f")
+    (below,) = (tmp_path / "d8cbca02d61f" / "evaluations").iterdir()
+    run = Run(below)
+    assert run.finished
+    assert str(run.experiment.threat) == "linf:0.05"
+    assert isinstance(run.examples, pd.DataFrame)
+    assert run.result["attacked"]["fmn"] <= run.result["standard"]
