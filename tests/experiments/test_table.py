@@ -54,7 +54,7 @@ def test_seeds_make_one_row_with_an_interval(tmp_path: Path) -> None:
     assert np.isnan(table.loc["cross-entropy", "gap"])
     headings, rows = cells(defence_table(runs))
     assert headings[:3] == ["model", "defence", "seeds"]
-    assert rows[0][3:5] == ["100.00 ± 0.00", "92.00 ± 25.41"]
+    assert rows[0][3:5] == ["100.00 ± 0.00", "92.00 ± 25.41 (n=2)"]  # an interval that no accuracy can have
     assert rows[2][-1] == "–"
     text = latex(defence_table(runs))
     assert text.count(r"\\") == 4

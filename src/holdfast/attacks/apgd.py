@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import PositiveInt
@@ -239,13 +239,16 @@ class APGD(_APGD, name="apgd"):
 class APGDTargeted(_APGD, name="apgd-t"):
     """Auto-PGD on the targeted DLR loss, one likely class after the other (Croce & Hein, 2020)."""
 
-    dear: ClassVar[bool] = True
     targets: PositiveInt = 9
     """The so many likeliest other classes. With fewer than four classes the margin stands for the DLR."""
 
     @property
     def title(self) -> str:
         return f"APGD-T-{self.steps} × {self.targets}"
+
+    @property
+    def brief(self) -> Attack:
+        return self.model_copy(update={"targets": min(self.targets, 3), "steps": min(self.steps, 30)})
 
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         loss: Callable[..., Tensor] = targeted_dlr if targets.logits.shape[1] > 3 else targeted_margin

@@ -78,8 +78,6 @@ class Attack(Component, family="attacks"):
     """Of the attack's own passes; with ``bf16`` every success is confirmed in the model's own precision."""
     minimum_norm: ClassVar[bool] = False
     """Whether it looks for the nearest adversarial example, beyond eps if need be."""
-    dear: ClassVar[bool] = False
-    """Whether it takes thousands of passes per example: too many to be run at every radius of a curve."""
     folds: ClassVar[bool] = True
     """Whether it attacks a copy with BatchNorm folded away."""
 
@@ -155,6 +153,12 @@ class Attack(Component, family="attacks"):
             found.finished[again] = False
             found.absorb(again, self.perturb(model, targets.take(again), threat))
         return found
+
+    @property
+    def brief(self) -> Attack:
+        """What stands for it where it would have to run many times, as at the radii of a curve: itself, or where it
+        takes thousands of passes something cheaper."""
+        return self
 
     @abstractmethod
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:

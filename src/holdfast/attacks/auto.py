@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -29,14 +29,16 @@ class AutoAttack(Attack, name="autoattack"):
     stands for the DLR loss.
     """
 
-    dear: ClassVar[bool] = True
-
     version: Literal["standard", "plus", "rand", "quick"] = "standard"
     """Which ensemble."""
 
     @property
     def title(self) -> str:
         return "AutoAttack" + ("" if self.version == "standard" else f" ({self.version})")
+
+    @property
+    def brief(self) -> Attack:
+        return self.model_copy(update={"version": "quick"})
 
     def parts(self, threat: Threat, classes: int) -> list[Attack]:
         """The ensemble's attacks in order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -117,13 +117,16 @@ class MultiTargeted(_Projected, name="multi-targeted"):
     The targets come in the order of the clean logits; an example stops at its first success.
     """
 
-    dear: ClassVar[bool] = True
     targets: PositiveInt | None = None
     """Try the so many likeliest other classes; all by default."""
 
     @property
     def title(self) -> str:
         return f"MultiTargeted-{self.steps}"
+
+    @property
+    def brief(self) -> Attack:
+        return self.model_copy(update={"targets": min(self.targets or 3, 3), "steps": min(self.steps, 30)})
 
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         result = Ascent.before(targets.x)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
@@ -26,8 +25,6 @@ class Square(Attack, name="square"):
     has to give, to a bump in another. A change stays where it raises the margin. Every query is one forward pass.
     """
 
-    dear: ClassVar[bool] = True
-
     queries: PositiveInt = 5000
     """Forward passes per example; it stops at its first success."""
     restarts: PositiveInt = 1
@@ -38,6 +35,10 @@ class Square(Attack, name="square"):
     @property
     def title(self) -> str:
         return f"Square-{self.queries}"
+
+    @property
+    def brief(self) -> Attack:
+        return self.model_copy(update={"queries": min(self.queries, 500), "restarts": 1})
 
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         if targets.x.dim() != 4:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from copy import copy
 from typing import Literal
 
 import torch
@@ -25,7 +24,8 @@ class BoundCertifier(Certifier, name="bounds"):
     """Verified where a lower bound of every margin z_y − z_j over the threat set is positive.
 
     The radius is found by doubling and bisection per example and is itself verified: a lower end, never
-    an interpolation. Deterministic, up to the rounding of the bound's own floating-point arithmetic.
+    an interpolation. Where that is too dear, it is eps or 0, and what lies beyond has to be asked (see
+    ``radius_search``). Deterministic, up to the rounding of the bound's own floating-point arithmetic.
     """
 
     method: Literal["ibp", "crown-ibp", "crown", "cap", "one-step", "alpha-crown", "bcp", "lmt", "cascade"] = "ibp"
@@ -38,8 +38,10 @@ class BoundCertifier(Certifier, name="bounds"):
     iterations: PositiveInt = 20
     """Gradient steps of alpha-crown."""
     radius_tolerance: float = Field(default=0.01, gt=0)
-    """The bisection stops at this share of eps. It takes the cheapest method of a cascade's first two stages, and
-    crown-ibp in place of a method that bounds every neuron: their radius is then at least eps where verified."""
+    """The bisection stops at this share of eps."""
+    radius_search: Literal["cheap", "always", "never"] = "cheap"
+    """Whether each example's radius is searched by the method itself, which takes it some ten times: ``cheap``,
+    unless it bounds every neuron (crown, cap, alpha-crown, cascade)."""
 
     @property
     def title(self) -> str:
@@ -64,8 +66,9 @@ class BoundCertifier(Certifier, name="bounds"):
                 bound = _MarginBound(model, batch, labels, threat, self._stages())
                 bound.spend(started, torch.arange(len(batch), device=batch.device))
                 lowest, stage = bound(torch.full_like(batch.flatten(1)[:, 0], threat.eps), right=right)
-                holds = right & (lowest > 0) & lowest.isfinite()
-                radius = self._radius(bound.for_radius(), right, holds, threat)
+                # At eps = 0 there is but the image itself, and no bound to make of it.
+                holds = right & ((lowest > 0) | (threat.eps == 0)) & lowest.isfinite()
+                radius = self._radius(bound, right, holds, threat)
                 parts.append((prediction, holds, radius, lowest, bound.seconds))
                 methods += [self._stages()[number].method for number in stage.tolist()]
                 status += [
@@ -73,7 +76,14 @@ class BoundCertifier(Certifier, name="bounds"):
                     for low, ok, hit in zip(lowest.tolist(), holds.tolist(), right.tolist(), strict=True)
                 ]
         prediction, verified, radius, margin, spent = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Certificate(prediction, verified, radius, status, "deterministic", margin, methods, spent)
+        open_from = torch.full_like(radius, threat.eps).masked_fill(verified, torch.inf)
+        unproven = None if self._searches else open_from
+        return Certificate(prediction, verified, radius, status, "deterministic", unproven, margin, methods, spent)
+
+    @property
+    def _searches(self) -> bool:
+        dear = any(stage.dear for stage in self._stages())
+        return self.radius_search == "always" or (self.radius_search == "cheap" and not dear)
 
     def _stages(self) -> list[BoundMethod]:
         common = {"relaxation": self.relaxation, "intersect": self.intersect, "iterations": self.iterations}
@@ -86,7 +96,7 @@ class BoundCertifier(Certifier, name="bounds"):
         unit = min(threat.eps or 1.0, cap)
         low = holds.double() * threat.eps  # verified
         high = torch.full_like(low, threat.eps).masked_fill(holds, torch.inf)  # tried in vain, or inf
-        for _ in range(64):
+        for _ in range(64) if self._searches else ():
             open_ends = right & (low < cap) & (high - low > self.radius_tolerance * unit)
             rows = open_ends.nonzero().squeeze(1)
             if not len(rows):
@@ -113,16 +123,6 @@ class _MarginBound:
     def spend(self, started: float, rows: Tensor) -> None:
         """Share the time since then among these examples."""
         self.seconds[rows] += (time.perf_counter() - started) / max(1, len(rows))
-
-    def for_radius(self) -> _MarginBound:
-        """The same without the stages that bound every neuron; by crown-ibp where there is no other."""
-        cheap = copy(self)
-        cheap.stages = [stage for stage in self.stages if not stage.method.dear]
-        if not cheap.stages:
-            relaxation = "same-slope" if self.stages[0].method.method == "cap" else self.stages[0].method.relaxation
-            changes = {"method": "crown-ibp", "relaxation": relaxation}
-            cheap.stages = [Bounder(self.graph, self.stages[0].method.model_copy(update=changes))]
-        return cheap
 
     def __call__(
         self, eps: Tensor, rows: Tensor | None = None, right: Tensor | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from holdfast.component import Component
@@ -29,11 +30,15 @@ class Certificate:
     """Right, and right on the whole threat set, (N,) bool."""
     radius: Tensor
     """The largest radius found for which the example is verified, (N,) float64 in input units: at least eps where
-    verified, 0 where the prediction is wrong, inf where nothing in the box changes it."""
+    and only where verified, 0 where the prediction is wrong, inf where nothing in the box changes it. The closed
+    ball of this radius is meant."""
     status: list[str]
     """"verified", "undecided", "wrong" (the clean prediction is) or "error" (a bound or a logit is NaN or inf)."""
     guarantee: str
     """"deterministic", "probabilistic(alpha)" or "estimate"."""
+    unproven: Tensor | None = None
+    """The smallest radius that was asked in vain, (N,) float64, inf where none was: of those between ``radius`` and
+    it nothing is known. None where the method's own ``radius`` was found, to within its tolerance."""
     margin: Tensor | None = None
     """The lowest margin bound on the threat set, (N,), where the method has one."""
     method: list[str] | None = None
@@ -46,12 +51,22 @@ class Certificate:
     """Where a certifier that samples is not sure of any class, (N,) bool."""
 
 
+def just_below(radius: Tensor) -> Tensor:
+    """The next smaller numbers, but at least 0: what holds within an open ball holds within these closed ones."""
+    return torch.nextafter(radius, torch.zeros_like(radius)).clamp(min=0)
+
+
 class Certifier(Component, family="certifiers"):
     """Proves predictions constant on the threat set around each input."""
 
     def subject(self, model: nn.Module) -> nn.Module:
         """The classifier that the certificates speak of, where it is another one than the model."""
         return model
+
+    @property
+    def knows_radii(self) -> bool:
+        """Whether it answers about radii other than the threat's eps, when it is asked."""
+        return True
 
     @abstractmethod
     def __call__(

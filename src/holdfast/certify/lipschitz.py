@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from holdfast.bounds.ball import Gains, certified_gains, lipschitz_radii
 from holdfast.bounds.graph import trace
 from holdfast.bounds.operators import Graph
-from holdfast.certify.certificate import Certificate, Certifier
+from holdfast.certify.certificate import Certificate, Certifier, just_below
 from holdfast.inference import check_inputs, check_logits, frozen_eval, predict
 from holdfast.threat import Threat
 
@@ -44,13 +44,14 @@ class LipschitzCertifier(Certifier, name="lipschitz"):
         prediction, radius = (torch.cat(column) for column in zip(*parts, strict=True))
         error = ~radius.isfinite()
         right = (prediction == y) & ~error
-        verified = right & (radius > threat.eps)
+        covered = radius >= threat.covering_eps(x[0].numel()) if len(x) else error
+        # Up to the radius, but not on it, the margin is positive.
+        radius = just_below(torch.where(right, radius, 0.0)).masked_fill(right & covered, torch.inf)
+        verified = right & (radius >= threat.eps)
         status = [
             "error" if bad else "verified" if holds else "undecided" if hit else "wrong"
             for bad, holds, hit in zip(error.tolist(), verified.tolist(), right.tolist(), strict=True)
         ]
-        covered = radius >= threat.covering_eps(x[0].numel()) if len(x) else error
-        radius = torch.where(right, radius, 0.0).clamp(min=0).masked_fill(right & covered, torch.inf)
         return Certificate(prediction, verified, radius, status, "deterministic")
 
     def _prepared(self, model: nn.Module, x: Tensor, threat: Threat) -> tuple[Graph, Gains]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from holdfast.certify.certificate import Certificate, Certifier
+from holdfast.certify.certificate import Certificate, Certifier, just_below
 from holdfast.inference import check_inputs, check_logits, frozen_eval, predict
 from holdfast.models.nearest_neighbour import NearestNeighbour
 from holdfast.threat import Threat
@@ -41,10 +41,10 @@ class NearestNeighbourCertifier(Certifier):
         prediction = distance.argmin(1)
         right = prediction == y
         margin = other - own - ROUNDING * (other + own)
-        radius = torch.where(right, margin / 2, 0.0).clamp(min=0)
-        verified = right & (radius > threat.eps)
+        radius = just_below(torch.where(right, margin / 2, 0.0))
+        verified = right & (radius >= threat.eps)
         status = [
             "verified" if holds else "undecided" if hit else "wrong"
             for holds, hit in zip(verified.tolist(), right.tolist(), strict=True)
         ]
-        return Certificate(prediction, verified, radius, status, "deterministic", margin)
+        return Certificate(prediction, verified, radius, status, "deterministic", margin=margin)

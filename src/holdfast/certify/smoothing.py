@@ -9,6 +9,7 @@ bound p from below.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Literal, Self
 
@@ -16,7 +17,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from holdfast.certify.certificate import Certificate, Certifier
+from holdfast.certify.certificate import Certificate, Certifier, just_below
 from holdfast.certify.confidence import anytime_lower, clopper_pearson_lower, log_evidence
 from holdfast.certify.smoothed import SmoothedClassifier
 from holdfast.certify.votes import CHUNK, Noise, Task, Voter
@@ -59,10 +60,12 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
     """Randomised smoothing (Cohen et al., 2019), with confidence 1 − α for each example.
 
     ``n0`` samples select the class, others bound its probability from below. ``sequential`` looks after every
-    chunk of samples, which e-processes allow at any time, and stops once it is decided whether the radius
-    exceeds the threat's eps (or is known to ``tolerance``), or that there is no more hope; ``fixed`` takes all
-    ``n`` samples and the bound of Clopper and Pearson. l_2 threats want Gaussian noise, l_1 uniform noise. The
-    prediction is that of the smoothed classifier; where its class does not win surely the certifier abstains.
+    chunk of samples, which e-processes allow at any time, and stops once two things are decided: whether the class
+    wins at all, or else the certifier abstains, and whether the radius exceeds the threat's eps (or is known to
+    ``tolerance``). Without a tolerance, ``radius`` is then eps or 0 and says nothing of other radii. ``fixed``
+    takes all ``n`` samples and the bound of Clopper and Pearson. l_2 threats want Gaussian noise, l_1 uniform
+    noise. The prediction is that of the smoothed classifier; where its class does not win surely the certifier
+    abstains.
     """
 
     n0: PositiveInt = 100
@@ -94,6 +97,10 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
     @property
     def guarantee(self) -> str:
         return f"probabilistic({self.alpha:g})"
+
+    @property
+    def knows_radii(self) -> bool:
+        return self.mode == "fixed" or self.tolerance is not None
 
     @property
     def noise_model(self) -> Noise:
@@ -137,20 +144,25 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
                 spent = [self.n] * len(x)
                 lower = [clopper_pearson_lower(k, self.n, self.alpha) for k in hits]
             else:
-                lower, spent = self._sequential(voter, candidate.tolist(), threat, report)
+                lower, spent = self._sequential(voter, candidate, y, threat, report)
         dimensions = x[0].numel()
         radius = torch.tensor([self.noise_model.radius(p, dimensions) for p in lower], dtype=torch.float64)
-        radius = radius.to(x.device)
+        radius = just_below(radius.to(x.device))  # the theorem is of the open ball
         sure = radius > 0
         right = (candidate == y) & sure
-        verified = right & (radius > threat.eps)
+        verified = right & (radius >= threat.eps)
         status = [
             "verified" if holds else "wrong" if known and not hit else "undecided"
             for holds, hit, known in zip(verified.tolist(), right.tolist(), sure.tolist(), strict=True)
         ]
-        radius = torch.where(right, radius, 0.0)
+        radius, unproven = torch.where(right, radius, 0.0), None
+        if not self.knows_radii:
+            radius = torch.full_like(radius, threat.eps).masked_fill(~verified, 0)
+            unproven = torch.full_like(radius, threat.eps).masked_fill(verified, torch.inf)
         samples = torch.tensor(spent, device=x.device) + self.n0
-        return Certificate(candidate, verified, radius, status, self.guarantee, samples=samples, abstained=~sure)
+        return Certificate(
+            candidate, verified, radius, status, self.guarantee, unproven, samples=samples, abstained=~sure
+        )
 
     def _check(self, threat: Threat, dimensions: int) -> None:
         """Refuse what cannot certify anything."""
@@ -172,14 +184,18 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
             )
 
     def _sequential(
-        self, voter: Voter, candidates: list[int], threat: Threat, report: Callable[[int, int], None]
+        self, voter: Voter, candidate: Tensor, y: Tensor, threat: Threat, report: Callable[[int, int], None]
     ) -> tuple[list[float], list[int]]:
         """The lower bound of each probability, and the samples it took.
 
         Chunks are judged in their order one by one, so that the answer does not depend on how examples are
         packed into batches.
         """
-        p0 = self.noise_model.probability(threat.eps, voter.x[0].numel())
+        dimensions = voter.x[0].numel()
+        wins = self.noise_model.probability(sys.float_info.min, dimensions)
+        eps = max(wins, self.noise_model.probability(threat.eps, dimensions))
+        # Of a wrong class it is asked only whether it wins.
+        wanted, candidates = torch.where(candidate == y, eps, wins).tolist(), candidate.tolist()
         hits, spent, number = [0] * len(candidates), [0] * len(candidates), [0] * len(candidates)
         lower = [0.0] * len(candidates)
         pending = list(range(len(candidates)))
@@ -201,25 +217,29 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
                 if i in done:
                     continue
                 hits[i], spent[i], number[i] = hits[i] + agree, spent[i] + task.count, number[i] + 1
-                if self._decided(hits[i], spent[i], p0):
+                if self._decided(hits[i], spent[i], wins, wanted[i]):
                     lower[i] = anytime_lower(hits[i], spent[i], self.alpha)
                     done.add(i)
             pending = [i for i in pending if i not in done]
             report(len(pending), sum(spent))
         return lower, spent
 
-    def _decided(self, k: int, n: int, p0: float) -> bool:
+    def _decided(self, k: int, n: int, wins: float, wanted: float) -> bool:
         if n >= self.n:
             return True
-        threshold = -math.log(self.alpha)
-        # Giving up needs no validity: to abstain is sound. The mirrored process bounds what it costs.
-        hopeless = log_evidence(n - k, n, 1 - p0) >= threshold
         if self.tolerance is None:
-            return bool(hopeless or log_evidence(k, n, p0) >= threshold)
+            # To give up what is wanted is no abstention: for that the class must not win at all.
+            return self._compared(k, n, wanted) and (wanted == wins or self._compared(k, n, wins))
         noise = Noise(self.noise, self.sigma)
         low = anytime_lower(k, n, self.alpha)
         high = 1 - anytime_lower(n - k, n, self.alpha)
         return bool(high <= 0.5 or noise.radius(high, 1) - noise.radius(low, 1) <= self.tolerance)
+
+    def _compared(self, k: int, n: int, p0: float) -> bool:
+        """Whether p > p0 is sure, or hopeless: giving up needs no validity, and the mirrored process bounds its
+        cost."""
+        threshold = -math.log(self.alpha)
+        return bool(log_evidence(k, n, p0) >= threshold or log_evidence(n - k, n, 1 - p0) >= threshold)
 
 
 def _classes(model: nn.Module, x: Tensor, y: Tensor) -> int:

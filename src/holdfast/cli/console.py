@@ -132,6 +132,10 @@ def _leave(progress: ProgressLine, message: str, code: int) -> None:
     sys.exit(code)
 
 
+def _radius(mean: float | None) -> str:
+    return "–" if mean is None else f"{mean:.3g}"
+
+
 def percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.1f} %"
 
@@ -170,7 +174,7 @@ def print_run(run: Run) -> None:
     if radii := result.get("certified_at"):
         columns = list(next(iter(radii.values())))
         lines = [
-            [name, *(percent(found[column]) for column in columns[:-1]), f"{found[columns[-1]]:.3g}"]
+            [name, *(percent(found[column]) for column in columns[:-1]), _radius(found[columns[-1]])]
             for name, found in radii.items()
         ]
         print_table("certified at", ["", *columns], lines)
@@ -183,6 +187,15 @@ def print_run(run: Run) -> None:
 
 def _beside(result: dict[str, Any]) -> Iterator[str]:
     """What else an evaluation knows: training images, local Lipschitz constants."""
+    if max(len(result["attacked"]), len(result["certified"])) > 1:
+        both = result["bracket"]
+        said = [f"under all attacks {percent(both['attacked'])}"] if both["attacked"] is not None else []
+        if both["certified"] is not None:
+            how = result.get("bracket_guarantee", "by any certificate")
+            said.append(f"under any certificate {percent(both['certified'])} ({how})")
+        yield ", ".join(said)
+    if "not_surely_wrong" in result:
+        yield f"not surely wrong after 1,000 votes, abstentions among them: {percent(result['not_surely_wrong'])}"
     train = result.get("train", {})
     if train:
         attacked = "".join(f", {name} {percent(value)}" for name, value in train["attacked"].items())

@@ -200,12 +200,16 @@ def table_(
     with answer_for() as progress:
         from holdfast.experiments.store import latex
         from holdfast.files import write_text
+        from holdfast.numbers import Mean
 
         groups = _names(by)
         table, names = _compared(progress, runs, where, y, groups, best)
         headings = [*groups, "seeds", *names]
         rows = [
-            [*(str(row[key]) for key in groups), str(row["seeds"]), *(_mean(row, name) for name in names)]
+            [
+                *(str(row[key]) for key in (*groups, "seeds")),
+                *(Mean(*row[[name, f"{name}_half", f"{name}_n"]]).text(name, row["seeds"]) for name in names),
+            ]
             for _, row in table.iterrows()
         ]
         print_table(f"{len(rows)} rows", headings, rows)
@@ -214,10 +218,3 @@ def table_(
             write_text(stem.with_suffix(".csv"), table.to_csv(index=False))
             write_text(stem.with_suffix(".tex"), latex(headings, rows, 1 + len(names)))
             print(stem.with_suffix(".csv"))
-
-
-def _mean(row: Any, name: str) -> str:
-    scale, digits = (100, 1) if name in ("standard", "attacked", "certified") else (1, 4)
-    value, half = scale * row[name], scale * row[f"{name}_half"]
-    text = f"{value:.{digits}f}" if digits == 1 else f"{value:.{digits}g}"
-    return text if half != half else f"{text} ± {half:.{digits}f}" if digits == 1 else f"{text} ± {half:.2g}"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks import Attack
-from holdfast.certify import SmoothedClassifier
 from holdfast.component import distinct_labels
-from holdfast.evaluation.evaluate import Evaluation, ring_if_unsound
-from holdfast.evaluation.summary import names
+from holdfast.evaluation.accuracy import broken_from, certified, names, radius_known
+from holdfast.evaluation.evaluate import Evaluation, ask_at, ring_if_unsound
+from holdfast.evaluation.subject import subject_of
 from holdfast.inference import device_of
 from holdfast.threat import Threat
 
@@ -32,67 +32,77 @@ def sandwich_curve(
 ) -> pd.DataFrame:
     """Certified and attacked accuracy at each radius: columns ``eps``, ``standard``, ``attacked``, ``certified``.
 
-    The distances that the evaluation found count at every radius. At each, attacks that are neither dear nor
-    minimum-norm run once more, only on examples that no smaller radius broke and whose deterministic
-    certified radius does not reach it. ``attacked`` or ``certified`` is NaN where no attack or certifier ran.
+    At the evaluation's own eps it shows the evaluation's own numbers, at 0 the standard accuracy. At other radii a
+    certifier whose radius was too dear to search is asked again, and attacks that are not minimum-norm run once
+    more, those of thousands of passes in a cheaper form (``Attack.brief``): below eps on what they broke at eps,
+    beyond it on what stands; never on what is deterministically certified there. ``attacked`` is NaN where no
+    attack ran, ``certified`` where nothing but estimates were made, or sequential smoothing leaves a radius open.
 
     Args:
+        model: the classifier that the evaluation is about, ``evaluation.subject``.
         images, labels: the first rows of what was evaluated; as many as the curve shall rest on.
-        evaluation: their evaluation, for the predictions and the certified radii.
+        evaluation: their evaluation.
+        attacks: those of the evaluation, or others.
         radii: ascending, in the threat's norm.
+
+    Raises:
+        SoundnessError: an attack broke an example within its certified radius.
     """
     if list(radii) != sorted(radii):
         raise ValueError("the radii must ascend: what a smaller one broke is not attacked again")
-    table = evaluation.table.iloc[: len(images)]
-    correct = table["correct"].to_numpy()
-    guarantees = evaluation.summary["guarantees"]
-    proofs = [name for name, guarantee in guarantees.items() if guarantee == "deterministic"]
-    certified = np.full(len(table), -np.inf)
-    for name in proofs:
-        certified = np.maximum(certified, np.where(correct, table[f"{name}.radius"], -np.inf))
-    # The smallest distance of an adversarial example so far; what the evaluation found counts at every radius.
-    reached = np.where(correct, np.inf, 0.0)
-    for name in names(table, "success"):
-        reached = np.minimum(reached, table[f"{name}.distance"].to_numpy().astype(float))
-
-    device = device_of(model)
+    device, subject = device_of(model), subject_of(model)
     x, y = images.to(device), labels.to(device)
+    table = evaluation.table.iloc[: len(images)]
+    guarantees = evaluation.summary["guarantees"]
+    provers = [name for name, guarantee in guarantees.items() if guarantee != "estimate"]
+    proofs = [name for name in provers if guarantees[name] == "deterministic"]
+    for name in proofs:
+        if f"{name}.unproven" in table and name in evaluation.certifiers:
+            certifier, further = evaluation.certifiers[name], [eps for eps in radii if eps > 0]
+            radius, unproven = (table[f"{name}.{what}"].to_numpy().copy() for what in ("radius", "unproven"))
+            ask_at(certifier, model, x, y, threat, further, radius, unproven, seed=seed, batch_size=batch_size)
+            table = table.assign(**{f"{name}.radius": radius, f"{name}.unproven": unproven})
+    correct = table["correct"].to_numpy()
+    proven = np.full(len(table), -np.inf)
+    for name in proofs:
+        proven = np.maximum(proven, np.where(correct, table[f"{name}.radius"], -np.inf))
+    reached = broken_from(table, threat.eps)
 
-    def attacked(attack: Attack, standing: np.ndarray, eps: float) -> None:
+    def attacked(attack: Attack, rows: np.ndarray, eps: float) -> None:
         """Take over what an attack reaches on these examples, and ring where it should not."""
-        rows = torch.from_numpy(standing)
-        here = rows.to(device)
-        beyond = threat.with_eps(eps)
-        result = attack(model, x[here], y[here], beyond, seed=seed, indices=rows, batch_size=batch_size)
-        if isinstance(model, SmoothedClassifier):
-            result = model.confirmed(result, x[here], y[here], beyond)
-        radius = torch.from_numpy(certified[standing]).to(device)
-        ring_if_unsound(" or ".join(proofs), radius > eps, radius, attack.name, result, x[here], rows, threat)
+        if not len(rows):
+            return
+        numbers = torch.from_numpy(rows)
+        here, beyond = numbers.to(device), threat.with_eps(eps)
+        result = attack(model, x[here], y[here], beyond, seed=seed, indices=numbers, batch_size=batch_size)
+        result = subject.confirmed(result, x[here], y[here], beyond)
+        radius = torch.from_numpy(proven[rows]).to(device)
+        ring_if_unsound(" or ".join(proofs), radius >= eps, radius, attack.name, result, x[here], numbers, threat)
         distance = result.adversarial_distance.double()
-        # In float64 and at most eps: a float32 eps may round to more than eps itself.
         distance = torch.where(result.success, distance.clamp(max=eps), distance)
-        reached[standing] = np.minimum(reached[standing], distance.cpu().numpy())
+        reached[rows] = np.minimum(reached[rows], distance.cpu().numpy())
 
     for name, attack in zip(distinct_labels(attacks), attacks, strict=True):
-        # What a certificate spared at the threat's own eps is not spared beyond.
-        known = np.asarray(table.get(f"{name}.attacked", False), dtype=bool)  # it need not be of the evaluation
-        spared = np.flatnonzero(correct & ~known & (certified < radii[-1]))
-        if attack.minimum_norm and len(spared):
-            attacked(attack, spared, radii[-1])
-    points = []
+        spared = ~np.asarray(table.get(f"{name}.attacked", False), dtype=bool)
+        if attack.minimum_norm:  # what a certificate spared at the threat's own eps is not spared beyond
+            attacked(attack, np.flatnonzero(correct & spared & (proven < radii[-1])), radii[-1])
+        elif f"{name}.success" not in table:
+            attacked(attack, np.flatnonzero((reached > threat.eps) & (proven < threat.eps)), threat.eps)
+    at_eps = reached <= threat.eps
+    tried, points = bool(attacks or names(table, "success")), []
     for eps in radii:
-        for attack in attacks if eps > 0 else ():
-            if attack.dear or attack.minimum_norm:
-                continue
-            standing = np.flatnonzero((certified < eps) & (reached > eps))
-            if len(standing):
-                attacked(attack, standing, eps)
+        for attack in attacks if eps not in (0, threat.eps) else ():
+            if not attack.minimum_norm:
+                asked = at_eps if eps < threat.eps else ~at_eps
+                attacked(attack.brief, np.flatnonzero(asked & (reached > eps) & (proven < eps)), eps)
+        known_here = all(radius_known(table, name, eps) for name in provers)
+        shares = [certified(table, name, eps) for name in provers] if known_here else []
         points.append(
             {
                 "eps": eps,
                 "standard": correct.mean(),
-                "attacked": (reached > eps).mean() if attacks else np.nan,
-                "certified": (certified >= eps).mean() if proofs else np.nan,
+                "attacked": (correct & ((reached > eps) | (eps == 0))).mean() if tried else np.nan,
+                "certified": np.any(shares, axis=0).mean() if shares else np.nan,
             }
         )
     return pd.DataFrame(points)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from holdfast.analysis.local_lipschitz import local_lipschitz
 from holdfast.attacks import Attack, AttackResult
-from holdfast.certify import Certificate, Certifier, SmoothedClassifier, SmoothingCertifier, SoundnessError
-from holdfast.certify.smoothed import sure
+from holdfast.certify import Certificate, Certifier, SmoothingCertifier, SoundnessError
 from holdfast.component import distinct_labels
+from holdfast.evaluation.accuracy import ROUNDING
 from holdfast.evaluation.sanity import blind_successes, suspicions
+from holdfast.evaluation.subject import common_subject
 from holdfast.evaluation.summary import summarise
 from holdfast.inference import check_inputs, check_logits, device_of, fingerprint, frozen_eval, mix_seed, predict
 from holdfast.threat import Threat
@@ -30,9 +31,10 @@ class Evaluation:
     """What is known of each example, and the accuracies that follow."""
 
     table: pd.DataFrame
-    """One row per example: ``index``, ``label``, ``prediction``, ``correct`` (of a smoothed classifier: not surely
-    wrong after 1,000 votes, as its attacks count only where as many are sure); for each certifier
-    ``NAME.verified``, ``NAME.radius``, ``NAME.status``, and ``NAME.margin``, ``NAME.method``,
+    """One row per example: ``index``, ``label``, ``prediction`` (−1 where a smoothed classifier abstains),
+    ``correct`` (an abstention is not), of a smoothed classifier ``not_surely_wrong`` (1,000 votes leave the label
+    possible); for each certifier ``NAME.verified``, ``NAME.radius``, ``NAME.status``, and ``NAME.unproven`` (the
+    smallest radius asked in vain, where it was asked at some radii only), ``NAME.margin``, ``NAME.method``,
     ``NAME.samples``, ``NAME.abstained`` where it has them; for each attack ``NAME.attacked`` (false where the
     clean prediction is wrong or a certificate made it needless), ``NAME.success`` (wrong inside the threat set),
     ``NAME.distance`` (of the adversarial example, inf without one; a minimum-norm attack's may exceed eps),
@@ -40,7 +42,8 @@ class Evaluation:
     ``local_lipschitz``, the largest quotient found around the example, NaN where none was sought."""
     summary: dict[str, Any]
     """``examples``, ``threat``, ``standard``; ``attacked`` and ``certified`` per name; ``bracket``, the
-    accuracy under all attacks and under any certificate; ``counts``, ``intervals`` (95 %), ``passes``,
+    accuracy under all attacks and under any certificate, whose ``bracket_guarantee`` is that of all together;
+    ``not_surely_wrong`` of a smoothed classifier; ``counts``, ``intervals`` (95 %), ``passes``,
     ``guarantees``, ``warnings`` (reasons to doubt the attacks), ``seconds`` and their ``timings`` per stage; where
     asked for ``local_lipschitz``: mean and largest quotient, and of how many examples."""
     subject: nn.Module = field(repr=False)
@@ -49,6 +52,8 @@ class Evaluation:
     """What each example cost each certifier that knows it; beside the table, which is the same every time."""
     adversarial: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     """For each attack the numbers (M,) of the right examples it found an adversarial for, and those, (M, ...)."""
+    certifiers: dict[str, Certifier] = field(default_factory=dict)
+    """By the names that they have in the table."""
 
 
 class Store(Protocol):
@@ -61,6 +66,7 @@ class Store(Protocol):
         """Keep it."""
 
 
+RADII_OF_SAMPLES = "its radii are known with a tolerance, or mode=fixed"
 PIECE = 256
 """Examples attacked in one piece: between two pieces an evaluation can be cut off without loss."""
 
@@ -73,6 +79,7 @@ def evaluate(
     attacks: Sequence[Attack | str | Mapping[str, Any]] = (),
     certifiers: Sequence[Certifier | str | Mapping[str, Any]] = (),
     *,
+    radii: Sequence[float] = (),
     audit: float = 0.1,
     lipschitz_examples: int = 0,
     seed: int = 0,
@@ -92,6 +99,8 @@ def evaluate(
         threat: the threat model, or text such as ``"linf:8/255"``.
         attacks: attacks, their names, or mappings with a name and settings; each run on its own.
         certifiers: certifiers, likewise.
+        radii: further radii at which certified accuracy shall be known (``certified_at``): certifiers whose radius
+            is too dear to search are asked at each of them.
         audit: share of the certified examples that are attacked too, 0 to 1.
         lipschitz_examples: measure ``analysis.local_lipschitz`` of the logits, in the 1-norm, around the first so
             many examples. Left out where it means nothing: for a smoothed classifier, in l_0, and at eps = 0.
@@ -108,131 +117,212 @@ def evaluate(
     threat = Threat.parse(threat)
     attackers = [Attack.parse(attack) for attack in attacks]
     provers = [Certifier.parse(certifier) for certifier in certifiers]
+    named_attacks = dict(zip(distinct_labels(attackers), attackers, strict=True))
+    named_certifiers = dict(zip(distinct_labels(provers), provers, strict=True))
     if not 0 <= audit <= 1:
         raise ValueError(f"audit is a share in 0..1, given {audit}")
     if not len(images):
         raise ValueError("there are no examples to evaluate")
+    for name, certifier in named_certifiers.items() if len(radii) else ():
+        if not certifier.knows_radii:
+            raise ValueError(f"radii={list(radii)}: {name} stops as soon as eps is decided; {RADII_OF_SAMPLES}")
     labels = check_inputs(images, labels, threat)
     device = device_of(model)
-    x, y = images.to(device), labels.to(device)
-    report = on_progress or (lambda stage, standing, left: None)
-    seconds: dict[str, float] = {}
+    making = _Making(model, images.to(device), labels.to(device), threat, seed, batch_size, on_progress)
+    making.certify(named_certifiers, radii)
+    making.attack(named_attacks, audit, store)
+    making.measure_steepness(lipschitz_examples)
+    return making.evaluation(named_certifiers)
 
-    subject = _subject(model, provers)
-    with _timed(seconds, "standard"), frozen_eval(model):
-        logits = predict(model, x, batch_size)
-        check_logits(logits, y)
-        if isinstance(subject, SmoothedClassifier):
-            votes = subject.votes(x, seed=seed)
-            prediction, known = votes.argmax(1), sure(votes)
-            correct = (known == y) | (known < 0)
-        else:
-            prediction = logits.argmax(1)
-            correct = prediction == y
-    report("standard", int(correct.sum()), 0)
-    columns: dict[str, Any] = {
-        "index": np.arange(len(y)),
-        "label": _numpy(y),
-        "prediction": _numpy(prediction),
-        "correct": _numpy(correct),
-    }
 
-    guarantees: dict[str, str] = {}
-    proofs: dict[str, Certificate] = {}
-    each: dict[str, Any] = {}
-    for name, certifier in zip(distinct_labels(provers), provers, strict=True):
-        with _timed(seconds, name):
-            prove: Callable[..., Certificate] = certifier
-            if isinstance(certifier, SmoothingCertifier):
-                prove = partial(certifier, on_progress=_sometimes(partial(_tell_samples, report, name), len(x)))
-            certificate = prove(model, x, y, threat, seed=seed, batch_size=batch_size)
-        guarantees[name] = certificate.guarantee
-        columns[f"{name}.verified"] = _numpy(certificate.verified)
-        columns[f"{name}.radius"] = _numpy(certificate.radius)
-        columns[f"{name}.status"] = certificate.status
-        if certificate.margin is not None:
-            columns[f"{name}.margin"] = _numpy(certificate.margin)
-        if certificate.method is not None:
-            columns[f"{name}.method"] = certificate.method
+class _Making:
+    """One call of ``evaluate``: the columns of its table as they come."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        seed: int,
+        batch_size: int,
+        report: Callable[[str, int, int], None] | None,
+    ) -> None:
+        self.model, self.x, self.y, self.threat = model, x, y, threat
+        self.seed, self.batch_size = seed, batch_size
+        self.report = report or (lambda stage, standing, left: None)
+        self.columns: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+        self.guarantees: dict[str, str] = {}
+        self.proofs: dict[str, Certificate] = {}
+        """The deterministic certificates."""
+        self.each: dict[str, Any] = {}
+        """Seconds of each example, by certifier."""
+        self.adversarial: dict[str, tuple[Tensor, Tensor]] = {}
+        self.steep: dict[str, Any] = {}
+        self.doubts: list[str] = []
+
+    def certify(self, certifiers: dict[str, Certifier], radii: Sequence[float]) -> None:
+        """What the classifier answers, and what is certified of it."""
+        self.subject = common_subject(self.model, list(certifiers.values()))
+        with self._timed("standard"), frozen_eval(self.model):
+            logits = predict(self.model, self.x, self.batch_size)
+            check_logits(logits, self.y)
+        certificates = {name: self._certificate(name, one) for name, one in certifiers.items()}
+        with self._timed("standard"):
+            answers = self.subject.answers(logits, self.x, self.y, list(certificates.values()), self.seed)
+        self.correct = answers.correct
+        self.report("standard", int(self.correct.sum()), 0)
+        numbers = np.arange(len(self.y))
+        self.columns |= {"index": numbers, "label": _numpy(self.y), "prediction": _numpy(answers.prediction)}
+        self.columns |= {"correct": _numpy(self.correct)} | {k: _numpy(v) for k, v in answers.further.items()}
+        for name, certificate in certificates.items():
+            self._enter(name, certificate)
+            if certificate.guarantee == "deterministic":
+                self.proofs[name] = certificate
+                _ring_if_wrong(name, certificate, self.correct, self.x, self.threat)
+                with self._timed(name):
+                    self._ask(name, certifiers[name], radii)
+            self.report(name, int(certificate.verified.sum()), 0)
+
+    def _certificate(self, name: str, certifier: Certifier) -> Certificate:
+        prove: Callable[..., Certificate] = certifier
+        if isinstance(certifier, SmoothingCertifier):
+            tell = _sometimes(partial(_tell_samples, self.report, name), len(self.x))
+            prove = partial(certifier, on_progress=tell)
+        with self._timed(name):
+            return prove(self.model, self.x, self.y, self.threat, seed=self.seed, batch_size=self.batch_size)
+
+    def _enter(self, name: str, certificate: Certificate) -> None:
+        """The columns of a certificate. Verified and a radius of at least eps are one and the same."""
+        eps, radius = self.threat.eps, _numpy(certificate.radius).astype(float)
+        # At eps = 0 there is nothing to prove.
+        verified = _numpy(certificate.verified) if eps > 0 else _numpy(self.correct)
+        radius = np.where(verified, np.maximum(radius, eps), np.minimum(radius, np.nextafter(eps, -1)))
+        self.guarantees[name] = certificate.guarantee
+        self.columns |= {f"{name}.verified": verified, f"{name}.radius": np.maximum(radius, 0)}
+        self.columns[f"{name}.status"] = certificate.status
         if certificate.seconds is not None:
-            each[name] = _numpy(certificate.seconds)
-        if certificate.samples is not None and certificate.abstained is not None:
-            columns[f"{name}.samples"] = _numpy(certificate.samples)
-            columns[f"{name}.abstained"] = _numpy(certificate.abstained)
-        if certificate.guarantee == "deterministic":
-            proofs[name] = certificate
-            _ring_if_wrong(name, certificate, correct, x, threat)
-        report(name, int(certificate.verified.sum()), 0)
+            self.each[name] = _numpy(certificate.seconds)
+        for what in ("unproven", "margin", "samples", "abstained"):
+            if (value := getattr(certificate, what)) is not None:
+                self.columns[f"{name}.{what}"] = _numpy(value)
+        if certificate.method is not None:
+            self.columns[f"{name}.method"] = certificate.method
 
-    proven = torch.stack([torch.zeros_like(correct), *(proof.verified for proof in proofs.values())]).any(0)
-    rows = (correct & (~proven | _share(len(y), audit, seed).to(device))).nonzero().squeeze(1)
-    adversarial: dict[str, tuple[Tensor, Tensor]] = {}
-    for name, attack in zip(distinct_labels(attackers), attackers, strict=True):
-        pieces = []
-        standing = int(correct.sum())
-        with _timed(seconds, name):
-            for piece in rows.split(PIECE) if len(rows) else ():
-                noise = getattr(subject, "noise", None)
-                key = f"{attack.name}-{fingerprint(model, x[piece], y[piece], piece, threat, seed, attack, noise)}"
-                result = None if store is None else store.get(key)
-                if result is None:
-                    result = attack(
-                        subject, x[piece], y[piece], threat, seed=seed, indices=piece.cpu(), batch_size=batch_size
-                    )
-                    if isinstance(subject, SmoothedClassifier):
-                        result = subject.confirmed(result, x[piece], y[piece], threat)
-                    if store is not None:
-                        store.put(key, result)
-                for proved_by, proof in proofs.items():
-                    claims = proof.verified[piece], proof.radius[piece]
-                    ring_if_unsound(proved_by, *claims, name, result, x[piece], piece, threat)
-                pieces.append(result)
-                standing -= int(result.success.sum())
-                report(name, standing, len(rows) - sum(len(part.success) for part in pieces))
-        result = _joined(pieces, x, device)
-        columns[f"{name}.attacked"] = _scatter(rows, torch.ones_like(rows).bool(), torch.zeros_like(correct))
-        columns[f"{name}.success"] = _scatter(rows, result.success, ~correct)
-        away = torch.where(correct, torch.inf, 0.0).to(result.distance)
-        columns[f"{name}.distance"] = _scatter(rows, result.adversarial_distance, away)
-        columns[f"{name}.forwards"] = _scatter(rows, result.forwards, torch.zeros_like(y))
-        columns[f"{name}.backwards"] = _scatter(rows, result.backwards, torch.zeros_like(y))
-        origin = np.full(len(y), "", dtype=object)
-        origin[_numpy(rows)] = result.origin
-        columns[f"{name}.origin"] = origin
-        hits = torch.isfinite(result.adversarial_distance)
-        adversarial[name] = rows[hits].cpu(), result.x_adv[hits].cpu()
+    def _ask(self, name: str, certifier: Certifier, radii: Sequence[float]) -> None:
+        if f"{name}.unproven" in self.columns:
+            known = self.columns[f"{name}.radius"], self.columns[f"{name}.unproven"]
+            ask = partial(ask_at, certifier, self.model, self.x, self.y, self.threat, radii, *known)
+            ask(seed=self.seed, batch_size=self.batch_size)
 
-    steep: dict[str, Any] = {}
-    count = min(lipschitz_examples, len(y))
-    if count and subject is model and threat.eps > 0 and not threat.discrete:
-        with _timed(seconds, "local_lipschitz"):
-            value = local_lipschitz(model, x[:count], threat, seed=seed, upper=False, batch_size=batch_size).value
-        columns["local_lipschitz"] = np.full(len(y), np.nan)
-        columns["local_lipschitz"][:count] = _numpy(value)
-        steep = {"mean": value.mean().item(), "max": value.max().item(), "examples": count}
-        report(f"local Lipschitz constant: mean {steep['mean']:.4g} of {count} examples", -1, 0)
-
-    table = pd.DataFrame(columns)
-    summary = summarise(table, threat, guarantees, seconds)
-    for name, certifier in zip(distinct_labels(provers), provers, strict=True):
-        if name in summary.get("sampling", {}):
-            summary["sampling"][name] |= certifier.model_dump(exclude={"name"})
-    if steep:
-        summary["local_lipschitz"] = steep
-    doubts = [*suspicions(subject, x, y, threat), *blind_successes(table)] if attackers else []
-    return Evaluation(table, summary | {"warnings": doubts}, subject, pd.DataFrame(each), adversarial)
-
-
-def _subject(model: nn.Module, certifiers: Sequence[Certifier]) -> nn.Module:
-    """The one classifier that all certificates are about."""
-    subjects = [certifier.subject(model) for certifier in certifiers] or [model]
-    smoothed = [one for one in subjects if isinstance(one, SmoothedClassifier)]
-    if smoothed and (len(smoothed) < len(subjects) or len({one.noise for one in smoothed}) > 1):
-        raise ValueError(
-            "certifiers of a network, or of its vote under one noise or another, speak of different classifiers: "
-            "evaluate them one by one"
+    def attack(self, attacks: dict[str, Attack], audit: float, store: Store | None) -> None:
+        """Attack what is right and not proven, and a share of what is; ring where it should not fall."""
+        x, y, correct = self.x, self.y, self.correct
+        proven = torch.stack([torch.zeros_like(correct), *(proof.verified for proof in self.proofs.values())]).any(
+            0
         )
-    return subjects[0]
+        rows = (correct & (~proven | _share(len(y), audit, self.seed).to(y.device))).nonzero().squeeze(1)
+        for name, attack in attacks.items():
+            pieces: list[AttackResult] = []
+            standing = int(correct.sum())
+            with self._timed(name):
+                for piece in rows.split(PIECE) if len(rows) else ():
+                    pieces.append(self._piece(name, attack, piece, store))
+                    standing -= int(pieces[-1].success.sum())
+                    self.report(name, standing, len(rows) - sum(len(part.success) for part in pieces))
+            result = _joined(pieces, x, y.device)
+            away = torch.where(correct, torch.inf, 0.0).to(result.distance)
+            nothing = torch.zeros_like(correct)
+            origin = np.full(len(y), "", dtype=object)
+            origin[_numpy(rows)] = result.origin
+            self.columns |= {
+                f"{name}.attacked": _scatter(rows, torch.ones_like(rows).bool(), nothing),
+                f"{name}.success": _scatter(rows, result.success, ~correct),
+                f"{name}.distance": _scatter(rows, result.adversarial_distance, away),
+                f"{name}.forwards": _scatter(rows, result.forwards, nothing.long()),
+                f"{name}.backwards": _scatter(rows, result.backwards, nothing.long()),
+                f"{name}.origin": origin,
+            }
+            hits = torch.isfinite(result.adversarial_distance)
+            self.adversarial[name] = rows[hits].cpu(), result.x_adv[hits].cpu()
+        if attacks:
+            self.doubts += suspicions(self.subject.classifier, x, y, self.threat)
+
+    def _piece(self, name: str, attack: Attack, piece: Tensor, store: Store | None) -> AttackResult:
+        x, y, threat, subject = self.x[piece], self.y[piece], self.threat, self.subject
+        known = fingerprint(self.model, x, y, piece, threat, self.seed, attack, subject.noise)
+        result = None if store is None else store.get(f"{attack.name}-{known}")
+        if result is None:
+            numbers, how = piece.cpu(), {"seed": self.seed, "batch_size": self.batch_size}
+            found = attack(subject.classifier, x, y, threat, indices=numbers, **how)
+            result = subject.confirmed(found, x, y, threat)
+            if store is not None:
+                store.put(f"{attack.name}-{known}", result)
+        for proved_by, proof in self.proofs.items():
+            claims = proof.verified[piece], proof.radius[piece]
+            ring_if_unsound(proved_by, *claims, name, result, x, piece, threat)
+        return result
+
+    def measure_steepness(self, examples: int) -> None:
+        """The local Lipschitz constant around the first few, of a network as it is."""
+        count = min(examples, len(self.y))
+        if not count or self.subject.classifier is not self.model or self.threat.eps == 0 or self.threat.discrete:
+            return
+        with self._timed("local_lipschitz"):
+            x, size = self.x[:count], self.batch_size
+            value = local_lipschitz(self.model, x, self.threat, seed=self.seed, upper=False, batch_size=size).value
+        self.columns["local_lipschitz"] = np.full(len(self.y), np.nan)
+        self.columns["local_lipschitz"][:count] = _numpy(value)
+        self.steep = {"mean": value.mean().item(), "max": value.max().item(), "examples": count}
+        self.report(f"local Lipschitz constant: mean {self.steep['mean']:.4g} of {count} examples", -1, 0)
+
+    def evaluation(self, certifiers: dict[str, Certifier]) -> Evaluation:
+        """The table, and what follows from it."""
+        table = pd.DataFrame(self.columns)
+        summary = summarise(table, self.threat, self.guarantees, self.seconds)
+        for name in summary.get("sampling", {}):
+            summary["sampling"][name] |= certifiers[name].model_dump(exclude={"name"})
+        if self.steep:
+            summary["local_lipschitz"] = self.steep
+        summary["warnings"] = [*self.doubts, *blind_successes(table)]
+        each = pd.DataFrame(self.each)
+        return Evaluation(table, summary, self.subject.classifier, each, self.adversarial, certifiers)
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+def ask_at(
+    certifier: Certifier,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    radii: Sequence[float],
+    radius: np.ndarray,
+    unproven: np.ndarray,
+    *,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> None:
+    """Ask a certifier at further radii, about those examples where what is known leaves them open.
+
+    Args:
+        radius, unproven: of each example the largest radius that was verified and the smallest that was asked in
+            vain, (N,) float64; what is found is written into them.
+    """
+    for eps in sorted(radii):
+        rows = np.flatnonzero((radius < eps) & (eps < unproven))
+        if not len(rows):
+            continue
+        here = torch.from_numpy(rows).to(x.device)
+        found = certifier(model, x[here], y[here], threat.with_eps(eps), seed=seed, batch_size=batch_size)
+        holds = _numpy(found.verified)
+        radius[rows[holds]], unproven[rows[~holds]] = eps, eps
 
 
 def _sometimes(tell: Callable[[int, int], None], count: int) -> Callable[[int, int], None]:
@@ -269,13 +359,6 @@ def _joined(pieces: list[AttackResult], x: Tensor, device: torch.device) -> Atta
         join("backwards"),
         np.concatenate([piece.origin for piece in pieces]),
     )
-
-
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[stage] = time.perf_counter() - started
 
 
 def _numpy(tensor: Tensor) -> Any:
@@ -325,7 +408,7 @@ def ring_if_unsound(
     Raises:
         SoundnessError: naming the first such example.
     """
-    nearer = result.adversarial_distance.double() < radius * (1 - 1e-5)  # the distance is rounded, too
+    nearer = result.adversarial_distance.double() < radius * (1 - ROUNDING)
     hits = ((result.success & verified) | nearer).nonzero().squeeze(1)
     if len(hits):
         hit, example = int(hits[0]), int(numbers[hits[0]])

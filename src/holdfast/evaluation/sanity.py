@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.losses import cross_entropy, until_wrong
-from holdfast.evaluation.summary import names
+from holdfast.evaluation.accuracy import names
 from holdfast.inference import frozen_eval, predict
 from holdfast.search import climb, gradient_of
 from holdfast.threat import Threat

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from scipy.stats import binomtest
 
+from holdfast.evaluation.accuracy import certified, names, stands
 from holdfast.threat import Threat
 
 
@@ -19,30 +20,23 @@ def proportion_interval(successes: int, trials: int, confidence: float = 0.95) -
     return float(interval.low), float(interval.high)
 
 
-def names(table: pd.DataFrame, column: str) -> list[str]:
-    """The attacks (``column="success"``) or certifiers (``"verified"``) that a table reports on."""
-    return [name.removesuffix(f".{column}") for name in table.columns if name.endswith(f".{column}")]
-
-
-def broken_by_any(table: pd.DataFrame) -> pd.Series:
-    """Wrong, or broken by some attack inside the threat set."""
-    return table[[f"{name}.success" for name in names(table, "success")]].any(axis=1) | ~table["correct"]
-
-
 def summarise(
     table: pd.DataFrame, threat: Threat, guarantees: dict[str, str], seconds: dict[str, float]
 ) -> dict[str, Any]:
     """The accuracies of an evaluation's table, each a fraction of all its examples."""
     attacks, certifiers = names(table, "success"), names(table, "verified")
+    eps = threat.eps
     counts: dict[str, Any] = {
         "standard": int(table["correct"].sum()),
-        "attacked": {name: int((~table[f"{name}.success"]).sum()) for name in attacks},
-        "certified": {name: int(table[f"{name}.verified"].sum()) for name in certifiers},
+        "attacked": {name: int(stands(table, eps, eps, name).sum()) for name in attacks},
+        "certified": {name: int(certified(table, name, eps).sum()) for name in certifiers},
     }
-    proven = [f"{name}.verified" for name in certifiers if guarantees[name] != "estimate"]
+    if "not_surely_wrong" in table:
+        counts["not_surely_wrong"] = int(table["not_surely_wrong"].sum())
+    proven = [certified(table, name, eps) for name in certifiers if guarantees[name] != "estimate"]
     bracket = {
-        "certified": int(table[proven].any(axis=1).sum()) if proven else None,
-        "attacked": int((~broken_by_any(table)).sum()) if attacks else None,
+        "certified": int(pd.concat(proven, axis=1).any(axis=1).sum()) if proven else None,
+        "attacked": int(stands(table, eps, eps).sum()) if attacks else None,
     }
     passes = {
         name: {key: int(table[f"{name}.{key}"].sum()) for key in ("attacked", "forwards", "backwards")}
@@ -58,6 +52,7 @@ def summarise(
         "threat": str(threat),
         **_each(counts, lambda count: count / len(table)),
         "bracket": _each(bracket, lambda count: count / len(table)),
+        "bracket_guarantee": joint_guarantee(guarantees),
         "counts": {**counts, "bracket": bracket},
         "intervals": _each(counts, lambda count: proportion_interval(count, len(table))),
         "guarantees": guarantees,
@@ -68,17 +63,35 @@ def summarise(
     }
 
 
-def certified_at(table: pd.DataFrame, threat: Threat, radii: list[float]) -> dict[str, dict[str, float]]:
-    """For each certifier the certified accuracy at each radius, by the threat's text, and the mean radius.
+def joint_guarantee(guarantees: dict[str, str]) -> str | None:
+    """What holds of all certificates of an example together: the errors of probabilistic ones add up.
 
-    An example counts where its certified radius exceeds the given one. The mean radius takes 0 where the
-    prediction is wrong, and is inf where nothing in the box changes some example.
+    None where nothing but estimates, or nothing at all, was made.
     """
-    found: dict[str, dict[str, float]] = {}
+    proofs = [guarantee for guarantee in guarantees.values() if guarantee != "estimate"]
+    if not proofs:
+        return None
+    alphas = [float(text.removeprefix("probabilistic(").rstrip(")")) for text in proofs if text != "deterministic"]
+    return f"probabilistic({min(1.0, sum(alphas)):g})" if alphas else "deterministic"
+
+
+def certified_at(table: pd.DataFrame, threat: Threat, radii: list[float]) -> dict[str, dict[str, float | None]]:
+    """For each certifier the certified accuracy at each radius, by the threat's text, and the ``mean radius``.
+
+    An example counts where it is right and its certified radius is at least the given one; at the evaluation's own
+    eps that is its certified accuracy, at 0 its standard accuracy. The mean radius takes 0 where the prediction is
+    wrong, is inf where nothing in the box changes some example, and None where a certifier was asked at some
+    radii only, so that its ``radius`` is but the largest of those it verified.
+
+    Raises:
+        ValueError: a certifier was not asked about a radius and its answers at others leave it open; sequential
+            smoothing without a tolerance knows eps only.
+    """
+    found: dict[str, dict[str, float | None]] = {}
     for name in names(table, "verified"):
-        radius = table[f"{name}.radius"]
-        found[name] = {str(threat.with_eps(r)): float((radius > r).mean()) for r in radii}
-        found[name]["mean radius"] = float(radius.mean())
+        found[name] = {str(threat.with_eps(r)): float(certified(table, name, r).mean()) for r in radii}
+        radius = table[f"{name}.radius"].where(table["correct"], 0)
+        found[name]["mean radius"] = None if f"{name}.unproven" in table else float(radius.mean())
     return found
 
 

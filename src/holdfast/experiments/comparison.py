@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from holdfast.experiments.store import Record, check_keys
+from holdfast.numbers import Mean
 
 Direction = Literal["max", "min"]
 
@@ -18,8 +18,8 @@ Direction = Literal["max", "min"]
 def compare(
     records: Sequence[Record], *, y: Sequence[str], by: Sequence[str] = (), best: str | None = None
 ) -> pd.DataFrame:
-    """One row for each combination of values of ``by``: ``seeds``, and of every ``y`` the mean over them and
-    ``NAME_half``, half its 95 % interval (Student's t; NaN for one seed).
+    """One row for each combination of values of ``by``: ``seeds``, and of every ``y`` the mean over those that have
+    it, ``NAME_half``, half its 95 % interval (Student's t; NaN for one seed), and ``NAME_n``, how many have it.
 
     Args:
         records: what is not finished is left out, as is what lacks a name of ``by`` or all of ``y``; what lacks
@@ -53,7 +53,7 @@ def compare(
         if len(groups) > 1 and not goal:
             raise ValueError(_differences([group[0] for group in groups], by))
         if goal:
-            known = [(_mean(group, goal), group) for group in groups]
+            known = [(Mean.of([_number(one, goal) for one in group]).value, group) for group in groups]
             ranked = [((-1 if downwards else 1) * value, group) for value, group in known if not np.isnan(value)]
             if not ranked:
                 continue
@@ -62,16 +62,11 @@ def compare(
             group = groups[0]
         row = {key: _as_label(group[0].values[key]) for key in by} | {"seeds": len(group), "run": group[0].name}
         for key in y:
-            values = np.array([_number(one, key) for one in group])
-            row |= {key: values.mean(), f"{key}_half": half_interval(values)}
+            mean = Mean.of([_number(one, key) for one in group])
+            row |= {key + part: value for part, value in mean.columns.items()}
         rows.append(row)
-    return pd.DataFrame(rows, columns=[*by, "seeds", "run", *(name for key in y for name in (key, f"{key}_half"))])
-
-
-def _mean(group: Sequence[Record], key: str) -> float:
-    """Over those seeds that have it; NaN where none does."""
-    values = [value for one in group if not np.isnan(value := _number(one, key))]
-    return float(np.mean(values)) if values else float("nan")
+    parts = [key + part for key in y for part in ("", "_half", "_n")]
+    return pd.DataFrame(rows, columns=[*by, "seeds", "run", *parts])
 
 
 def _as_label(value: Any) -> Any:
@@ -115,11 +110,3 @@ def read_curves(records: Sequence[Record], by: Sequence[str]) -> dict[str, pd.Da
     if not curves:
         raise FileNotFoundError("none of these runs drew its curve: train with evaluation.curve_points=8")
     return curves
-
-
-def half_interval(values: np.ndarray) -> float:
-    """Half the 95 % interval of the mean, by Student's t; NaN for one value."""
-    count = len(values)
-    if count < 2:
-        return float("nan")
-    return float(stats.t.ppf(0.975, count - 1) * values.std(ddof=1) / np.sqrt(count))

@@ -8,7 +8,7 @@ import json
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from holdfast.attacks import PGD, Attack
-from holdfast.certify import BoundCertifier, Certifier, SmoothingCertifier
+from holdfast.certify import BoundCertifier, Certifier
 from holdfast.component import Number, Settings, distinct_labels
 from holdfast.data import Data
 from holdfast.experiments.analyses import Analysis
@@ -74,11 +74,7 @@ class Experiment(Settings):
 
     def model_post_init(self, context: object) -> None:
         for certifier in self.evaluation.certifiers if self.evaluation.radii else ():
-            if (
-                isinstance(certifier, SmoothingCertifier)
-                and certifier.mode == "sequential"
-                and not certifier.tolerance
-            ):
+            if not certifier.knows_radii:
                 raise ValueError(
                     "evaluation.radii reads the radius of each example, but sequential smoothing stops as soon as "
                     "eps is decided: give it a tolerance, or mode=fixed"

@@ -291,6 +291,7 @@ def _evaluate(
             threat,
             settings.attacks,
             settings.certifiers,
+            radii=settings.radii,
             audit=settings.audit,
             lipschitz_examples=settings.lipschitz_examples,
             seed=experiment.seed,
@@ -308,7 +309,7 @@ def _evaluate(
         reporter.stage(f"warning: {warning}")
     _draw_adversarial(run, images, evaluation, threat)
     if settings.curve_points and threat.eps > 0:
-        radii = np.linspace(0, 2 * threat.eps, settings.curve_points + 1).tolist()
+        radii = sorted({*np.linspace(0, 2 * threat.eps, settings.curve_points + 1).tolist(), threat.eps})
         first = slice(settings.curve_examples)
         with _alarm_kept(run, "test"):
             curve = sandwich_curve(
@@ -322,7 +323,8 @@ def _evaluate(
                 seed=experiment.seed,
                 batch_size=settings.batch_size,
             )
-        figure = sandwich_figure(curve, threat, examples=min(settings.curve_examples, len(labels)))
+        count, guarantee = min(settings.curve_examples, len(labels)), evaluation.summary["bracket_guarantee"]
+        figure = sandwich_figure(curve, threat, examples=count, guarantee=guarantee)
         save_figure(figure, run.path / "figures" / "sandwich", curve)
         reporter.stage(f"figure {run.path / 'figures' / 'sandwich.png'}")
     result: dict[str, Any] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from holdfast.experiments.store import Record, latex, read_record
 from holdfast.experiments.study import Published, Study, View
 from holdfast.experiments.sweep import Planned
 from holdfast.files import write_text
+from holdfast.numbers import NONE, Mean
 from holdfast.plots import save_figure
 from holdfast.plots.landscape import band_figure
 from holdfast.plots.neural_collapse import collapse_figure
@@ -27,10 +27,6 @@ from holdfast.plots.results import bars_figure, curves_figure, lines_figure, sca
 from holdfast.plots.staircase import staircase_figure
 from holdfast.threat import Threat
 from holdfast.training import Reporter
-
-SHARES = ("standard", "attacked", "certified", "train.", "bracket.", "gap", "attacked_gap", "certified_at.")
-"""What results begin with that are shown in per cent."""
-NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -96,7 +92,7 @@ def report_separation(
             break
     table = pd.DataFrame(rows, columns=["data set", "seeds", *study.columns])
     for key, part in study.columns.items():
-        table[part], table[f"{part}_half"] = table[key], float("nan")
+        table[part], table[f"{part}_half"], table[f"{part}_n"] = table[key], float("nan"), 1
     return _write(study, folder, table, ["data set"], digits)
 
 
@@ -106,7 +102,9 @@ def report_staircase(study: Study, folder: Path, *, scale: float, reporter: Repo
     if sizes != study.staircase:
         reporter.stage(f"scale {scale:g}: {study.staircase} points → {sizes}")
     table, curves = staircase(sizes)
-    table = table.assign(seeds=1, **{f"{key}_half": float("nan") for key in study.columns.values()})
+    for key in study.columns.values():
+        table[f"{key}_half"], table[f"{key}_n"] = float("nan"), 1
+    table = table.assign(seeds=1)
     report = _write(study, folder, table, ["points", "method"], False)
     shown = ["natural", "llr", "adversarial", "clean-plus-adversarial (1)", "trades (6)"]
     save_figure(staircase_figure(curves, STAIRS.tolist(), SHIFT, shown), folder / "staircase", curves)
@@ -137,6 +135,7 @@ def _table(study: Study, records: Sequence[Record], labels: Sequence[str]) -> pd
     for key in keys:
         if key not in found:
             found[key] = found[f"{key}_half"] = float("nan")
+            found[f"{key}_n"] = 0
     return found
 
 
@@ -146,7 +145,8 @@ def _write(study: Study, folder: Path, table: pd.DataFrame, labels: Sequence[str
     lines: list[tuple[tuple[str, ...], list[str]]] = []
     for found in table.to_dict("records"):
         own = [found[label] for label in labels]
-        cells = [_cell(key, found[key], found[f"{key}_half"]) for key in study.columns.values()]
+        means = {key: Mean(found[key], found[f"{key}_half"], found[f"{key}_n"]) for key in study.columns.values()}
+        cells = [mean.text(key, found["seeds"]) for key, mean in means.items()]
         first = ["digits"] if digits else []
         lines.append((tuple(map(_key, own)), [*first, *map(_word, own), str(found["seeds"]), *cells]))
     for one in () if digits else study.published:
@@ -177,16 +177,6 @@ def _key(value: Any) -> str:
         return f"{parse_number(value):.6g}"
     except ValueError:
         return str(value)
-
-
-def _cell(key: str, value: float, half: float) -> str:
-    if math.isnan(value):
-        return NONE
-    share = key.startswith(SHARES)
-    text = f"{100 * value:.2f}" if share else f"{value:.4g}"
-    if math.isnan(half):
-        return text
-    return f"{text} ± {100 * half:.2f}" if share else f"{text} ± {half:.2g}"
 
 
 def _draw(

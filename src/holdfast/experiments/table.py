@@ -6,13 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from holdfast.component import Component, distinct_labels
-from holdfast.experiments.comparison import half_interval
 from holdfast.experiments.folder import Run
 from holdfast.experiments.store import latex as latex_table
+from holdfast.numbers import Mean
 
 COLUMNS = {
     "train": "train acc.",
@@ -28,8 +27,9 @@ COLUMNS = {
 def defence_table(runs: Sequence[Run]) -> pd.DataFrame:
     """One row for all finished runs that differ in nothing but the seed.
 
-    Accuracies under attack are those under all of a run's attacks. ``NAME`` is a mean over seeds and ``NAME_half``
-    half its 95 % interval (Student's t), NaN for a single seed; a number that an evaluation lacks is NaN.
+    Accuracies under attack are those under all of a run's attacks. ``NAME`` is the mean over those seeds that have
+    the number, ``NAME_half`` half its 95 % interval (Student's t; NaN for a single one), ``NAME_n`` how many they
+    are.
     """
     once: dict[str, dict[int, Run]] = {}
     for run in runs:
@@ -46,8 +46,7 @@ def defence_table(runs: Sequence[Run]) -> pd.DataFrame:
         row: dict[str, Any] = {"data": one.data.name, "model": model, "threat": str(one.threat), "defence": defence}
         row |= {"seeds": len(members), "run": members[0].path.name}
         for name, values in numbers.items():
-            row[str(name)] = values.mean()
-            row[f"{name}_half"] = half_interval(values.to_numpy())
+            row |= {f"{name}{part}": value for part, value in Mean.of(values.to_numpy()).columns.items()}
         rows.append(row)
     table = pd.DataFrame(rows)
     return table.sort_values(["data", "model", "threat"], kind="stable", ignore_index=True) if rows else table
@@ -85,7 +84,8 @@ def _numbers(result: dict[str, Any]) -> dict[str, float]:
 
 
 def cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows as text: columns that say something, numbers with two decimals and ± where known."""
+    """Headings and rows as text: columns that say something, numbers with ± where known, and with n where they are
+    not over all seeds of the row."""
     words = [
         name for name in ("data", "model", "threat", "defence") if name == "defence" or table[name].nunique() > 1
     ]
@@ -95,17 +95,18 @@ def cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             *(str(row[name]) for name in (*words, *many)),
-            *(_cell(row[name], row[f"{name}_half"]) for name in COLUMNS),
+            *(_cell(row, name) for name in COLUMNS),
         ]
         for _, row in table.iterrows()
     ]
     return [*words, *many, *COLUMNS.values()], rows
 
 
-def _cell(mean: float, half: float) -> str:
-    if np.isnan(mean):
-        return "–"
-    return f"{mean:.2f}" + ("" if np.isnan(half) else f" ± {half:.2f}")
+def _cell(row: Any, name: str) -> str:
+    keys = {"lipschitz": "local_lipschitz.mean", "gap": "gap", "adversarial_gap": "attacked_gap"}
+    key = keys.get(name, "standard")
+    scale = 1 if name == "lipschitz" else 100
+    return Mean(row[name] / scale, row[f"{name}_half"] / scale, row[f"{name}_n"]).text(key, row["seeds"])
 
 
 def latex(table: pd.DataFrame) -> str:

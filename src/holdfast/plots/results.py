@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from holdfast.numbers import leaves_range
 from holdfast.plots.style import SEQUENCE
 
 WORDS = {
@@ -81,7 +82,7 @@ def _points(
             stroke = STYLES[turn % len(STYLES)] if joined else ""
             title = " ".join([label] if len(y) == 1 else [label, words(name)]).strip()
             axes.plot(part[x], part[name], ls=stroke, marker=marker, ms=4.5, lw=1.4, color=colour, label=title)
-            half = part[f"{name}_half"].fillna(0)
+            half = _drawn(part, name).fillna(0)
             if joined and half.any():
                 axes.fill_between(part[x], part[name] - half, part[name] + half, color=colour, alpha=0.18, lw=0)
     axes.set_xlabel(words(x))
@@ -100,7 +101,7 @@ def bars_figure(table: pd.DataFrame, x: str, y: Sequence[str], by: Sequence[str]
         middle = [places[value] + width * (number - (len(series) - 1) / 2) for value in part[x]]
         title = " ".join([label] if len(y) == 1 else [label, words(name)]).strip()
         axes.bar(middle, part[name], width * 0.92, color=colour, label=title)
-        half = part[f"{name}_half"]
+        half = _drawn(part, name)
         if half.notna().any():
             axes.errorbar(middle, part[name], half.fillna(0), ls="", color="black", capsize=2, lw=0.9)
     many = len(places) > 4
@@ -125,7 +126,8 @@ def curves_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     for colour, (label, curve) in zip(cycle(SEQUENCE), curves.items(), strict=False):
         certified, attacked = curve["certified"], curve["attacked"]
         if certified.notna().any():
-            axes.plot(curve["eps"], certified, color=colour, marker="^", ms=3, lw=1.4, label=label)
+            known = certified.notna()
+            axes.plot(curve["eps"][known], certified[known], color=colour, marker="^", ms=3, lw=1.4, label=label)
         if attacked.notna().any():
             name = None if certified.notna().any() else label
             axes.plot(curve["eps"], attacked, color=colour, marker="v", ms=3, lw=1, ls="--", label=name)
@@ -135,6 +137,12 @@ def curves_figure(curves: Mapping[str, pd.DataFrame]) -> Figure:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _legend(axes)
     return figure
+
+
+def _drawn(table: pd.DataFrame, name: str) -> pd.Series:
+    """Half the intervals that are drawn: not those of an accuracy that leave 0 to 1, as those of two seeds may."""
+    half = table[f"{name}_half"]
+    return half.mask(leaves_range(name, table[name], half))
 
 
 def _numbers(table: pd.DataFrame, names: Sequence[str]) -> None:
@@ -178,7 +186,7 @@ def _finish(
     if log_y:
         axes.set_yscale("log")
     elif set(y) <= set(ACCURACIES):
-        top = np.nanmax([(table[name] + table[f"{name}_half"].fillna(0)).max() for name in y])
+        top = np.nanmax([(table[name] + _drawn(table, name).fillna(0)).max() for name in y])
         axes.set_ylim(0, 1.02 if top > 0.5 else 1.15 * max(top, 0.01))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     _legend(axes, beside)

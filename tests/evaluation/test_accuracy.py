@@ -1,0 +1,140 @@
+"""One definition of each accuracy: table, summary, curve and certified_at agree, and the sandwich holds
+everywhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import images, small_cnn
+from torch import nn
+
+from holdfast import Threat, evaluate
+from holdfast.attacks import Attack
+from holdfast.certify import SmoothingCertifier
+from holdfast.evaluation import broken_from, certified, certified_at, sandwich_curve, stands
+
+LINF, L2 = Threat("linf", 0.02), Threat("l2", 0.15)
+PGD, FMN = {"name": "pgd", "steps": 10}, {"name": "fmn", "steps": 20}
+SMOOTHING = {"name": "smoothing", "sigma": 0.1, "n": 500}
+
+
+def bounds(method: str, **settings: object) -> dict[str, object]:
+    return {"name": "bounds", "method": method, **settings}
+
+
+@pytest.mark.parametrize(
+    ("threat", "attacks", "certifiers"),
+    [
+        (LINF, ["autoattack"], ["bounds"]),
+        (LINF, [PGD, "apgd-t"], [bounds("crown")]),
+        (LINF, [PGD], [bounds("alpha-crown", iterations=3), "lipschitz"]),
+        (LINF, [FMN, PGD], [bounds("cascade")]),
+        (LINF, [], [bounds("cap")]),
+        (LINF, ["square"], []),
+        (L2, ["autoattack"], ["lipschitz", bounds("crown-ibp")]),
+        (L2, [FMN, {"name": "ddn", "steps": 20}], [bounds("lmt")]),
+        (Threat("l1", 0.5), [PGD], [bounds("crown")]),
+        (LINF.with_eps(0), [PGD, FMN], ["bounds", bounds("crown"), "lipschitz"]),
+        (L2, [PGD], [SMOOTHING]),
+        (L2, [FMN], [{**SMOOTHING, "mode": "fixed"}, SMOOTHING]),
+        (L2, [PGD], [{**SMOOTHING, "tolerance": 0.05}, {"name": "plug-in", "sigma": 0.1, "n": 200}]),
+        (L2, [PGD], [{"name": "plug-in", "sigma": 0.1, "n": 200}]),
+    ],
+    ids=str,
+)
+def test_table_curve_and_certified_at_agree_and_the_sandwich_holds(
+    threat: Threat, attacks: list[Any], certifiers: list[Any]
+) -> None:
+    model, (x, y) = small_cnn(), images(60)
+    with torch.no_grad():
+        y = torch.where(torch.arange(60) % 6 > 0, model(x).argmax(1), y)  # mostly right
+    attackers = [Attack.parse(attack) for attack in attacks]
+    found = evaluate(model, x, y, threat, attackers, certifiers)
+    summary, eps = found.summary, threat.eps
+    radii = sorted({0.0, eps / 3, 0.9 * eps, eps, 1.1 * eps, 2 * eps})
+    curve = sandwich_curve(found.subject, x, y, threat, found, attackers, radii).set_index("eps")
+
+    assert (curve["standard"] == summary["standard"]).all()
+    if eps and attacks:
+        assert curve["attacked"][eps] == summary["bracket"]["attacked"]
+    if eps and summary["bracket"]["certified"] is not None:
+        assert curve["certified"][eps] == summary["bracket"]["certified"]
+    for name, share in summary["certified"].items():
+        at = certified_at(found.table, threat, [0.0, eps])[name]
+        assert at[str(threat)] == share == found.table[f"{name}.verified"].mean()
+        assert at[str(threat.with_eps(0))] == summary["standard"]
+    for side in ("attacked", "certified"):
+        line = curve[side].dropna()
+        assert (np.diff(line) <= 0).all()
+        if len(line):
+            assert line[0.0] == summary["standard"]
+            assert (line <= summary["standard"]).all()
+    both = curve.dropna()
+    assert (both["certified"] <= both["attacked"]).all()
+    for name, share in summary["attacked"].items():
+        assert stands(found.table, eps, eps, name).mean() == share == (~found.table[f"{name}.success"]).mean()
+
+
+@pytest.mark.parametrize("method", ["crown", "cap", "alpha-crown", "cascade"])
+def test_a_line_named_after_a_method_is_that_methods_at_every_radius(method: str) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 3)]
+    model, x = nn.Sequential(nn.Flatten(), *layers), torch.rand(60, 1, 4, 4)
+    y, eps, certifier = model(x).argmax(1), 0.04, bounds(method, iterations=3)
+    radii = [eps / 2, eps, 1.1 * eps, 1.5 * eps]
+    found = evaluate(model, x, y, Threat("linf", eps), certifiers=[certifier], radii=radii)
+    curve = sandwich_curve(model, x, y, Threat("linf", eps), found, [], radii)
+    shares = certified_at(found.table, Threat("linf", eps), radii)["bounds"]
+    assert shares.pop("mean radius") is None  # it was never searched
+    direct = [
+        evaluate(model, x, y, Threat("linf", r), certifiers=[certifier]).summary["certified"]["bounds"]
+        for r in radii
+    ]
+    assert list(curve["certified"]) == list(shares.values()) == direct
+    assert len(set(direct)) > 2
+    with pytest.raises(ValueError, match=r"was not asked about radius 0\.05, .* radii=\[...\]"):
+        certified_at(found.table, Threat("linf", eps), [0.05])
+    searched = evaluate(model, x, y, Threat("linf", eps), certifiers=[{**certifier, "radius_search": "always"}])
+    mean = certified_at(searched.table, Threat("linf", eps), [0.05])["bounds"]["mean radius"]
+    assert mean is not None
+    assert mean > found.table["bounds.radius"].mean()
+
+
+def hand_made(**columns: object) -> pd.DataFrame:
+    return pd.DataFrame({"correct": [True, True, True, False], **columns})
+
+
+def test_a_success_inside_the_threat_set_counts_from_eps_on_however_its_distance_was_rounded() -> None:
+    above = float(np.nextafter(np.float32(0.1), np.float32(1)))
+    table = hand_made(**{"a.success": [True, False, True, True], "a.distance": [above, above, 0.05, 0.0]})
+    assert broken_from(table, 0.1).tolist() == [0.1, above, 0.05, 0.0]
+    assert stands(table, 0.1, 0.1).tolist() == [False, True, False, False]
+    assert stands(table, 0.1, 0.0).tolist() == [True, True, True, False]
+    table["c.verified"], table["c.radius"] = [False] * 4, [0.0, 0.0, 0.05 + 1e-9, 0.0]
+    assert broken_from(table, 0.1)[2] > 0.05 + 1e-9  # the nearest error of a certificate that is exact
+
+
+def test_what_is_wrong_counts_at_no_radius_and_what_was_not_asked_is_refused() -> None:
+    columns = {"c.verified": [True, True, False, False], "c.radius": [0.1, 0.1, 0.0, np.inf]}
+    table = hand_made(**columns)
+    assert certified(table, "c", 0.1).tolist() == [True, True, False, False]
+    assert certified(table, "c", 0.0).tolist() == [True, True, True, False]
+    table["c.unproven"] = [np.inf, 0.2, 0.1, 0.1]
+    assert certified(table, "c", 0.1).sum() == 2
+    with pytest.raises(ValueError, match=r"c was not asked about radius 0\.05"):
+        certified(table, "c", 0.05)
+
+
+def test_certificates_that_may_each_be_wrong_say_what_they_are_together() -> None:
+    model, (x, y) = small_cnn(), images(20)
+    both = [SmoothingCertifier(sigma=0.1, n=200, alpha=0.01), SmoothingCertifier(sigma=0.1, n=300, alpha=0.02)]
+    assert evaluate(model, x, y, L2, certifiers=both).summary["bracket_guarantee"] == "probabilistic(0.03)"
+    assert evaluate(model, x, y, L2, certifiers=["plug-in"]).summary["bracket_guarantee"] is None
+    found = evaluate(model, x, y, L2, certifiers=["bounds", "lipschitz"])
+    assert found.summary["bracket_guarantee"] == "deterministic"
+    with pytest.raises(ValueError, match="stops as soon as eps is decided"):
+        evaluate(model, x, y, L2, certifiers=["smoothing"], radii=[0.1])
