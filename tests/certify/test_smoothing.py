@@ -244,3 +244,34 @@ def test_radii_need_a_certifier_that_finds_them() -> None:
         "mnist-smoothing",
         ["evaluation.radii=[36/255]", "evaluation.certifiers=[{name: smoothing, tolerance: 1/50}]"],
     )
+
+
+def test_to_give_up_on_eps_is_no_abstention() -> None:
+    """Classes that win with a probability far from a coin's, none of them certified at eps."""
+    x, y = at(*np.linspace(0.03, 0.09, 40), -0.05)
+    found = {
+        mode: SmoothingCertifier(sigma=0.25, n0=2000, n=20_000, mode=mode)(HalfSpace(), x, y, L2)
+        for mode in ("fixed", "sequential")
+    }
+    for certificate in found.values():
+        assert not certificate.abstained.any()
+        assert not certificate.verified.any()
+        assert certificate.status == ["undecided"] * 40 + ["wrong"]
+    assert found["sequential"].samples.sum() < 0.6 * found["fixed"].samples.sum()
+
+
+def test_the_standard_accuracy_of_a_vote_is_what_it_is_sure_of() -> None:
+    x, _ = at(*[0.0] * 20, *[0.3] * 20, *[-0.3] * 10)
+    y = (torch.arange(50) % 2).where(torch.arange(50) < 20, 1)
+    for certifier in (SmoothingCertifier(sigma=0.25, n=2000), PlugInSmoothing(sigma=0.25, n=400)):
+        found = evaluate(HalfSpace(), x, y, L2, ["fgsm"], [certifier])
+        summary, table = found.summary, found.table
+        assert table["correct"][20:].tolist() == [True] * 20 + [False] * 10
+        assert summary["attacked"]["fgsm"] <= summary["standard"] <= summary["not_surely_wrong"] == 40 / 50
+        if certifier.name == "smoothing":
+            assert summary["standard"] == 20 / 50
+            assert (table["prediction"][:20] == -1).all()
+            # What an abstention is worth to an attack does not matter: it is wrong before.
+            assert not table["fgsm.attacked"][:20].any()
+        else:
+            assert 20 / 50 < summary["standard"] < 40 / 50

@@ -63,6 +63,18 @@ def test_seeds_make_one_row_with_an_interval(tmp_path: Path) -> None:
     assert r"\begin{tabular}{llrrrrrrr}" in text
 
 
+def test_a_mean_over_fewer_seeds_than_the_row_says_over_how_many(tmp_path: Path) -> None:
+    recipes = [("objective=trades", f"seed={seed}") for seed in range(3)]
+    runs = [finished(tmp_path, 0.90, 1.0 - 0.01 * i if i else None, *recipe) for i, recipe in enumerate(recipes)]
+    row = defence_table(runs).iloc[0]
+    assert (row["seeds"], row["train_n"], row["test_n"]) == (3, 2, 3)
+    assert row["train"] == pytest.approx(98.5)
+    assert row["train_half"] == pytest.approx(12.706 * 0.5, rel=1e-3)
+    headings, (cell,) = cells(defence_table(runs))
+    assert cell[headings.index("train acc.")] == "98.50 ± 6.35 (n=2)"
+    assert cell[headings.index("test acc.")] == "90.00 ± 0.00"
+
+
 def test_a_run_counts_once_and_words_are_escaped(tmp_path: Path) -> None:
     one = finished(tmp_path, 0.9, 1.0, "objective={name: awp, objective: {name: trades, beta: 1}}")
     two = finished(tmp_path, 0.8, 1.0, "objective={name: awp, objective: {name: trades, beta: 3}}")

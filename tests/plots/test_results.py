@@ -64,3 +64,11 @@ def test_points_and_curves(table: pd.DataFrame, tmp_path: Path) -> None:
 def test_axes_are_labelled_in_words() -> None:
     assert words("optimizer.lr") == "learning rate"
     assert words("last.validation_certified") == "last validation certified"
+
+
+def test_an_interval_that_no_accuracy_can_have_is_not_drawn(table: pd.DataFrame) -> None:
+    table.loc[table["objective"] == "trades", "certified_half"] = [0.1, 0.1, 0.7]
+    (axes,) = lines_figure(table, "data.train_size", ["certified"], ["objective"]).axes
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((0.4, 0.7))
+    assert axes.get_ylim()[1] <= 1.02
