@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from holdfast.attacks import AttackResult
 from holdfast.component import explain, nearest
 from holdfast.experiments.experiment import Experiment
-from holdfast.files import CLAIM, claimed, sweep, whole_file, write_bytes, write_json, write_text
+from holdfast.files import claimed, empty, sweep, whole_file, write_bytes, write_json, write_text
 from holdfast.models.model import Shape
 from holdfast.models.weights import refuse_misfits
 from holdfast.training.checkpoint import Checkpoint
@@ -96,11 +96,7 @@ class Run:
 
     def clear(self) -> None:
         """Throw away what is there."""
-        for path in self.path.iterdir() if self.path.exists() else ():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != CLAIM:
-                path.unlink()
+        empty(self.path)
 
     def begin(self, experiment: Experiment, device: torch.device) -> None:
         """Write what is known before the work: the recipe and the environment; clear what a killed run left."""
