@@ -274,7 +274,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def installed() -> dict[str, str]:
-    """Every installed distribution by its name, and its version; of several of one name the one that is imported."""
+    """Every installed distribution by its name, and its version; of several of one name the first on the path."""
     found: dict[str, str] = {}
     for distribution in metadata.distributions():  # in the order of the search path
         name, version = distribution.metadata["Name"], distribution.version
