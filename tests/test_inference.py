@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import pytest
 import torch
-from helpers import Trace, images, small_cnn
+from helpers import Trace, images, linear_model, small_cnn
 from torch import nn
 
-from holdfast import Threat
+from holdfast import Threat, evaluate
+from holdfast.analysis import local_lipschitz
+from holdfast.attacks import PGD
+from holdfast.bounds import bound_margins
+from holdfast.certify import BoundCertifier, LipschitzCertifier, SmoothingCertifier
 from holdfast.inference import (
     check_inputs,
     check_logits,
@@ -16,6 +24,7 @@ from holdfast.inference import (
     frozen_eval,
     mix_seed,
     predict,
+    rehearse,
 )
 
 
@@ -56,13 +65,94 @@ def test_a_model_that_changes_its_input_changes_nobodys_images() -> None:
     before = x.clone()
     assert torch.equal(predict(Halving(), x), 0.5 * before.flatten(1)[:, :4])
     assert torch.equal(x, before)
-    with pytest.raises(ValueError, match=r"expected a tensor of logits .* gave tuple"):
-        predict(_Pair(), x)
 
 
-class _Pair(nn.Module):
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return x, x
+@dataclass
+class Output:
+    """As some libraries wrap their answers."""
+
+    logits: torch.Tensor
+
+
+class Answering(nn.Module):
+    """Answers with whatever is made of its logits."""
+
+    def __init__(self, answer: Callable[[torch.Tensor], object]) -> None:
+        super().__init__()
+        self.network, self.answer = linear_model(4, (1, 8, 8)), answer
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.answer(self.network(x))
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda z: (z, z), "gave tuple of 2; return the logits alone"),
+        (lambda z: {"logits": z}, "gave dict of logits; return the logits alone"),
+        (Output, r"gave Output; return the logits alone, its \.logits"),
+        (lambda z: None, "gave None"),
+        (lambda z: z.numpy(), "gave ndarray"),
+        (lambda z: z.argmax(1), "in floating point, the model gave torch.int64"),
+        (lambda z: torch.complex(z, z), "the model gave torch.complex64"),
+    ],
+)
+def test_whatever_is_no_tensor_of_logits_is_refused_in_one_sentence(
+    answer: Callable[[torch.Tensor], object], message: str
+) -> None:
+    x, y = images(5)
+    with pytest.raises(ValueError, match=message):
+        predict(Answering(answer), x)
+    with pytest.raises(ValueError, match=message):
+        evaluate(Answering(answer), x, y, Threat("linf", 0.1), attacks=["fgsm"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        (torch.float64, r"weights are float64, its inputs float32: .* call model.float\(\)"),
+        (torch.float16, r"weights are float16, .* call model.float\(\)"),
+        (torch.bfloat16, r"weights are bfloat16, .* call model.float\(\)"),
+        (torch.complex64, "weights are complex64, expected real ones"),
+    ],
+)
+def test_weights_that_cannot_meet_the_images_are_named(dtype: torch.dtype, message: str) -> None:
+    x, y = images(5)
+    with warnings.catch_warnings(action="ignore"):  # torch says that complex modules are new
+        model = linear_model(4, (1, 8, 8)).to(dtype)
+    threat = Threat("linf", 0.1)
+    doors: list[Callable[[], object]] = [
+        lambda: predict(model, x),
+        lambda: evaluate(model, x, y, threat, attacks=["fgsm"]),
+        lambda: PGD()(model, x, y, threat),
+        lambda: bound_margins(model, x, y, threat),
+        lambda: BoundCertifier(method="crown")(model, x, y, threat),
+        lambda: LipschitzCertifier()(model, x, y, Threat("l2", 0.1)),
+        lambda: SmoothingCertifier(sigma=0.25)(model, x, y, Threat("l2", 0.1)),
+        lambda: local_lipschitz(model, x, threat),
+    ]
+    for door in doors:
+        with pytest.raises(ValueError, match=message):
+            door()
+
+
+def test_weights_without_values_and_float64_images_are_named() -> None:
+    x, _ = images(2)
+    with pytest.raises(ValueError, match="device meta"):
+        predict(linear_model(4, (1, 8, 8)).to("meta"), x)
+    with pytest.raises(ValueError, match="or give float32 inputs"):
+        predict(linear_model(4, (1, 8, 8)), x.double())
+    assert predict(linear_model(4, (1, 8, 8)).double(), x.double()).dtype == torch.float64
+
+
+def test_a_fault_in_a_foreign_forward_is_told_with_its_place() -> None:
+    x, _ = images(2)
+    with pytest.raises(
+        ValueError, match=r"images of \(1, 8, 8\): AttributeError: .*'nothing'.*test_inference.py, line"
+    ):
+        rehearse(Answering(lambda z: z.nothing), x, 4)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="label 4 does not fit a model of 4 classes"):
+        rehearse(Answering(lambda z: z), x, 5)
 
 
 def test_predict_is_the_model_whatever_the_batch_size() -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import json
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,26 +41,47 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         BlockingIOError: another process works in it.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
+    from filelock import FileLock, Timeout
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CLAIM
-    while True:
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as fault:
-                raise BlockingIOError(fault.errno, "another process works on it", str(folder)) from fault
-            if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-                continue  # whoever held it has removed the file since it was opened
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+    lock = FileLock(path, timeout=0, preserve_lock_file=True)
+    while not lock.is_locked:
+        try:
+            lock.acquire()
+        except Timeout:
+            if path.exists():  # otherwise whoever held it has removed the file since it was opened
+                raise BlockingIOError(errno.EAGAIN, "another process works on it", str(folder)) from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(PermissionError):  # Windows removes no open file
+            path.unlink(missing_ok=True)
+        lock.release()
+        if sys.platform == "win32":
+            with contextlib.suppress(OSError):  # somebody else holds it by now
+                path.unlink()
+
+
+def empty(folder: Path) -> None:
+    """Remove all that is in a folder but the claim on it."""
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != CLAIM:
+            path.unlink()
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder and all that is in it.
+
+    Raises:
+        BlockingIOError: another process works in it.
+    """
+    with claimed(folder):
+        empty(folder)
+    with contextlib.suppress(OSError):  # somebody has begun anew in it
+        folder.rmdir()
 
 
 def sweep(folder: Path) -> None:
@@ -68,6 +93,8 @@ def sweep(folder: Path) -> None:
 
 
 def _runs(process: int) -> bool:
+    if sys.platform == "win32":  # where os.kill(process, 0) would send it a Ctrl-C
+        return _runs_on_windows(process)
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -75,6 +102,18 @@ def _runs(process: int) -> bool:
     except OSError:  # somebody else's
         return True
     return True
+
+
+def _runs_on_windows(process: int) -> bool:
+    windows: Any = vars(ctypes)["windll"].kernel32
+    query, denied, still_active = 0x1000, 5, 259
+    handle = windows.OpenProcess(query, False, process)
+    if not handle:
+        return bool(windows.GetLastError() == denied)  # somebody else's
+    code = ctypes.c_ulong()
+    windows.GetExitCodeProcess(handle, ctypes.byref(code))
+    windows.CloseHandle(handle)
+    return code.value == still_active
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
+from holdfast.inference import logits_of
+
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -57,7 +59,7 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
     lent = not all(parameter.is_leaf for parameter in model.parameters())  # weights that torch.func put in place
     if not len(x) or not (norms or images) or lent:
         return model
-    logits, copy = model(x.clone()), model
+    logits, copy = logits_of(model, x), model
     if norms:
         copy = _alike(lambda: fuse(fx.symbolic_trace(model), inplace=False, no_trace=True), x, logits) or model
     if images:

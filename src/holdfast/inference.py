@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.threat import Threat
+
+TORCH = Path(torch.__file__).parent
 
 
 @contextlib.contextmanager
@@ -78,10 +82,92 @@ def device_of(model: nn.Module) -> torch.device:
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
     """Logits (N, K) of the model as it stands, in batches, without gradient."""
-    logits = [model(batch.clone()) for batch in x.split(batch_size)]  # clones, for modules that change their input
-    if not all(isinstance(part, Tensor) for part in logits):
-        raise ValueError(f"expected a tensor of logits (N, K), the model gave {type(logits[0]).__name__}")
-    return torch.cat(logits)
+    return torch.cat([logits_of(model, batch) for batch in x.split(batch_size)])
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """What the model answers to one batch, of which it is given a copy, as some modules change their input.
+
+    Raises:
+        ValueError: the answer is no tensor of real logits, or the module's weights are of another type or on
+            another device than its input; says what to do.
+    """
+    with weights_named(model, x):
+        logits = model(x.clone())
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"expected a tensor of logits (N, K), the model gave {_kind(logits)}; return the logits alone"
+            + (", its .logits" if hasattr(logits, "logits") else "")
+        )
+    if not logits.is_floating_point():
+        raise ValueError(f"expected real logits (N, K) in floating point, the model gave {logits.dtype}")
+    return logits
+
+
+@contextlib.contextmanager
+def weights_named(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """What fails because the model's weights cannot meet this input fails by a ValueError that says so."""
+    try:
+        yield
+    except (RuntimeError, TypeError) as fault:
+        if advice := _misplaced(model, x):
+            raise ValueError(advice) from fault
+        raise
+
+
+def _kind(answer: object) -> str:
+    """What a module answers in the place of logits, in a few words."""
+    if answer is None:
+        return "None"
+    name = type(answer).__name__
+    if isinstance(answer, Mapping):
+        return f"{name} of {', '.join(map(str, answer))}" if answer else f"an empty {name}"
+    if isinstance(answer, tuple | list):
+        return f"{name} of {len(answer)}"
+    return name
+
+
+def _misplaced(model: nn.Module, x: Tensor) -> str | None:
+    """In words, weights that cannot meet this input: of another type, or on another device."""
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.numel()]
+    weights = [tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
+    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights if tensor.dtype != x.dtype})
+    if kinds:
+        own = str(x.dtype).removeprefix("torch.")
+        found = f"the model's weights are {' and '.join(kinds)}"
+        if any(tensor.is_complex() for tensor in weights):
+            return f"{found}, expected real ones of the inputs' {own}"
+        remedy = "model.float()" if x.dtype == torch.float32 else "model.double(), or give float32 inputs"
+        return f"{found}, its inputs {own}: expected one type; call {remedy}"
+    places = sorted({str(tensor.device) for tensor in tensors})
+    if places and places != [str(x.device)]:
+        if "meta" in places:
+            return "the model's weights are on the device meta, where they have no values: load them first"
+        found = f"the model is on {' and '.join(places)}, its inputs on {x.device}"
+        return f"{found}: expected one device; call model.to({str(x.device)!r})"
+    return None
+
+
+def rehearse(model: nn.Module, x: Tensor, classes: int) -> Tensor:
+    """The model's logits for a few images of a data set, or one sentence that says why there are none.
+
+    Raises:
+        ValueError: the model takes no such images, whatever its fault; its answer is not logits (see
+            ``logits_of``), or has fewer columns than there are classes.
+    """
+    try:
+        logits = logits_of(model, x)
+    except (torch.OutOfMemoryError, ValueError, ArithmeticError):
+        raise
+    except Exception as fault:  # the module is the user's, and may fail in any way
+        frames = traceback.extract_tb(fault.__traceback__)
+        last = next((frame for frame in reversed(frames) if TORCH not in Path(frame.filename).parents), frames[-1])
+        text = f"{type(fault).__name__}: {fault}".strip().removesuffix(":")
+        raise ValueError(
+            f"the model does not take images of {tuple(x.shape[1:])}: {text} ({last.filename}, line {last.lineno})"
+        ) from fault
+    check_logits(logits.nan_to_num(), torch.full((len(x),), classes - 1, device=x.device))
+    return logits
 
 
 def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> Tensor:

@@ -281,6 +281,43 @@ def _drain(terminal: int) -> None:
             pass
 
 
+HOMELESS = """
+import os, pwd
+def nobody(number):
+    raise KeyError(number)
+pwd.getpwuid = nobody
+os.environ.pop("HOME", None)
+from holdfast.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "surroundings"),
+    [
+        (PROGRAM, {"PYTHONIOENCODING": "ascii", "HOME": "/proc/1"}),
+        ([sys.executable, "-c", HOMELESS], {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+    ],
+)
+def test_neither_a_plain_terminal_nor_a_missing_home_stops_a_run(
+    program: list[str], surroundings: dict[str, str], tmp_path: Path
+) -> None:
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    done = subprocess.run(
+        [*program, "train", "digits", *TINY],
+        env={**kept, **surroundings, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        encoding="utf-8",
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert Run(tmp_path / done.stdout.splitlines()[-1]).finished
+    assert "Certified (IBP, deterministic)" in done.stdout
+    assert not [word for word in ("Traceback", "atplotlib", "rror:") if word in done.stderr], done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
 def test_evaluates_a_factory_and_a_file_of_weights(tmp_path: Path) -> None:
     trained = holdfast("train", "digits", *TINY, "--runs", tmp_path)
     weights = last_line(trained) / "model.safetensors"

@@ -105,6 +105,20 @@ def test_reads_the_hubs_layout_from_a_local_folder(cache: Path, channels: int) -
     assert len(splits.train) + len(splits.validation) == 20
 
 
+@pytest.mark.parametrize("home", ["file/below", "~/nobody"])
+def test_local_data_are_read_where_there_is_no_home_to_write_to(
+    cache: Path, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets.config
+
+    write_parquet(cache / "mine", np.zeros((10, 4, 4), np.uint8), [0] * 10)
+    (cache / "file").write_text("no folder can be made below it")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(home) if "~" in home else cache / home)
+    monkeypatch.chdir(cache)
+    assert len(read_hub(str(cache / "mine"), "nobody/mine", None)[1]) == 10
+    assert not (cache / "~").exists()
+
+
 def test_the_data_root_is_searched_before_the_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(cache / "roots" / "mnist", np.zeros((10, 4, 4), np.uint8), [0] * 10)
     monkeypatch.setenv("HOLDFAST_DATA", str(cache / "roots"))

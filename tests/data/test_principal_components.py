@@ -76,3 +76,13 @@ def test_a_data_set_on_chosen_components(tmp_path: Path, monkeypatch: pytest.Mon
     assert torch.linalg.matrix_rank(x.flatten(1) - x.flatten(1).mean(0), atol=1e-3) == 8
     with pytest.raises(IndexError, match="there are 20"):
         load_data("digits", components="30:40", train_size=20)
+
+
+def test_where_nobody_has_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("HOLDFAST_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    images = torch.rand(10, 1, 4, 4)
+    assert torch.equal(PrincipalComponents.fit_cached(images).mean, PrincipalComponents.fit(images).mean)

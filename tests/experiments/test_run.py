@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY
+from helpers import TINY, linear_model
 from torch import Tensor, nn
 
 from holdfast import evaluate, load, train
 from holdfast.bounds import UnsupportedOperator
 from holdfast.certify import BoundCertifier, Certificate, Certifier, SoundnessError
 from holdfast.data import load_data
-from holdfast.experiments import Experiment, Run, evaluate_run, find_run, resolve
+from holdfast.experiments import Experiment, Run, analyze, evaluate_model, evaluate_run, find_run, resolve
+from holdfast.experiments.analyses import Analysis
 from holdfast.models import Model
 from holdfast.training import Reporter, TrainingDiverged
 
@@ -247,3 +248,97 @@ def test_a_last_batch_that_batch_norm_cannot_use_is_refused_before_the_first(tmp
     with pytest.raises(ValueError, match=r"batch_size=40 leaves a last batch of one image"):
         train("digits", *settings, "data.train_size=121", "model=resnet18", runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+class Odd(nn.Module):
+    """Answers in a way of its own, in train mode or always."""
+
+    def __init__(self, network: nn.Module, way: str) -> None:
+        super().__init__()
+        self.network, self.way = network, way
+
+    def forward(self, x: Tensor) -> object:
+        logits = self.network(x)
+        if self.way == "crash":
+            raise KeyError("features")
+        if self.way == "half":
+            return logits.bfloat16()
+        return (logits, x) if self.way == "pair" or self.training else logits
+
+
+def odd_net(input_shape: tuple[int, ...], num_classes: int, way: str = "") -> nn.Module:
+    network = linear_model(num_classes, input_shape)
+    return network.double() if way == "double" else network.to("meta") if way == "meta" else Odd(network, way)
+
+
+ODD = {
+    "double": r"weights are float64, .* call model.float\(\)",
+    "meta": "device meta",
+    "pair": "return the logits alone",
+    "half": r"logits are torch.bfloat16|bfloat16\): operator",
+    "crash": "KeyError: 'features'",
+}
+
+
+@pytest.mark.parametrize("way", ["auxiliary", *ODD])
+@pytest.mark.parametrize("objective", ["trades", "ibp", "cross-entropy"])
+def test_a_model_that_gives_no_logits_is_not_trained_and_nothing_is_written(
+    tmp_path: Path, way: str, objective: str
+) -> None:
+    model = f"model={{name: factory, path: '{__name__}:odd_net', arguments: {{way: {way}}}}}"
+    plain = [setting for setting in TINY if not setting.startswith("model")]
+    with pytest.raises(ValueError, match=ODD.get(way, "return the logits alone")):
+        train("digits", *plain, model, f"objective={objective}", "evaluation.certifiers=[]", runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("way", ODD)
+def test_a_model_that_gives_no_logits_is_not_evaluated_and_nothing_is_written(tmp_path: Path, way: str) -> None:
+    model = {"name": f"{__name__}:odd_net", "arguments": {"way": way}}
+    recipe = {"data": {"name": "digits"}, "model": model, "threat": "linf:0.1"}
+    with pytest.raises(ValueError, match=ODD[way]):
+        evaluate_model(recipe, "evaluation.certifiers=[]", runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_analysis_of_a_model_that_gives_no_logits_writes_nothing(
+    tiny: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(tiny.path.rglob("*"))
+    odd = ((tiny.model().double(), r"model\.float"), (Odd(tiny.model(), "pair"), "logits alone"))
+    for model, message in odd:
+        monkeypatch.setattr(Run, "model", lambda run, model=model: model)
+        for name in ("local-lipschitz", "lipschitz", "landscape", "neural-collapse"):
+            with pytest.raises(ValueError, match=message):
+                analyze(tiny.path, Analysis.parse(name))
+    assert sorted(tiny.path.rglob("*")) == before
+
+
+def test_the_rehearsal_leaves_the_statistics_of_batch_norm_alone(tmp_path: Path) -> None:
+    kept = {}
+
+    class Look(Reporter):
+        def begin(self, folder: Path) -> None:
+            kept.update(probe[0].state_dict())
+            raise KeyboardInterrupt
+
+    probe: list[nn.Module] = []
+
+    class Normed(Model, name="normed"):
+        def network(self, input_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+            probe.append(nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, num_classes)))
+            return probe[0]
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(
+                "digits",
+                *[o for o in TINY if not o.startswith("model")],
+                "model=normed",
+                runs=tmp_path,
+                reporter=Look(),
+            )
+    finally:
+        del Model.registry["normed"]
+    assert kept["0.num_batches_tracked"] == 0
+    assert kept["0.running_mean"] == 0

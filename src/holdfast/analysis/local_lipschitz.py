@@ -15,7 +15,7 @@ from holdfast.bounds.ball import certified_gains, lipschitz_constant
 from holdfast.bounds.graph import trace
 from holdfast.bounds.operators import UnsupportedOperator
 from holdfast.fold import folded
-from holdfast.inference import check_inputs, check_logits, example_generators, frozen_eval
+from holdfast.inference import check_inputs, check_logits, example_generators, frozen_eval, predict
 from holdfast.search import Ascent, State, ascend
 from holdfast.threat import Threat
 
@@ -102,8 +102,7 @@ def local_lipschitz(
         copy = folded(model, x[:2])
         for number, batch in enumerate(x.split(batch_size)):
             indices = range(number * batch_size, number * batch_size + len(batch))
-            with torch.no_grad():
-                logits = copy(batch.clone())
+            logits = predict(copy, batch, batch_size)
             check_logits(logits, torch.zeros(len(batch), dtype=torch.int64, device=x.device))
             measured = _measure(on, logits.argmax(1))
             found = _ascent(copy, batch, measured, logits, threat, output_norm, steps, restarts, seed, indices)

@@ -18,7 +18,7 @@ from holdfast.bounds.interval import Interval, propagate
 from holdfast.bounds.kinds import batch_norm
 from holdfast.bounds.operators import Affine, Graph, Monotone, Node, Operator, UnsupportedOperator
 from holdfast.bounds.rules import MODULES
-from holdfast.inference import eval_mode
+from holdfast.inference import eval_mode, weights_named
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _TAKE_INPLACE = {"relu", "relu6", "leaky_relu", "hardtanh", "elu", "dropout"}
@@ -67,7 +67,7 @@ def trace(
             root, inputs = _export(model, sample, fault)
             calls = root.graph
     normaliser = _Normaliser(root, calls, sample, statistics or {})
-    with eval_mode(model):
+    with weights_named(model, sample), eval_mode(model):
         normaliser.run(*inputs)
         graph = Graph(normaliser.nodes[: normaliser.last], tuple(sample.shape[1:]))
         if statistics is None and len(x):

@@ -22,7 +22,7 @@ from holdfast.certify.confidence import anytime_lower, clopper_pearson_lower, lo
 from holdfast.certify.smoothed import SmoothedClassifier
 from holdfast.certify.votes import CHUNK, Noise, Task, Voter
 from holdfast.component import PositiveNumber
-from holdfast.inference import check_inputs, check_logits, frozen_eval
+from holdfast.inference import check_inputs, check_logits, frozen_eval, predict
 from holdfast.threat import Threat
 
 
@@ -244,7 +244,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
 
 def _classes(model: nn.Module, x: Tensor, y: Tensor) -> int:
     """How many the network tells apart; every label must be one of them."""
-    logits = model(x[:1].clone())
+    logits = predict(model, x[:1])
     check_logits(logits.expand(len(y), -1) if logits.dim() == 2 else logits, y)
     return int(logits.shape[1])
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import sys
+
 import typer
 
 from holdfast.cli.analyze import analyze
@@ -30,5 +34,13 @@ app.add_typer(plot, name="plot")
 
 
 def main() -> None:
-    """The ``holdfast`` program."""
+    """The ``holdfast`` program.
+
+    A terminal or a pipe that cannot show a character gets a question mark: no run fails for the sake of a dash.
+    Nor is anybody told at length that matplotlib makes do with a temporary folder where there is no home.
+    """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     app()

@@ -102,9 +102,7 @@ def _export(records: Sequence[Record], keys: Sequence[str], path: Path) -> None:
 
 
 def _delete(records: Sequence[Record], runs: Path, confirmed: bool) -> None:
-    import shutil
-
-    from holdfast.files import claimed
+    from holdfast.files import remove
 
     folders = [record.path for record in records if record.status != "old"]
     if not folders:
@@ -113,6 +111,5 @@ def _delete(records: Sequence[Record], runs: Path, confirmed: bool) -> None:
         typer.echo("nothing was deleted", err=True)
         return
     for folder in folders:
-        with claimed(folder):
-            shutil.rmtree(folder)
+        remove(folder)
     typer.echo(f"{len(folders)} runs were deleted from {runs}", err=True)

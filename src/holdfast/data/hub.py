@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -112,24 +115,44 @@ def read_hub(
 
     path = locate(folder, root)
     datasets.disable_progress_bars()
-    try:
-        parts = datasets.load_dataset(str(path)) if path else datasets.load_dataset(hub_id, config)
-    except (OSError, datasets.exceptions.DatasetNotFoundError) as fault:
-        if path:
-            raise FileNotFoundError(f"{path} holds no readable data set: {fault}") from fault
-        raise FileNotFoundError(
-            f"data set {folder!r} was not found in {_sought(root)}, and the hub gave no {hub_id!r} ({fault}); "
-            f"put its parquet files in a folder {Path(folder).name!r} and name the folder above it in data.root "
-            "or HOLDFAST_DATA"
-        ) from fault
-    except (datasets.exceptions.DatasetGenerationError, ValueError) as fault:
-        raise ValueError(f"{path or hub_id} cannot be read: {fault.__cause__ or fault}") from fault
-    for split in splits:
-        if split not in parts:
-            raise ValueError(f"{path or hub_id} has no split {split!r}; {nearest(split, parts)}")
-    shaping = size, resize, groups
-    train, test = (_image_set(parts[split], image_column, label_column, *shaping) for split in splits)
+    with _writable_cache() as cache:
+        try:
+            parts = (
+                datasets.load_dataset(str(path), cache_dir=cache) if path else datasets.load_dataset(hub_id, config)
+            )
+        except (OSError, datasets.exceptions.DatasetNotFoundError) as fault:
+            if path:
+                raise FileNotFoundError(f"{path} holds no readable data set: {fault}") from fault
+            raise FileNotFoundError(
+                f"data set {folder!r} was not found in {_sought(root)}, and the hub gave no {hub_id!r} ({fault}); "
+                f"put its parquet files in a folder {Path(folder).name!r} and name the folder above it in "
+                "data.root or HOLDFAST_DATA"
+            ) from fault
+        except (datasets.exceptions.DatasetGenerationError, ValueError) as fault:
+            raise ValueError(f"{path or hub_id} cannot be read: {fault.__cause__ or fault}") from fault
+        for split in splits:
+            if split not in parts:
+                raise ValueError(f"{path or hub_id} has no split {split!r}; {nearest(split, parts)}")
+        shaping = size, resize, groups
+        train, test = (_image_set(parts[split], image_column, label_column, *shaping) for split in splits)
     return train, test
+
+
+@contextlib.contextmanager
+def _writable_cache() -> Iterator[str | None]:
+    """None, which is where datasets unpacks by itself, or a temporary folder where there is no home to write to."""
+    import datasets
+
+    usual, writable = Path(datasets.config.HF_DATASETS_CACHE), False
+    with contextlib.suppress(OSError):
+        if usual.is_absolute():  # otherwise nobody has a home, and the folder would be called ~
+            usual.mkdir(parents=True, exist_ok=True)
+            writable = os.access(usual, os.W_OK)
+    if writable:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield folder
 
 
 def locate(folder: str, root: Path | None) -> Path | None:

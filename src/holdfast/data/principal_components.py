@@ -64,10 +64,13 @@ class PrincipalComponents:
     @classmethod
     def fit_cached(cls, images: Tensor, cache: Path | None = None) -> PrincipalComponents:
         """``fit``, kept on disk by a hash of the images: ``$HOLDFAST_CACHE``, or ``~/.cache/holdfast``."""
-        default = os.environ.get("HOLDFAST_CACHE") or Path.home() / ".cache" / "holdfast"
         content = repr((images.shape, images.dtype)).encode() + images.contiguous().numpy().tobytes()
         digest = hashlib.sha256(content).hexdigest()[:16]
-        path = Path(cache or default) / f"principal-components-{digest}.safetensors"
+        try:
+            folder = cache or Path(os.environ.get("HOLDFAST_CACHE") or Path.home() / ".cache" / "holdfast")
+        except RuntimeError:  # nobody has a home here
+            return cls.fit(images)
+        path = folder / f"principal-components-{digest}.safetensors"
         if path.is_file():
             try:
                 return cls(**load_file(path))

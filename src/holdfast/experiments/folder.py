@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import zipfile
@@ -27,12 +28,10 @@ from torch import Tensor, nn
 from holdfast.attacks import AttackResult
 from holdfast.component import explain, nearest
 from holdfast.experiments.experiment import Experiment
-from holdfast.files import CLAIM, claimed, sweep, whole_file, write_bytes, write_json, write_text
+from holdfast.files import claimed, empty, sweep, whole_file, write_bytes, write_json, write_text
 from holdfast.models.model import Shape
 from holdfast.models.weights import refuse_misfits
 from holdfast.training.checkpoint import Checkpoint
-
-PACKAGES = ("holdfast", "torch", "lightning-fabric", "numpy", "scipy", "pandas", "scikit-learn", "datasets")
 
 
 @dataclass(frozen=True)
@@ -96,11 +95,7 @@ class Run:
 
     def clear(self) -> None:
         """Throw away what is there."""
-        for path in self.path.iterdir() if self.path.exists() else ():
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != CLAIM:
-                path.unlink()
+        empty(self.path)
 
     def begin(self, experiment: Experiment, device: torch.device) -> None:
         """Write what is known before the work: the recipe and the environment; clear what a killed run left."""
@@ -187,8 +182,9 @@ class Run:
 
     def write_model(self, model: nn.Module, input_shape: Shape, num_classes: int) -> None:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        shape = {"input_shape": json.dumps(input_shape), "num_classes": json.dumps(num_classes)}
-        write_bytes(self.path / "model.safetensors", save(state, metadata=shape))
+        # One key, as safetensors writes several in an order that changes from time to time.
+        shape = json.dumps({"input_shape": input_shape, "num_classes": num_classes})
+        write_bytes(self.path / "model.safetensors", save(state, metadata={"shape": shape}))
 
     def model(self) -> nn.Module:
         """The trained model in eval mode, on the CPU.
@@ -203,6 +199,7 @@ class Run:
         try:
             with safe_open(path, "pt") as file:
                 shape = {key: json.loads(value) for key, value in file.metadata().items()}
+            shape = shape.get("shape", shape)  # older files have a key for each
             with torch.random.fork_rng():
                 bare = self.experiment.model.model_copy(update={"weights": None})
                 model = bare.build(tuple(shape["input_shape"]), shape["num_classes"])
@@ -267,19 +264,42 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {package: metadata.version(package) for package in PACKAGES},
+        "packages": installed(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
         "device": {"type": device.type, "name": name or platform.machine(), "threads": torch.get_num_threads()},
         "cpus": os.cpu_count(),
-        "git": _git("rev-parse", "HEAD"),
-        "git_changed": bool(_git("status", "--porcelain")),
+        **_commit(Path(__file__)),
     }
 
 
-def _git(*arguments: str) -> str | None:
-    """What git says of the folder of the installed code; None where it is no checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+def installed() -> dict[str, str]:
+    """Every installed distribution by its name, and its version; of several of one name the first on the path."""
+    found: dict[str, str] = {}
+    for distribution in metadata.distributions():  # in the order of the search path
+        name, version = distribution.metadata["Name"], distribution.version
+        if name and version:  # neither where a folder of metadata is damaged
+            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
+    return dict(sorted(found.items()))
+
+
+def _commit(file: Path) -> dict[str, Any]:
+    """The commit of the checkout that the code runs from, and whether it was changed.
+
+    None where the code is installed: the repository that a virtual environment lies in is another's.
+    """
+    ours = _git(file.parent, "ls-files", "--error-unmatch", file.name) is not None
+    return {
+        "git": _git(file.parent, "rev-parse", "HEAD") if ours else None,
+        "git_changed": ours and bool(_git(file.parent, "status", "--porcelain")),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says in a folder; None where it says no."""
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=5)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -20,7 +20,7 @@ from holdfast.experiments.experiment import Experiment
 from holdfast.experiments.folder import Run, find_run
 from holdfast.experiments.recipe import apply, apply_all
 from holdfast.files import write_text
-from holdfast.inference import fingerprint, frozen_eval
+from holdfast.inference import fingerprint, frozen_eval, rehearse
 from holdfast.plots import save_figure
 from holdfast.threat import Threat
 from holdfast.training import Reporter
@@ -63,6 +63,8 @@ def analyze(
     model, splits = run.model(), experiment.data.load()
     test = splits.test
     x, y = test.batch(slice(min(EXAMPLES, len(test))))
+    with frozen_eval(model):
+        rehearse(model, x[:2], len(test.classes))
     reporter.stage(f"{analysis.name} of {run.path} in {experiment.threat}")
     with torch.random.fork_rng(), frozen_eval(model):
         for parameter in model.parameters():

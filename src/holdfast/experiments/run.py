@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from holdfast.attacks import PGD
 from holdfast.certify import SoundnessError
@@ -24,8 +25,17 @@ from holdfast.experiments.folder import Run, find_run
 from holdfast.experiments.recipe import apply_all, resolve
 from holdfast.experiments.tracking import TrackedReporter, Tracker, trackers
 from holdfast.files import whole_file, write_json, write_text
-from holdfast.inference import check_inputs, check_logits, eval_mode, fingerprint, frozen_eval, mix_seed, predict
-from holdfast.objectives import Progress
+from holdfast.inference import (
+    check_inputs,
+    check_logits,
+    device_of,
+    eval_mode,
+    fingerprint,
+    frozen_eval,
+    mix_seed,
+    rehearse,
+)
+from holdfast.objectives import Objective, Progress
 from holdfast.plots import contact_sheet, sandwich_figure, save_figure
 from holdfast.threat import Threat
 from holdfast.training import Observer, Reporter, fit
@@ -205,7 +215,10 @@ def evaluate_model(
     test = splits.test
     with torch.random.fork_rng():
         torch.manual_seed(mix_seed(experiment.seed))
-        model = experiment.model.build(test.shape, len(test.classes)).eval().to(engine.device)
+        model = experiment.model.build(test.shape, len(test.classes)).eval()
+    if device_of(model).type == "meta":
+        raise ValueError("the model's weights are on the device meta, where they have no values: load them first")
+    model = model.to(engine.device)
     own = fingerprint(model)
     if run.finished and not again:
         if run.fingerprint != own:
@@ -237,16 +250,18 @@ def _rehearse(experiment: Experiment, model: nn.Module, images: Images, least: i
     assert experiment.objective is not None
     x, y = experiment.training.prepare(*images.batch(slice(2)), len(images.classes), seed=0)
     with eval_mode(model):
-        try:
-            model(x.clone())
-        except RuntimeError as fault:
-            raise ValueError(f"the model does not take images of {images.shape}: {fault}") from fault
-        experiment.objective.loss(model, x, y, experiment.threat, Progress.end())
+        rehearse(model, x, len(images.classes))
+        _rehearse_loss(experiment.objective, model, x, y, experiment.threat)
+    aside = _Aside(model)
+    model.train()
+    with torch.random.fork_rng():
+        rehearse(aside, x, len(images.classes))  # some answer otherwise in train mode: with auxiliary heads, say
     for one in experiment.analysis:
         one.rehearse(model, x, y, experiment.threat)
     if least < 2:
         try:
-            copy.deepcopy(model).train()(x[:1])
+            with torch.random.fork_rng():
+                aside(x[:1])
         except ValueError as fault:  # a BatchNorm without variance
             batch_size = experiment.training.batch_size
             raise ValueError(
@@ -254,14 +269,45 @@ def _rehearse(experiment: Experiment, model: nn.Module, images: Images, least: i
             ) from fault
 
 
+class _Aside(nn.Module):
+    """A model whose buffers, such as the statistics of a BatchNorm, are not those that a forward pass changes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        logits: Tensor = functional_call(self.model, buffers, (x,))
+        return logits
+
+
+def _rehearse_loss(objective: Objective, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> None:
+    try:
+        objective.loss(model, x, y, threat, Progress.end())
+    except (RuntimeError, TypeError) as fault:
+        raise ValueError(f"the objective {objective.name} cannot be computed for this model: {fault}") from fault
+
+
 def _rehearse_evaluation(experiment: Experiment, model: nn.Module, test: Images) -> None:
     """The checks that the evaluation will make, and two examples through the certifiers."""
     x, y = test.batch(slice(256))
     check_inputs(x, y, experiment.threat)
+    device = device_of(model)
+    x, y = x[:2].to(device), y[:2].to(device)
     with frozen_eval(model):
-        check_logits(predict(model, x[:2]), y[:2])
+        logits = rehearse(model, x, int(test.labels.max()) + 1)
+        check_logits(logits, y)
+    if logits.dtype != x.dtype:
+        try:
+            PGD(steps=1)(model, x, logits.argmax(1), experiment.threat)
+        except (RuntimeError, TypeError) as fault:
+            raise ValueError(
+                f"the model's logits are {logits.dtype}, its inputs {x.dtype}: attacks cannot compare them; return "
+                f"them as {x.dtype}"
+            ) from fault
     for certifier in experiment.evaluation.certifiers:
-        certifier(model, x[:2], y[:2], experiment.threat)
+        certifier(model, x, y, experiment.threat)
 
 
 @contextlib.contextmanager
