@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,24 @@ def frozen_eval(model: nn.Module) -> Iterator[None]:
         finally:
             for parameter, requires_grad in required:
                 parameter.requires_grad_(requires_grad)
+
+
+@contextlib.contextmanager
+def without_trace(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model's buffers and extra states and the global random state are what they were."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    stateful = [m for m in model.modules() if type(m).get_extra_state is not nn.Module.get_extra_state]
+    extra = [(module, copy.deepcopy(module.get_extra_state())) for module in stateful]
+    device = device_of(model)
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for module, state in extra:
+            module.set_extra_state(state)
 
 
 def mix_seed(*parts: int) -> int:

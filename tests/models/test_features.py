@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import Trace, images, small_cnn
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
+from holdfast.fold import InBfloat16
+from holdfast.layers import AOLLinear, BjorckLinear, CayleyLinear, NormalizedLinear
 from holdfast.models import build, features
 from holdfast.models.features import collect_layers
 
@@ -77,3 +84,112 @@ def test_layers_that_give_no_vectors_are_named() -> None:
     for layer, message in (("act", "more than once"), ("pair", "'pair' gives no tensor"), ("", "not a module")):
         with pytest.raises(ValueError, match=message):
             collect_layers(Twice(), x, [layer])
+
+
+class Odd(nn.Module):
+    """A body of 6 features, a head, and something more that the forward calls."""
+
+    def __init__(self, forward: Callable[..., object], **more: nn.Module) -> None:
+        super().__init__()
+        self.body, self.head, self.call = nn.Linear(4, 6), nn.Linear(6, 3), forward
+        for name, module in more.items():
+            self.add_module(name, module)
+
+    def forward(self, x: Tensor) -> object:
+        return self.call(self, self.body(x).relu())
+
+
+class Normalised(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, F.normalize(self.weight, dim=1), self.bias)
+
+
+def with_gate(m: Odd, h: Tensor) -> Tensor:
+    logits = m.head(h)
+    m.gate(h)
+    return logits
+
+
+HEADED = {
+    "keyword": Odd(lambda m, h: m.head(input=h)),
+    "an auxiliary classifier of as many classes called last": Odd(with_gate, gate=nn.Linear(6, 3)),
+    "a gate called last": Odd(with_gate, gate=nn.Linear(6, 6)),
+    "frozen": Odd(lambda m, h: m.head(h)).requires_grad_(False),
+    "in bfloat16": Odd(lambda m, h: m.head.to(torch.bfloat16)(h.bfloat16()).float()),
+    "under autocast": InBfloat16(Odd(lambda m, h: m.head(h))),
+    "a head under autocast": Odd(lambda m, h: m.low(h).float(), low=InBfloat16(nn.Linear(6, 3))),
+    "parallel": nn.DataParallel(Odd(lambda m, h: m.head(h))),
+    "spectral norm": Odd(lambda m, h: m.normed(h), normed=parametrizations.spectral_norm(nn.Linear(6, 3))),
+}
+
+
+@pytest.mark.parametrize("model", HEADED.values(), ids=HEADED.keys())
+@pytest.mark.parametrize("training", [False, True])
+def test_the_head_is_the_layer_that_makes_the_logits(model: nn.Module, training: bool) -> None:
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    expected = deepcopy(model).train(training)(x)
+    found = features(model.train(training))(x)
+    assert torch.equal(found.logits, expected)
+    assert found.features.shape == (5, 6)
+    answer = F.linear(found.features.float(), found.head.weight.float(), found.head.bias.float())
+    assert torch.allclose(answer, found.logits, atol=0.02)  # of bfloat16
+    assert torch.equal(collect_layers(model, x).features, found.features)
+
+
+def test_gradients_reach_the_features() -> None:
+    x = torch.randn(5, 4)
+    found = features(HEADED["keyword"])(x)
+    (gradient,) = torch.autograd.grad(found.logits[:, 0].sum(), found.features)
+    assert torch.allclose(gradient, found.head.weight[0].expand(5, 6))
+
+
+LIPSCHITZ = [AOLLinear(6, 3), NormalizedLinear(6, 3), CayleyLinear(6, 3), BjorckLinear(6, 3)]
+
+
+@pytest.mark.parametrize("layer", LIPSCHITZ, ids=lambda layer: type(layer).__name__)
+def test_the_head_of_a_lipschitz_network_has_the_weight_that_is_applied(layer: nn.Module) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), layer).eval(), torch.randn(5, 4)
+    found = features(model)(x)
+    assert torch.equal(found.features, model[:2](x))
+    assert torch.allclose(found.head(found.features), model(x), atol=1e-5)
+
+
+def overwritten(m: Odd, h: Tensor) -> Tensor:
+    logits = m.head(h)
+    h.zero_()
+    return logits
+
+
+HEADLESS = {
+    "softmax": Odd(lambda m, h: m.head(h).softmax(1)),
+    "temperature": Odd(lambda m, h: m.head(h) / 2),
+    "in place": Odd(lambda m, h: m.head(h).mul_(2)),
+    "a head of its own": Odd(lambda m, h: m.normed(h), normed=Normalised(6, 3)),
+    "weights of another layer": Odd(lambda m, h: h @ m.body.weight[:, :3]),
+    "features overwritten": Odd(overwritten),
+    "two answers": Odd(lambda m, h: (m.head(h), h)),
+}
+
+
+@pytest.mark.parametrize("model", HEADLESS.values(), ids=HEADLESS.keys())
+def test_what_no_linear_layer_makes_is_refused_and_a_name_helps(model: Odd) -> None:
+    x = torch.randn(5, 4)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"makes its logits, .*; name the head"):
+        features(model)(x)
+    with pytest.raises(ValueError, match="name the head"):
+        collect_layers(model, x)
+    if "normed" in dict(model.named_modules()):
+        assert collect_layers(model, x, head="normed").features.shape == (5, 6)
+
+
+def test_a_compiled_model_has_its_features_before_and_after_its_first_pass() -> None:
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    x = torch.randn(5, 4)
+    whole = torch.compile(inner, backend="eager")
+    part = nn.Sequential(torch.compile(inner[:3], backend="eager"), torch.compile(inner[3], backend="eager"))
+    for model in (whole, part):
+        for _ in range(2):
+            assert torch.equal(features(model)(x).features, inner[:3](x))
+            model(x)
+    for name in ("1", "_orig_mod.1"):
+        assert torch.equal(collect_layers(whole, x, [name]).layers[name], inner[1](x))

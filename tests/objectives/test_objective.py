@@ -7,7 +7,7 @@ import torch
 from helpers import images, small_cnn
 
 from holdfast import Threat
-from holdfast.objectives import Objective, Progress
+from holdfast.objectives import AWP, Objective, Progress
 
 NAMES = sorted(Objective.registry)
 every_objective = pytest.mark.parametrize("objective", [Objective.registry[n]() for n in NAMES], ids=NAMES)
@@ -20,7 +20,7 @@ def test_a_step_is_reproducible_and_lowers_the_loss(objective: Objective) -> Non
     x, y = images(32)
     model = small_cnn().train()
     model[5].p = 0.0  # without Dropout noise, so that the loss before and after compare
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     before = objective.loss(model, x, y, THREAT, PROGRESS).total
     fresh = small_cnn().train()
     fresh[5].p = 0.0
@@ -89,6 +89,50 @@ def test_without_a_radius_an_objective_is_natural_training(objective: Objective)
     natural = torch.nn.functional.cross_entropy(model(x), y)
     loss = objective.loss(model, x, y, Threat("linf", 0.0), Progress.end())
     assert loss.total.item() == pytest.approx(natural.item(), abs=1e-5)
+
+
+@every_objective
+def test_an_example_draws_what_it_draws_in_the_whole_batch(objective: Objective) -> None:
+    """So do processes that share a batch, and batches that are accumulated to one step."""
+    x, y = images(12)
+    model = small_cnn().eval()
+    whole = objective.loss(model, x, y, THREAT, Progress(3, 10, seed=1, images=12))
+    parts = [
+        objective.loss(model, x[rows], y[rows], THREAT, Progress(3, 10, seed=1, offset=rows.start, images=12))
+        for rows in (slice(0, 5), slice(5, 12))
+    ]
+    if objective.name != "awp":  # whose step in the weights is the whole batch's
+        assert (5 * parts[0].total + 7 * parts[1].total).item() / 12 == pytest.approx(whole.total.item(), abs=1e-5)
+    if whole.x_adv is not None:
+        assert torch.allclose(torch.cat([part.x_adv for part in parts]), whole.x_adv, atol=1e-5)
+
+
+def test_noise_hangs_on_the_image_and_the_copy_alone() -> None:
+    x = torch.zeros(6, 1, 5, 5)
+    noise = Progress(3, 10, seed=1).normal(x, 3, 11).view(3, 6, 1, 5, 5)
+    assert torch.equal(Progress(3, 20, seed=1, offset=4).normal(x[4:], 2, 11).view(2, 2, 1, 5, 5), noise[:2, 4:])
+    assert len({tuple(one.flatten().tolist()) for one in noise.flatten(0, 1)}) == 18
+    assert not torch.equal(Progress(3, 10, seed=1).normal(x), noise[0])  # without the salt
+    assert not torch.equal(Progress(4, 10, seed=1).normal(x, 3, 11).view_as(noise), noise)
+    draws = [torch.randn(1, 5, 5, generator=g) for g in Progress(3, 10, seed=1).generators(6)]
+    assert torch.equal(Progress(3, 10, seed=1).normal(x), torch.stack(draws))
+
+
+@every_objective
+def test_presenting_a_batch_makes_the_training_forward_and_leaves_no_gradient(objective: Objective) -> None:
+    x, y = images(8)
+    model = small_cnn().train()
+    trained, progress = small_cnn().train(), Progress(8, 16, seed=1)  # a first replay
+    loss = objective.objective if isinstance(objective, AWP) else objective
+    seed = torch.get_rng_state()
+    loss.loss(trained, x, y, THREAT, progress)
+    torch.set_rng_state(seed)
+    objective.present(model, x, y, THREAT, progress)
+    assert model[1].num_batches_tracked == objective.steps_per_batch
+    if objective.steps_per_batch == 1:
+        assert torch.equal(model[1].running_mean, trained[1].running_mean)
+        assert torch.equal(model[1].running_var, trained[1].running_var)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
 def test_progress_ends_at_one() -> None:

@@ -12,7 +12,21 @@ from torch import nn
 
 from holdfast import Threat
 from holdfast.layers import CPLConv2d, MaxMin
-from holdfast.objectives import AWP, IBP, TRADES, AdversarialTraining, CrossEntropy, Objective, Progress
+from holdfast.objectives import (
+    AWP,
+    CURE,
+    IBP,
+    MMA,
+    MTLIBP,
+    TRADES,
+    TULIP,
+    AdversarialTraining,
+    CrossEntropy,
+    Objective,
+    Progress,
+    SmoothAdv,
+)
+from holdfast.objectives.objective import Perturbing
 
 THREAT, PROGRESS = Threat("linf", 0.1), Progress(2, 10, seed=1)
 
@@ -66,6 +80,47 @@ def test_it_wraps_every_registered_objective(name: str) -> None:
     assert torch.isfinite(loss.total)
     loss.total.backward()
     assert model[1].num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_what_a_search_finds_at_the_weights_serves_both_passes(name: str, norm: str) -> None:
+    x, y = images(12)
+    inner, model = Objective.registry[name](), small_cnn().train()
+    threat, late = Threat(norm, {"linf": 0.1, "l2": 0.5}[norm]), Progress(9, 10, seed=1)
+    plain = inner.loss(small_cnn().train(), x, y, threat, late)
+    wrapped = AWP(objective=inner, gamma=0.1).loss(model, x, y, threat, late)
+    assert (plain.x_adv is None) == (wrapped.x_adv is None)
+    if plain.x_adv is not None:
+        assert torch.equal(wrapped.x_adv, plain.x_adv)
+
+
+@pytest.mark.parametrize("inner", [MMA(), SmoothAdv(ramp_end=0), TULIP(), CURE(), MTLIBP()], ids=lambda o: o.name)
+def test_the_second_pass_is_the_loss_at_the_moved_weights_of_what_was_found_before(inner: Perturbing) -> None:
+    x, y = images(12)
+    model, moved = small_cnn().eval(), small_cnn().eval()
+    late = Progress(9, 10, seed=1)
+    found = inner.perturbed(model, x, y, THREAT, late)
+    total = AWP(objective=inner, gamma=0.1).loss(model, x, y, THREAT, late).total
+    weights = [parameter for parameter in moved.parameters() if parameter.dim() > 1]
+    gradients = torch.autograd.grad(inner.loss_at(moved, x, y, found, THREAT, late).total, weights)
+    with torch.no_grad():
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight += 0.1 * weight.norm() * gradient / gradient.norm()
+    assert torch.allclose(total, inner.loss_at(moved, x, y, found, THREAT, late).total, rtol=1e-4)
+
+
+def test_both_passes_drop_the_same_units() -> None:
+    x, y = images(12)
+    model, plain = small_cnn(batch_norm=False).train(), small_cnn(batch_norm=False).train()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        loss = AWP(objective=CrossEntropy(), gamma=1e-9).loss(model, x, y, THREAT, PROGRESS)
+        after = torch.get_rng_state()
+        torch.manual_seed(3)
+        assert torch.allclose(CrossEntropy().loss(plain, x, y, THREAT, PROGRESS).total, loss.total, atol=1e-5)
+        assert torch.equal(torch.get_rng_state(), after)
+    assert torch.allclose(loss.parts["unperturbed"], loss.total, atol=1e-5)
 
 
 def test_layers_that_remember_more_than_buffers_are_left_alone_and_replays_are_refused() -> None:

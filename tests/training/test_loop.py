@@ -18,8 +18,10 @@ from holdfast.objectives import (
     CURE,
     IBP,
     LLR,
+    MACER,
     MART,
     MMA,
+    MTLIBP,
     RST,
     TRADES,
     TULIP,
@@ -27,8 +29,10 @@ from holdfast.objectives import (
     CrossEntropy,
     FastAT,
     FreeAT,
+    GaussianNoise,
     InputGradient,
     Objective,
+    SmoothAdv,
 )
 from holdfast.objectives.objective import Loss, Progress
 from holdfast.training import (
@@ -138,22 +142,54 @@ def test_a_resumed_training_ends_in_the_same_weights(
     assert [record["loss"] for record in history] == [record["loss"] for record in kept]
 
 
-def test_accumulated_batches_make_one_step_of_their_union(images: ImageSet) -> None:
-    whole, halves = (small_cnn(batch_norm=False).double() for _ in range(2))
+class Changing(Schedule):
+    """Another rate at every step."""
+
+    def shape(self, step: float, total_steps: float) -> float:
+        return 1 / (1 + step)
+
+
+class Double(nn.Module):
+    """A network in double precision, without anything that looks across a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = small_cnn(batch_norm=False).double()
+        self.network[5].p = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x.double())
+        return logits
+
+
+ALIKE = [
+    *(CrossEntropy(), AdversarialTraining(steps=2), TRADES(steps=2, reduction="unbalanced"), FastAT()),
+    *(GaussianNoise(), SmoothAdv(steps=1, ramp_end=1.0), MACER(copies=2), LLR(ramp_end=1.0)),
+]
+
+
+@pytest.mark.parametrize("objective", ALIKE, ids=lambda o: o.name)
+def test_accumulated_batches_make_the_steps_of_their_union(images: ImageSet, objective: Objective) -> None:
+    """Rates, ramps and draws included."""
+    whole, halves = Double(), Double()
+    batch = ImageSet(images.images[:60], images.labels[:60], images.classes)  # the last batches are short
+    more: dict[str, Any] = {"objective": objective, "optimizer": SGD(lr=0.1), "schedule": Changing()}
+    averaging = {"averaging": {"kind": "ema", "decay": 0.5, "start": 0.2}}
+    one = run(batch, whole, epochs=2, training={"batch_size": 32, **averaging}, **more)
+    many = run(batch, halves, epochs=2, training={"batch_size": 8, "accumulate": 4, **averaging}, **more)
+    assert torch.allclose(weights(whole), weights(halves), atol=1e-9)
+    assert [record["lr"] for record in one] == [record["lr"] for record in many]
+    assert [record["loss"] for record in one] == pytest.approx([record["loss"] for record in many], rel=1e-5)
+
+
+def test_a_ramp_of_the_radius_stands_still_within_a_step(images: ImageSet) -> None:
+    whole, halves = small_cnn(batch_norm=False), small_cnn(batch_norm=False)
     for model in (whole, halves):
         model[5].p = 0.0
-    batch = ImageSet(images.images[:60], images.labels[:60], images.classes)  # the last batches are short
-    sgd = SGD(lr=0.1)
-
-    class Double(CrossEntropy):
-        def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
-            return super().loss(model, x.double(), y, threat, progress)
-
-    constant = {"schedule": Constant()}
-    run(batch, whole, epochs=1, objective=Double(), optimizer=sgd, training={"batch_size": 32}, **constant)
-    accumulated = {"batch_size": 8, "accumulate": 4}
-    run(batch, halves, epochs=1, objective=Double(), optimizer=sgd, training=accumulated, **constant)
-    assert torch.allclose(weights(whole), weights(halves), atol=1e-12)
+    more: dict[str, Any] = {"objective": IBP(ramp_end=1.0), "optimizer": SGD(lr=0.1), "schedule": Changing()}
+    run(images, whole, epochs=2, training={"batch_size": 32}, **more)
+    run(images, halves, epochs=2, training={"batch_size": 8, "accumulate": 4}, **more)
+    assert torch.allclose(weights(whole), weights(halves), atol=1e-5)
 
 
 def test_a_clipped_gradient_bounds_the_step(images: ImageSet) -> None:
@@ -236,8 +272,11 @@ def test_a_budget_in_steps_may_end_within_an_epoch(images: ImageSet) -> None:
     history = run(images, small_cnn(), training=training, reporter=counter, schedule=Watched())
     assert counter.steps == 7
     assert [record["step"] for record in history] == [5, 7]
-    assert {total for _, total in factors} == {7}
-    assert Training(**training).plan(70).group(6) == (False, True, 32)  # the last two batches make a step
+    assert {total for _, total in factors} == {3}  # 3 + 2 batches, and the last two make a step
+    plan = Training(**training).plan(70)
+    assert plan.group(6) == (False, True, 32, 2, 16)
+    assert [plan.group(number).step for number in range(7)] == [0, 0, 0, 1, 1, 2, 2]
+    assert plan.steps == 3
 
 
 def test_time_ends_a_training_and_stays_over(images: ImageSet) -> None:
@@ -359,6 +398,73 @@ def test_validation_is_recorded_and_changes_nothing(images: ImageSet) -> None:
     history = run(images, validated, validate=validate)
     assert all(record["validation_standard"] == 0.5 for record in history)
     assert torch.equal(weights(plain), weights(validated))
+
+
+def inputs_of(images: ImageSet, objective: Objective, augmentations: list[Any]) -> tuple[nn.Module, list[Tensor]]:
+    """A model averaged over no more than its last step, and what it reads in train mode then."""
+    seen: list[Tensor] = []
+
+    class Spy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                seen.append(x.detach())
+            return x
+
+    model = nn.Sequential(Spy(), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 4))
+    training = {"averaging": {"decay": 0.0}, "augmentations": augmentations}
+    run(images, model, epochs=1, objective=objective, training=training, optimizer=SGD(lr=0.01))
+    return model, seen
+
+
+@pytest.mark.parametrize("augmentations", [[], [{"name": "mixup", "num_classes": 4}]], ids=["plain", "mixup"])
+@pytest.mark.parametrize(
+    "objective",
+    [CrossEntropy(), GaussianNoise(sigma=0.5), AdversarialTraining(steps=2), TRADES(steps=2), FreeAT(replays=2)],
+    ids=lambda o: o.name,
+)
+def test_averaged_weights_get_the_statistics_of_what_is_trained_on(
+    images: ImageSet, objective: Objective, augmentations: list[Any]
+) -> None:
+    model, seen = inputs_of(images, objective, augmentations)
+    trained, estimated = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    assert [len(x) for x in trained] == [len(x) for x in estimated]  # an epoch of each
+    variance = torch.stack([x.var() for x in estimated]).mean()
+    assert model[1].running_var.item() == pytest.approx(variance.item(), rel=1e-4)
+    assert model[1].running_mean.item() == pytest.approx(torch.stack([x.mean() for x in estimated]).mean().item())
+    alike = torch.stack([x.var() for x in trained]).mean()
+    assert model[1].running_var.item() == pytest.approx(alike.item(), rel=0.1)
+
+
+def test_certified_training_shares_the_statistics_of_the_clean_batch(images: ImageSet) -> None:
+    model, _ = inputs_of(images, MTLIBP(steps=1), [])
+    parts = images.batch(images.order(0, 5))[0].split(16)
+    expected = torch.stack([x.var() for x in parts]).mean()
+    assert model[1].running_var.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_frozen_statistics_stay_those_it_started_with(images: ImageSet) -> None:
+    model, _ = inputs_of(images, TRADES(steps=1, frozen_statistics=True), [])
+    assert torch.equal(model[1].running_var, torch.ones(1))
+    assert torch.equal(model[1].running_mean, torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [GaussianNoise(), AWP(objective=AdversarialTraining(steps=1)), FreeAT(replays=2), InputGradient()],
+    ids=lambda o: o.name,
+)
+def test_validating_the_average_changes_nothing(images: ImageSet, objective: Objective) -> None:
+    plain, validated, found = small_cnn(), small_cnn(), []
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        found.append(weights(model))
+        return {"validation_standard": 0.5}
+
+    training = {"averaging": {"decay": 0.9}, "augmentations": ["flip"]}
+    run(images, plain, 2, objective.model_copy(deep=True), training=training)
+    run(images, validated, 2, objective, training=training, validate=validate)
+    assert torch.equal(weights(plain), weights(validated))
+    assert torch.equal(found[-1], weights(validated))  # what is validated is what is kept
 
 
 def test_lost_robustness_is_told_and_a_bad_start_is_not(images: ImageSet) -> None:

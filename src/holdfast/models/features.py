@@ -1,61 +1,146 @@
-"""The penultimate features of any module: the input of the last linear layer it calls; other layers' outputs."""
+"""The penultimate features of any module: what the linear layer reads that makes the logits; layers' outputs."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from holdfast.component import nearest
+from holdfast.layers.lipschitz import AffineLinear
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the last linear layer of a forward pass read and wrote."""
+    """What the layer that makes the logits read and wrote."""
 
     features: Tensor
     """(N, d)."""
     logits: Tensor
-    """What the module answered, (N, K)."""
+    """What the module answered, (N, K): the head's own answer to the features."""
     head: nn.Linear
-    """The layer itself."""
+    """The layer itself; of one of our Lipschitz layers the plain layer that it is now."""
 
 
 def features(model: nn.Module) -> Callable[[Tensor], Features]:
     """A function from inputs to the penultimate features, with gradient and in the module's own mode.
 
+    They are what the head reads: the last linear layer called whose answer, features · weightᵀ + bias, are the
+    logits. So no auxiliary classifier and no gate is taken for it, nor a layer whose answer is changed afterwards.
+
     >>> features(model)(x).features    # doctest: +SKIP
 
     The function raises:
-        ValueError: the forward calls no linear layer, or its input is not one vector per example.
+        ValueError: no linear layer that the forward calls makes the logits from one vector per example.
     """
+    model = unwrapped(model)
 
     def extract(x: Tensor) -> Features:
-        seen: list[tuple[nn.Linear, Tensor]] = []
+        calls: list[_Call] = []
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear | AffineLinear)]
 
-        def record(module: nn.Linear, args: tuple[Tensor, ...]) -> None:
-            seen.append((module, args[0]))
+        def record(
+            module: nn.Linear | AffineLinear, args: tuple[Any, ...], named: dict[str, Any], out: Tensor
+        ) -> None:
+            inputs: Tensor = next(iter((*args, *named.values())))
+            calls.append(_Call(module, inputs, _version(inputs), out.dtype))
 
-        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        hooks = [module.register_forward_pre_hook(record) for module in linear]
-        try:
-            logits = model(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if not seen:
-            raise ValueError(
-                f"{type(model).__name__} calls no linear layer: name the head, whose input are the features"
-            )
-        head, inputs = seen[-1]
-        if inputs.dim() != 2 or len(inputs) != len(x):
-            raise ValueError(f"the last linear layer reads {tuple(inputs.shape)}, not one vector per example")
-        return Features(inputs, logits, head)
+        hooks = [module.register_forward_hook(record, with_kwargs=True) for module in linear]
+        # Weights that are computed, as under spectral_norm, are computed once: for the forward and for the check.
+        with parametrize.cached(), uncompiled():
+            try:
+                logits = model(x)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            for call in reversed(calls):
+                if call.makes(logits):
+                    return Features(call.features, logits, call.layer())
+        raise ValueError(_no_head(model, calls, logits, len(x)))
 
     return extract
+
+
+class _Call(NamedTuple):
+    """A linear layer and what it was called with."""
+
+    module: nn.Linear | AffineLinear
+    features: Tensor
+    version: int | None
+    """Of the features in memory when they were read."""
+    dtype: torch.dtype
+    """Of the answer."""
+
+    def layer(self) -> nn.Linear:
+        return self.module if isinstance(self.module, nn.Linear) else self.module.freeze()
+
+    @torch.no_grad()
+    def makes(self, logits: object) -> bool:
+        """Whether the layer's weights make the logits of these features, up to the precision in which they are
+        kept; features that were overwritten since do not count."""
+        module, features = self.module, self.features
+        weight = module.weight if isinstance(module, nn.Linear) else module.effective_weight()
+        rows = (len(features), len(weight))
+        if not isinstance(logits, Tensor) or features.dim() != 2 or logits.shape != rows:
+            return False
+        if _version(features) != self.version:
+            return False
+        kinds = (features.dtype, weight.dtype, self.dtype, logits.dtype)
+        coarsest = max(torch.finfo(kind).eps for kind in kinds)
+        with torch.autocast(logits.device.type, enabled=False):
+            wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+            inputs, matrix = features.to(wide), weight.to(wide)
+            bias = matrix.new_zeros(len(matrix)) if module.bias is None else module.bias.to(wide)
+            found = F.linear(inputs, matrix, bias)
+            size = F.linear(inputs.abs(), matrix.abs(), bias.abs())
+        finite = logits.isfinite()
+        error = (logits.to(wide) - found).abs().where(finite, 0)
+        return bool((finite == found.isfinite()).all() and (error <= max(16 * coarsest, 1e-5) * size).all())
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _no_head(model: nn.Module, calls: list[_Call], logits: object, count: int) -> str:
+    """Why no layer is the head."""
+    name, remedy = type(model).__name__, "name the head, whose input are the features"
+    if not calls:
+        return f"{name} calls no linear layer: {remedy}"
+    paths = {module: path for path, module in model.named_modules()}
+    last = calls[-1]
+    what = f"the last linear layer that {name} calls, {paths[last.module]!r},"
+    if last.features.dim() != 2 or len(last.features) != count:
+        return f"{what} reads {tuple(last.features.shape)}, not one vector per example: {remedy}"
+    given = f"{tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+    return (
+        f"no linear layer of {name} makes its logits, {given}: {what} does not, or its answer or its input is "
+        f"changed afterwards, as by a softmax, a scale or a normalised weight; {remedy}"
+    )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module within ``DataParallel``, ``DistributedDataParallel`` and ``torch.compile``."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = cast(nn.Module, model._orig_mod)
+        else:
+            return model
+
+
+def uncompiled() -> contextlib.AbstractContextManager[object]:
+    """Inside, what was compiled runs as it is written: compiled code passes by hooks that come and go."""
+    stance: Any = torch.compiler.set_stance
+    return stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -67,7 +152,7 @@ class LayerOutputs:
     logits: Tensor
     """(N, K)."""
     head: nn.Module
-    """The last linear layer, or the module that was named."""
+    """The linear layer that makes the logits, or the module that was named."""
     layers: dict[str, Tensor]
     """Outputs of the named modules, averaged over space or tokens, (N, channels)."""
 
@@ -80,20 +165,22 @@ def collect_layers(
 
     Args:
         layers: paths of modules, as ``named_modules`` has them.
-        head: path of the module whose input are the features; the last linear layer that is called by default.
+        head: path of the module whose input are the features; by default the linear layer that makes the logits.
 
     Raises:
-        ValueError: no such module, one that the forward does not call, or no linear layer where none was named.
+        ValueError: no such module, one that the forward does not call, or no head where none was named.
     """
-    modules = dict(model.named_modules())
+    inner = unwrapped(model)
+    modules = {**dict(inner.named_modules()), **dict(model.named_modules())}  # by either name
     modules.pop("")
+    model = inner
     for path in (*layers, *([head] if head else [])):
         if path not in modules:
             raise ValueError(f"{path!r} is not a module of {type(model).__name__}; {nearest(path, modules)}")
     seen: dict[str, Tensor] = {}
     parts: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
     extract = None if head else features(model)
-    with _recording(modules, layers, head, seen):
+    with _recording(modules, layers, head, seen), uncompiled():
         for batch in x.split(batch_size):
             seen.clear()
             found = extract(batch.clone()) if extract else None

@@ -26,16 +26,28 @@ class _Attacking(Perturbing):
     """Start at a uniform point of the threat set; from the input itself otherwise."""
 
     def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
-        with frozen_eval(model):
-            copy = folded(model, x[:2])
-            return climb(
-                lambda points, rows: (F.cross_entropy(copy(points), y[rows], reduction="none"), None),
-                x,
-                threat,
-                steps=self.steps,
-                step_size=self.step_size * threat.eps,
-                start=progress.random_points(x, threat) if self.random_start else x,
-            )
+        start = progress.random_points(x, threat) if self.random_start else x
+        return last_of_pgd(model, x, y, threat, self.steps, self.step_size, start)
+
+
+def last_of_pgd(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int, step_size: float, start: Tensor
+) -> Tensor:
+    """The last point of PGD on the cross-entropy, in eval mode, (N, ...).
+
+    Args:
+        step_size: in units of eps.
+    """
+    with frozen_eval(model):
+        copy = folded(model, x[:2])
+        return climb(
+            lambda points, rows: (F.cross_entropy(copy(points), y[rows], reduction="none"), None),
+            x,
+            threat,
+            steps=steps,
+            step_size=step_size * threat.eps,
+            start=start,
+        )
 
 
 class AdversarialTraining(_Attacking, name="adversarial"):

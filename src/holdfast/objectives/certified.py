@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from holdfast.bounds import Graph, Region, batch_statistics, region_of, trace
 from holdfast.bounds.graph import BATCH_NORMS, Statistics
-from holdfast.fold import folded
-from holdfast.inference import frozen_eval, mix_seed
-from holdfast.objectives.objective import Loss, Objective, Progress, labels_only
-from holdfast.search import climb
+from holdfast.inference import mix_seed
+from holdfast.objectives.objective import Loss, Perturbing, Progress, labels_only
 from holdfast.threat import Threat
 
 
@@ -36,22 +34,12 @@ class Batch:
     """How far the ramp is, 0 to 1."""
     progress: Progress
 
+    x_adv: Tensor | None
+    """What the objective attacked first, (N, ...)."""
+
     @property
     def region(self) -> Region:
         return region_of(self.x, self.threat)
-
-    def attacked(self, threat: Threat, steps: int, step_size: float) -> Tensor:
-        """The last point of PGD on the cross-entropy, in eval mode; (N, ...)."""
-        with frozen_eval(self.model):
-            copy = folded(self.model, self.x[:2])
-            return climb(
-                lambda points, rows: (F.cross_entropy(copy(points), self.y[rows], reduction="none"), None),
-                self.x,
-                threat,
-                steps=steps,
-                step_size=step_size * threat.eps,
-                start=self.progress.random_points(self.x, threat),
-            )
 
 
 @dataclass(frozen=True)
@@ -62,11 +50,9 @@ class Robust:
     """(N,)."""
     extra: Tensor | None = None
     """Scalar, added as it is: a regulariser."""
-    x_adv: Tensor | None = None
-    """What was attacked on the way, (N, ...)."""
 
 
-class CertifiedTraining(Objective):
+class CertifiedTraining(Perturbing):
     """κ · clean cross-entropy + (1 − κ) · a loss on bounds.
 
     While training runs from ``warmup`` to ``ramp_end`` the radius grows from 0 to eps and κ falls from 1 to
@@ -90,10 +76,25 @@ class CertifiedTraining(Objective):
         if self.initialisation == "shi":
             wide_initialisation(model, seed)
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+    def perturbed(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress
+    ) -> Tensor | None:
+        """What the bounded part attacks, (N, ...); None where it attacks nothing, or does not count yet."""
         labels_only(y)
         ramp = self.ramp(progress)
-        kappa = 1 - ramp * (1 - self.kappa)
+        if self.weight_of_clean(ramp) == 1:
+            return None
+        return self.attack(model, x, y, threat.with_eps(ramp * threat.eps), progress)
+
+    def attack(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor | None:
+        """An attack within the radius of the step, on the model in eval mode; none by default."""
+        return None
+
+    def loss_at(
+        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor | None, threat: Threat, progress: Progress
+    ) -> Loss:
+        ramp = self.ramp(progress)
+        kappa = self.weight_of_clean(ramp)
         parts: dict[str, Tensor] = {}
         statistics: Statistics = {}
         natural = None
@@ -104,7 +105,7 @@ class CertifiedTraining(Objective):
             if kappa == 1:
                 return Loss(natural, parts)
         now = threat.with_eps(ramp * threat.eps)
-        robust = self.robust(Batch(model, trace(model, x, statistics), x, y, now, ramp, progress))
+        robust = self.robust(Batch(model, trace(model, x, statistics), x, y, now, ramp, progress, x_adv))
         mean = robust.loss.mean()
         # A term of weight 0 is left out: no forward is made and nothing differentiated for it alone.
         total = mean if natural is None or kappa == 0 else kappa * natural + (1 - kappa) * mean
@@ -112,11 +113,19 @@ class CertifiedTraining(Objective):
         if robust.extra is not None:
             total = total + robust.extra
             parts["regulariser"] = robust.extra.detach()
-        return Loss(total, parts, robust.x_adv)
+        return Loss(total, parts, x_adv)
+
+    def present(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> None:
+        """The clean batch, whose statistics the bounds share."""
+        model(x)
 
     @abstractmethod
     def robust(self, batch: Batch) -> Robust:
         """The loss on bounds of each example."""
+
+    def weight_of_clean(self, ramp: float) -> float:
+        """κ."""
+        return 1 - ramp * (1 - self.kappa)
 
     def ramp(self, progress: Progress) -> float:
         """0 until the warm-up ends, 1 from ``ramp_end`` on, growing between."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 
 from holdfast.bounds import Graph, Interval, Rectifier, UnsupportedOperator, margin_rows, robust_cross_entropy
 from holdfast.bounds.linear import intervals
 from holdfast.bounds.operators import run
 from holdfast.bounds.region import Region, region_of
 from holdfast.bounds.specification import before_the_end, interval_margins_at
+from holdfast.objectives.adversarial import last_of_pgd
 from holdfast.objectives.certified import Batch, CertifiedTraining, Robust
+from holdfast.objectives.objective import Progress
 from holdfast.search import climb
 from holdfast.threat import Threat
 
@@ -24,27 +26,42 @@ class _Attacking(CertifiedTraining):
     step_size: PositiveFloat = 0.25
     """Length of a step in units of the radius that is searched."""
 
+    def attack(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
+        searched = threat.with_eps(self.searched * threat.eps)
+        start = progress.random_points(x, searched)
+        return last_of_pgd(model, x, y, searched, self.steps, self.step_size, start)
 
-class SABR(_Attacking, name="sabr"):
+    @property
+    def searched(self) -> float:
+        """The radius of the attack relative to the threat set."""
+        return 1.0
+
+
+class _SmallBox(_Attacking):
+    """A box around an adversarial example, in place of the threat set."""
+
+    share: float = Field(default=0.4, gt=0, le=1)
+    """Width of the box relative to the threat set; at 1 it is all of it, and nothing is attacked."""
+
+    @property
+    def searched(self) -> float:
+        return 1 - self.share
+
+    def box(self, batch: Batch) -> Region:
+        """The part of the threat set."""
+        assert batch.x_adv is not None
+        return region_of(batch.x_adv, batch.threat.with_eps(self.share * batch.threat.eps))
+
+
+class SABR(_SmallBox, name="sabr"):
     """Interval bounds of a small threat set around an adversarial example (Müller et al., 2023).
 
     Its radius is τ = share · eps, its centre the PGD point of the ball of radius eps − τ.
     """
 
-    share: float = Field(default=0.4, gt=0, le=1)
-    """Width of the box relative to the threat set; 1 is IBP."""
-
     def robust(self, batch: Batch) -> Robust:
-        region, x_adv = small_region(batch, self.share, self.steps, self.step_size)
-        values = intervals(batch.graph, region, before_the_end(batch.graph))
-        return Robust(robust_cross_entropy(interval_margins_at(batch.graph, values, batch.y).lower), None, x_adv)
-
-
-def small_region(batch: Batch, share: float, steps: int, step_size: float) -> tuple[Region, Tensor]:
-    """A part of the threat set around an adversarial example, and the example."""
-    threat = batch.threat
-    x_adv = batch.attacked(threat.with_eps((1 - share) * threat.eps), steps, step_size)
-    return region_of(x_adv, threat.with_eps(share * threat.eps)), x_adv
+        values = intervals(batch.graph, self.box(batch), before_the_end(batch.graph))
+        return Robust(robust_cross_entropy(interval_margins_at(batch.graph, values, batch.y).lower))
 
 
 class MTLIBP(_Attacking, name="mtl-ibp"):
@@ -54,9 +71,9 @@ class MTLIBP(_Attacking, name="mtl-ibp"):
     """Weight of the bound."""
 
     def robust(self, batch: Batch) -> Robust:
-        attacked, bound, x_adv = both_margins(batch, self.steps, self.step_size)
+        attacked, bound = both_margins(batch)
         losses = robust_cross_entropy(attacked), robust_cross_entropy(bound)
-        return Robust((1 - self.alpha) * losses[0] + self.alpha * losses[1], None, x_adv)
+        return Robust((1 - self.alpha) * losses[0] + self.alpha * losses[1])
 
 
 class CCIBP(_Attacking, name="cc-ibp"):
@@ -66,8 +83,8 @@ class CCIBP(_Attacking, name="cc-ibp"):
     """Weight of the bound."""
 
     def robust(self, batch: Batch) -> Robust:
-        attacked, bound, x_adv = both_margins(batch, self.steps, self.step_size)
-        return Robust(robust_cross_entropy((1 - self.alpha) * attacked + self.alpha * bound), None, x_adv)
+        attacked, bound = both_margins(batch)
+        return Robust(robust_cross_entropy((1 - self.alpha) * attacked + self.alpha * bound))
 
 
 class ExpIBP(_Attacking, name="exp-ibp"):
@@ -77,18 +94,18 @@ class ExpIBP(_Attacking, name="exp-ibp"):
     """Weight of the bound."""
 
     def robust(self, batch: Batch) -> Robust:
-        attacked, bound, x_adv = both_margins(batch, self.steps, self.step_size)
+        attacked, bound = both_margins(batch)
         tiny = torch.finfo(bound.dtype).tiny
         logarithms = [robust_cross_entropy(margins).clamp(min=tiny).log() for margins in (attacked, bound)]
-        return Robust(((1 - self.alpha) * logarithms[0] + self.alpha * logarithms[1]).exp(), None, x_adv)
+        return Robust(((1 - self.alpha) * logarithms[0] + self.alpha * logarithms[1]).exp())
 
 
-def both_margins(batch: Batch, steps: int, step_size: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The margins at the PGD point, their interval bounds, (N, K−1) each, and the point; all on one graph."""
-    x_adv = batch.attacked(batch.threat, steps, step_size)
+def both_margins(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The margins at the PGD point and their interval bounds, (N, K−1) each; all on one graph."""
+    assert batch.x_adv is not None
     values = intervals(batch.graph, batch.region, before_the_end(batch.graph))
     bound = interval_margins_at(batch.graph, values, batch.y).lower
-    return margins_at(batch.y, run(batch.graph, x_adv)), bound, x_adv
+    return margins_at(batch.y, run(batch.graph, batch.x_adv)), bound
 
 
 def margins_at(y: Tensor, logits: Tensor) -> Tensor:
@@ -96,7 +113,7 @@ def margins_at(y: Tensor, logits: Tensor) -> Tensor:
     return torch.bmm(margin_rows(y, logits.shape[1], logits.dtype), logits[:, :, None])[:, :, 0]
 
 
-class STAPS(_Attacking, name="staps"):
+class STAPS(_SmallBox, name="staps"):
     """SABR's box through the first layers, then an attack on the last ones (Mao et al., 2023).
 
     The cross-entropy of the worst margins found within the box of their input, times that of the interval bound.
@@ -105,17 +122,14 @@ class STAPS(_Attacking, name="staps"):
     to its ends: ∂p/∂u = max(0, 1 − (u − p) / (c (u − l))) and likewise for l, with c = 0.5.
     """
 
-    share: float = Field(default=0.4, gt=0, le=1)
-    """Width of the box relative to the threat set."""
     classifier: PositiveInt = 1
     """So many ReLUs belong to the part that is attacked and not bounded."""
     emphasis: float = Field(default=5.0, gt=0)
     """Gradient weight α of the attacked factor: 2 α / (1 + α) against 2 / (1 + α)."""
 
     def robust(self, batch: Batch) -> Robust:
-        region, x_adv = small_region(batch, self.share, self.steps, self.step_size)
         graph, y = batch.graph, batch.y
-        values = intervals(graph, region, before_the_end(graph))
+        values = intervals(graph, self.box(batch), before_the_end(graph))
         bounded = robust_cross_entropy(interval_margins_at(graph, values, y).lower)
         cut = cut_before(graph, self.classifier)
         latent = values[cut]
@@ -126,7 +140,7 @@ class STAPS(_Attacking, name="staps"):
         weight = 2 * self.emphasis / (1 + self.emphasis)
         # The value of the product, with the gradients of its two factors weighed.
         loss = weight * found * bounded.detach() + (2 - weight) * found.detach() * bounded
-        return Robust(loss - (found * bounded).detach(), None, x_adv)
+        return Robust(loss - (found * bounded).detach())
 
     def _worst_points(self, graph: Graph, cut: int, latent: Interval, rows: Tensor) -> Tensor:
         """For each other class a point of the latent box where it comes close to the label, (N, K−1, ...)."""

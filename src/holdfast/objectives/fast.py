@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import torch
@@ -91,3 +92,14 @@ class FreeAT(Objective, name="free-at"):
         robust = F.cross_entropy(model(points), y)
         self._last = id(model), progress.step, points
         return Loss(robust, {"adversarial_cross_entropy": robust.detach()}, x_adv)
+
+    def present(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> None:
+        """All replays of the batch, of which ``progress`` is the first; the perturbation moves as in training."""
+        other = self.model_copy()
+        for number in range(self.replays):
+            total = other.loss(
+                model, x, y, threat, dataclasses.replace(progress, step=progress.step + number)
+            ).total
+            if other._last is not None:
+                points = other._last[2]
+                points.grad = torch.autograd.grad(total, points)[0]

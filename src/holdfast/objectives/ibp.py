@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
@@ -30,29 +32,43 @@ class IBP(CertifiedTraining, name="ibp"):
         values = intervals(batch.graph, batch.region, before_the_end(batch.graph))
         loss = robust_cross_entropy(interval_margins_at(batch.graph, values, batch.y).lower)
         weight = self.regularisation * (1 - batch.ramp)
-        extra = weight * interval_regulariser(batch.graph, values, self.tolerance) if weight else None
+        extra = (
+            weight * interval_regulariser(batch.graph, values, self.tolerance, batch.progress.mean)
+            if weight
+            else None
+        )
         return Robust(loss, extra)
 
 
-def interval_regulariser(graph: Graph, values: list[Interval], tolerance: float) -> Tensor:
+def interval_regulariser(
+    graph: Graph, values: list[Interval], tolerance: float, mean: Callable[[Tensor], Tensor] = lambda own: own
+) -> Tensor:
     """Tightness and balance of Shi et al. (2021, section 3.2), a scalar.
 
     Over the inputs of the ReLUs: max(0, τ − E Δ₀ / E Δ_i) / τ for the mean widths Δ; and max(0, τ − r) / τ for two
     ratios r ≤ 1 of active to inactive neurons, of their summed centres and of their share in the variance.
+
+    Args:
+        mean: means over a batch that several processes share, from those over the examples at hand.
     """
     read = [node.inputs[0] for node in graph.nodes if isinstance(node.operator, Rectifier)]
-    terms = []
-    for number in (n for n in read if n < len(values)):
-        value = values[number]
-        width = value.radius.mean().clamp(min=1e-12)
-        terms.append((tolerance - values[0].radius.mean() / width).clamp(min=0))
-        active, inactive = value.lower >= 0, value.upper <= 0
-        spread = (value.centre - value.centre.mean()).square()
-        pairs = (
-            ((value.centre * active).mean(), -(value.centre * inactive).mean()),
-            ((spread * active).sum(), (spread * inactive).sum()),
-        )
-        for first, second in pairs:
-            ratio = first.clamp(min=1e-12) / second.clamp(min=1e-12)
-            terms.append((tolerance - torch.minimum(ratio, 1 / ratio)).clamp(min=0))
-    return torch.stack(terms).sum() / (tolerance * max(1, len(read))) if terms else values[0].centre.new_zeros(())
+    inner = [values[n] for n in read if n < len(values)]
+    if not inner:
+        return values[0].centre.new_zeros(())
+    masks = [(value.lower >= 0, value.upper <= 0) for value in inner]
+    first = [values[0].radius.mean()]
+    for value, (active, inactive) in zip(inner, masks, strict=True):
+        centre = value.centre
+        first += [value.radius.mean(), centre.mean(), (centre * active).mean(), -(centre * inactive).mean()]
+    width, *of_layers = mean(torch.stack(first)).unbind()
+    second = []
+    for value, centre, both in zip(inner, of_layers[1::4], masks, strict=True):
+        spread = (value.centre - centre).square()
+        second += [(spread * mask).mean() for mask in both]
+    spreads = mean(torch.stack(second)).unbind()
+    terms = [(tolerance - width / own.clamp(min=1e-12)).clamp(min=0) for own in of_layers[::4]]
+    pairs = [*zip(of_layers[2::4], of_layers[3::4], strict=True), *zip(spreads[::2], spreads[1::2], strict=True)]
+    for active, inactive in pairs:
+        ratio = active.clamp(min=1e-12) / inactive.clamp(min=1e-12)
+        terms.append((tolerance - torch.minimum(ratio, 1 / ratio)).clamp(min=0))
+    return torch.stack(terms).sum() / (tolerance * len(read))

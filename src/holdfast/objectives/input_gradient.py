@@ -29,7 +29,7 @@ def directional(gradient: Tensor, delta: Tensor) -> Tensor:
     return (gradient * delta).flatten(1).sum(1)
 
 
-class TULIP(Objective, name="tulip"):
+class TULIP(Perturbing, name="tulip"):
     """CE + λ · ½ ((CE(x + h v) − CE(x)) / h)², v the unit direction of the input gradient: a penalty on its length
     by a finite difference (Finlay & Oberman, 2021; "GR" of Yang et al., 2020).
 
@@ -44,16 +44,19 @@ class TULIP(Objective, name="tulip"):
     direction: Literal["l2", "threat"] = "l2"
     """Unit length in l_2, or the steepest direction in the threat's own norm."""
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+    def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         gradient = gradient_in_eval(model, x, y)
         if self.direction == "l2":
             length = gradient.flatten(1).norm(dim=1)
             v = gradient / per_example(length.masked_fill(length == 0, 1), x)
         else:
             v = threat.steepest(gradient, x)
-        here, there = F.cross_entropy(
-            model(torch.cat([x, x + self.h * v])), repeated(y, 2), reduction="none"
-        ).chunk(2)
+        return x + self.h * v
+
+    def loss_at(
+        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, progress: Progress
+    ) -> Loss:
+        here, there = F.cross_entropy(model(torch.cat([x, x_adv])), repeated(y, 2), reduction="none").chunk(2)
         natural = here.mean()
         penalty = (0.5 * ((there - here) / self.h).square()).mean()
         parts = {"cross_entropy": natural.detach(), "penalty": penalty.detach()}
@@ -76,7 +79,7 @@ class InputGradient(Objective, name="input-gradient"):
         return Loss(natural + self.weight * penalty, parts)
 
 
-class CURE(Objective, name="cure"):
+class CURE(Perturbing, name="cure"):
     """CE + γ · ‖∇CE(x + h z) − ∇CE(x)‖₂², z the unit sign of the gradient: small curvature (Moosavi-Dezfooli
     et al., 2019)."""
 
@@ -85,11 +88,15 @@ class CURE(Objective, name="cure"):
     h: PositiveFloat = 1.5
     """Length of the step in l_2, in input units."""
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+    def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         sign = gradient_in_eval(model, x, y).sign()
         length = sign.flatten(1).norm(dim=1)
-        z = sign / per_example(length.masked_fill(length == 0, 1), x)
-        points = torch.cat([x, x + self.h * z]).requires_grad_(True)
+        return x + self.h * (sign / per_example(length.masked_fill(length == 0, 1), x))
+
+    def loss_at(
+        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, progress: Progress
+    ) -> Loss:
+        points = torch.cat([x, x_adv]).requires_grad_(True)
         each = F.cross_entropy(model(points), repeated(y, 2), reduction="none")
         here, there = torch.autograd.grad(each.sum(), points, create_graph=True)[0].chunk(2)
         penalty = (there - here).flatten(1).square().sum(1).mean()
@@ -120,7 +127,6 @@ class LLR(Perturbing, name="llr"):
 
     def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         gradient = gradient_in_eval(model, x, y)
-        draws = torch.stack([torch.randn(x.shape[1:], generator=g) for g in progress.generators(len(x))]).to(x)
         with frozen_eval(model):
             copy = folded(model, x[:2])
             with torch.no_grad():
@@ -136,7 +142,7 @@ class LLR(Perturbing, name="llr"):
                 threat,
                 steps=self.steps,
                 step_size=self.step_size * threat.eps,
-                start=threat.project(x, x + 0.001 * draws),
+                start=threat.project(x, x + 0.001 * progress.normal(x)),
             )
 
     def loss_at(

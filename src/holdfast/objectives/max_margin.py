@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from holdfast.attacks.losses import margin
 from holdfast.fold import folded
 from holdfast.inference import frozen_eval
-from holdfast.objectives.objective import Loss, Objective, Progress, labels_only
+from holdfast.objectives.objective import Loss, Perturbing, Progress, labels_only
 from holdfast.search import climb, per_example
 from holdfast.threat import Threat
 
 
-class MMA(Objective, name="mma"):
+class MMA(Perturbing, name="mma"):
     """Cross-entropy where the shortest perturbation found crosses the decision boundary, up to a largest margin
     (Ding et al., 2020).
 
@@ -35,7 +35,10 @@ class MMA(Objective, name="mma"):
     bisections: PositiveInt = 10
     """Halvings of the way to what PGD found."""
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+    def perturbed(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress
+    ) -> tuple[Tensor, Tensor]:
+        """The points x', (N, ...), and whether they have a part in the loss, (N,) bool."""
         labels = labels_only(y)
         reach = threat.with_eps(self.hinge * threat.eps)
         with frozen_eval(model):
@@ -58,13 +61,24 @@ class MMA(Objective, name="mma"):
                     beyond = margin(copy(x + per_example(middle, x) * (far - x)), y) >= 0
                     inside, outside = torch.where(beyond, inside, middle), torch.where(beyond, middle, outside)
         x_adv = x + per_example(outside.masked_fill(wrong | ~crosses, 0), x) * (far - x)
-        clean, perturbed = F.cross_entropy(model(torch.cat([x, x_adv])), y.repeat(2), reduction="none").chunk(2)
-        counts = (wrong | crosses).to(perturbed)
+        return x_adv, wrong | crosses
+
+    def loss_at(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        x_adv: tuple[Tensor, Tensor],
+        threat: Threat,
+        progress: Progress,
+    ) -> Loss:
+        points, counts = x_adv
+        clean, perturbed = F.cross_entropy(model(torch.cat([x, points])), y.repeat(2), reduction="none").chunk(2)
         natural, robust = clean.mean(), (counts * perturbed).mean()
-        lengths = threat.distance(x, x_adv)
+        lengths = threat.distance(x, points)
         parts = {
             "cross_entropy": natural.detach(),
             "boundary_cross_entropy": robust.detach(),
-            "margin": torch.where(wrong | crosses, lengths, reach.eps).mean(),
+            "margin": torch.where(counts, lengths, self.hinge * threat.eps).mean(),
         }
-        return Loss(self.clean * natural + (1 - self.clean) * robust, parts, x_adv)
+        return Loss(self.clean * natural + (1 - self.clean) * robust, parts, points)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +17,34 @@ from holdfast.threat import Threat
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands: optimiser step ``step`` of ``total_steps``, counted from 0."""
+    """Where a training stands: optimiser step ``step`` of ``total_steps``, counted from 0.
+
+    All batches that are accumulated to one step, and all processes' shares of it, see the same step, so that it is
+    the step that one large batch would make.
+    """
 
     step: int
     total_steps: int
     seed: int = 0
-    """With the step it determines everything that an objective draws."""
+    """With the step and an example's number in it, this determines everything that an objective draws."""
     offset: int = 0
-    """Number of the first example within the whole batch, where several processes share it."""
+    """Number of the first example within the whole step, where batches are accumulated or processes share it."""
+    images: int = 0
+    """Examples of the whole step; 0 where they are those at hand."""
+    processes: int = 1
+    """So many work on the batch and call the objective together."""
+    share: float = 1.0
+    """Of the batch that is at hand, by examples."""
 
     @property
     def fraction(self) -> float:
         """0 at the first step, towards 1 at the last."""
         return self.step / self.total_steps
+
+    @property
+    def alone(self) -> Progress:
+        """The same place for a process that asks by itself, for its examples only."""
+        return dataclasses.replace(self, processes=1, share=1.0)
 
     @classmethod
     def end(cls) -> Progress:
@@ -41,6 +58,42 @@ class Progress:
     def random_points(self, x: Tensor, threat: Threat) -> Tensor:
         """A random point of the threat set around each input of the step's batch."""
         return threat.random_point(x, self.generators(len(x)))
+
+    def normal(self, x: Tensor, copies: int = 1, *salt: int) -> Tensor:
+        """Standard normal numbers for so many copies of the step's batch, one behind the other, (copies · N, ...).
+
+        Those of a copy of an example hang on (seed, step, number of the example, number of the copy) and the salt.
+        """
+        draws = torch.empty(copies, len(x), *x.shape[1:])
+        seed, generator = mix_seed(self.seed, self.step), torch.Generator()
+        for row in range(len(x)):
+            generator.manual_seed(mix_seed(seed, self.offset + row, *salt))
+            for copy in range(copies):
+                draws[copy, row].normal_(generator=generator)
+        return draws.flatten(0, 1).to(x)
+
+    def mean(self, own: Tensor) -> Tensor:
+        """Means over the whole batch, from those over the examples at hand; differentiable, gradients of all
+        processes included. For what is not linear in the batch: losses of examples are averaged by the loop."""
+        if self.processes == 1:
+            return own
+        total: Tensor = _Sum.apply(self.share * own)
+        return total
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, whose gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient: Tensor = _Sum.apply(gradients[0].contiguous())
+        return gradient
 
 
 def labels_only(y: Tensor) -> Tensor:
@@ -92,19 +145,33 @@ class Objective(Component, family="objectives"):
             progress: where the training stands, for ramps and random draws.
         """
 
+    def present(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> None:
+        """Let the model read what the loss trains it on: the forward passes in its own mode that ``loss`` makes.
+
+        BatchNorm statistics of averaged weights are estimated on them. Where the loss makes much more than those,
+        this leaves it out; an objective that remembers something between steps keeps it.
+        """
+        self.loss(model, x, y, threat, progress)
+
 
 class Perturbing(Objective):
-    """A loss of inputs that a search perturbs first: the search, and the loss at what it found, each by itself."""
+    """A loss of inputs that a search perturbs first: the search, and the loss at what it found, each by itself.
+
+    So a wrapper such as ``awp`` can search once and ask for the loss at several weights.
+    """
 
     @abstractmethod
-    def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
-        """The inputs to train on, (N, ...); searched in eval mode, without a trace."""
+    def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Any:
+        """The inputs to train on, (N, ...); searched in eval mode, without a trace.
+
+        A search that found out more than inputs gives a tuple, one that has nothing to find now None.
+        """
 
     @abstractmethod
     def loss_at(
-        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, progress: Progress
+        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Any, threat: Threat, progress: Progress
     ) -> Loss:
-        """The loss at perturbed inputs: one forward pass in the model's own mode."""
+        """The loss at what ``perturbed`` gave: one forward pass in the model's own mode."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         x_adv = self.perturbed(model, x, y, threat, progress)

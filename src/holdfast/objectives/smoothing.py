@@ -10,8 +10,8 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.component import PositiveNumber
-from holdfast.inference import frozen_eval, mix_seed
-from holdfast.objectives.objective import Loss, Objective, Progress, labels_only, repeated
+from holdfast.inference import frozen_eval
+from holdfast.objectives.objective import Loss, Objective, Perturbing, Progress, labels_only, repeated
 from holdfast.search import climb
 from holdfast.threat import Threat
 
@@ -24,8 +24,7 @@ class _Noisy(Objective):
 
     def noise(self, x: Tensor, copies: int, progress: Progress) -> Tensor:
         """Of so many copies of the batch, one behind the other, (copies · N, ...)."""
-        generator = torch.Generator().manual_seed(mix_seed(progress.seed, progress.step, progress.offset, 11))
-        return self.sigma * torch.randn(copies * len(x), *x.shape[1:], generator=generator).to(x)
+        return self.sigma * progress.normal(x, copies, 11)
 
 
 class GaussianNoise(_Noisy, name="gaussian-noise"):
@@ -36,7 +35,7 @@ class GaussianNoise(_Noisy, name="gaussian-noise"):
         return Loss(total, {"cross_entropy": total.detach()})
 
 
-class SmoothAdv(_Noisy, name="smooth-adv"):
+class SmoothAdv(_Noisy, Perturbing, name="smooth-adv"):
     """Cross-entropy on noisy adversarial examples of the smoothed classifier (Salman et al., 2019).
 
     PGD raises −log of the mean probability of the label over the copies; training sees the same noise.
@@ -51,7 +50,10 @@ class SmoothAdv(_Noisy, name="smooth-adv"):
     ramp_end: NonNegativeFloat = 0.2
     """Share of the training at which the radius has grown to eps."""
 
-    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+    def perturbed(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress
+    ) -> tuple[Tensor, Tensor]:
+        """The images before the noise, (N, ...), and the noise, (copies, N, ...)."""
         ramp = min(progress.fraction / self.ramp_end, 1.0) if self.ramp_end else 1.0
         now = threat.with_eps(ramp * threat.eps)
         noise = self.noise(x, self.copies, progress).view(self.copies, *x.shape)
@@ -65,8 +67,20 @@ class SmoothAdv(_Noisy, name="smooth-adv"):
         with frozen_eval(model):
             step_size = self.step_size * now.eps
             x_adv = climb(function, x, now, steps=self.steps, step_size=step_size, start=x) if now.eps else x
-        total = F.cross_entropy(model((x_adv + noise).flatten(0, 1)), repeated(y, self.copies))
-        return Loss(total, {"cross_entropy": total.detach()}, x_adv)
+        return x_adv, noise
+
+    def loss_at(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        x_adv: tuple[Tensor, Tensor],
+        threat: Threat,
+        progress: Progress,
+    ) -> Loss:
+        points, noise = x_adv
+        total = F.cross_entropy(model((points + noise).flatten(0, 1)), repeated(y, self.copies))
+        return Loss(total, {"cross_entropy": total.detach()}, points)
 
 
 class MACER(_Noisy, name="macer"):

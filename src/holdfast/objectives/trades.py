@@ -42,14 +42,11 @@ class TRADES(Perturbing, name="trades"):
     """Make the training forward in eval mode, so that a BatchNorm keeps the statistics it started with: what the
     code of Su et al. (2024) does, and no other."""
     reduction: Literal["mean", "unbalanced"] = "mean"
-    """``unbalanced`` divides the divergence once more by the number of images in the batch (in a process's share of
-    it, where several train), as the unprefixed ``trades`` of Yang et al. (2020) does, which adds a mean to a sum;
-    their ``strades`` is ``mean``."""
+    """``unbalanced`` divides the divergence once more by the number of images in the batch, as the unprefixed
+    ``trades`` of Yang et al. (2020) does, which adds a mean to a sum; their ``strades`` is ``mean``."""
 
     def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         # At x itself the divergence has no slope, so the ascent starts a hair away from it.
-        draws = [torch.randn(x.shape[1:], generator=generator) for generator in progress.generators(len(x))]
-        noise = torch.stack(draws)
         with frozen_eval(model):
             with torch.no_grad():
                 clean_logits = model(x)
@@ -59,7 +56,7 @@ class TRADES(Perturbing, name="trades"):
                 threat,
                 steps=self.steps,
                 step_size=self.step_size * threat.eps,
-                start=threat.project(x, x + 0.001 * noise.to(x)),
+                start=threat.project(x, x + 0.001 * progress.normal(x)),
             )
 
     def loss_at(
@@ -70,6 +67,6 @@ class TRADES(Perturbing, name="trades"):
         natural = F.cross_entropy(clean, y, reduction="none").mean()
         robust = divergence(clean, perturbed).mean()
         if self.reduction == "unbalanced":
-            robust = robust / len(x)
+            robust = robust / (progress.images or len(x))
         parts = {"cross_entropy": natural.detach(), "divergence": robust.detach()}
         return Loss(natural + self.beta * robust, parts, x_adv)

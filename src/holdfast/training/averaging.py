@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from holdfast.component import Settings
-from holdfast.data import Images
-from holdfast.inference import eval_mode
+from holdfast.inference import without_trace
+from holdfast.layers import BatchCentering
+
+Forward = Callable[[nn.Module], object]
+"""What lets a model read a batch as in training."""
 
 
 class Averaging(Settings):
@@ -48,19 +51,20 @@ class WeightAverage:
             self.weights[name].lerp_(parameter, 1 - past)
 
     @contextlib.contextmanager
-    def in_place(self, model: nn.Module, images: Images, batch_size: int) -> Iterator[None]:
-        """The model with averaged weights and fitting BatchNorm statistics; its own again afterwards."""
+    def in_place(self, model: nn.Module, estimate: Forward) -> Iterator[None]:
+        """The model with averaged weights and the BatchNorm statistics that ``estimate`` gives it; its own again
+        afterwards."""
         own = {name: value.clone() for name, value in model.state_dict().items()}
-        self.apply(model, images, batch_size)
+        self.apply(model, estimate)
         try:
             yield
         finally:
             model.load_state_dict(own)
 
-    def apply(self, model: nn.Module, images: Images, batch_size: int) -> None:
-        """Averaged weights and fitting BatchNorm statistics, to stay."""
+    def apply(self, model: nn.Module, estimate: Forward) -> None:
+        """Averaged weights and the BatchNorm statistics that ``estimate`` gives the model, to stay."""
         model.load_state_dict(self.weights, strict=False)
-        estimate_batch_norm(model, images, batch_size)
+        estimate(model)
 
     def state(self) -> dict[str, Any]:
         return {"count": self.count, "weights": self.weights}
@@ -70,21 +74,53 @@ class WeightAverage:
         self.weights = {name: value.clone() for name, value in state["weights"].items()}
 
 
-@torch.no_grad()
-def estimate_batch_norm(model: nn.Module, images: Images, batch_size: int) -> None:
-    """BatchNorm's running statistics as the mean over batches of an epoch, in place of what they were."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not norms or images.epoch_size < 2:
+def estimate_batch_norm(
+    model: nn.Module, forwards: Iterable[Forward], total: Callable[[Tensor], Tensor] = lambda own: own
+) -> None:
+    """Running statistics of BatchNorm and BatchCentering as plain means over batches, in place of what they were.
+
+    Each forward is made in train mode and sees the statistics estimated so far where it passes through eval mode,
+    as a search for adversarial inputs does; the first sees the model's own. A BatchNorm that no forward updates
+    keeps what it has, and nothing else changes: other buffers, modes and random state.
+
+    Args:
+        forwards: each lets the model read one batch, of two images at least, as in training.
+        total: the sum over several processes, where each makes forwards of its own.
+    """
+    batch_norm: Any = nn.modules.batchnorm._BatchNorm
+    norms: list[Any] = [m for m in model.modules() if isinstance(m, batch_norm | BatchCentering)]
+    norms = [norm for norm in norms if norm.running_mean is not None]
+    if not norms:
         return
-    batch_size = max(batch_size, 2)
     momenta = [norm.momentum for norm in norms]
-    with eval_mode(model):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum, norm.training = None, True  # a plain mean over batches
-        # A last batch of one image has no variance and is left out.
-        batches = [batch for batch in images.order(0, 0).split(batch_size) if len(batch) > 1]
-        for x, _ in images.stream(batches):
-            model(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    try:
+        with without_trace(model), torch.enable_grad():
+            for norm in norms:
+                if isinstance(norm, batch_norm):  # a plain mean over what it sees from now on
+                    norm.num_batches_tracked.zero_()
+                    norm.momentum = None
+            number = 0
+            for number, forward in enumerate(forwards, start=1):
+                for norm in norms:
+                    if isinstance(norm, BatchCentering):
+                        norm.momentum = 1 / number
+                forward(model)
+            found = [[value.clone() for value in _statistics(norm)] for norm in norms]
+            counts = [float(norm.num_batches_tracked) if isinstance(norm, batch_norm) else number for norm in norms]
+    finally:
+        for module, training in modes:
+            module.training = training
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    for norm, count, values in zip(norms, counts, found, strict=True):
+        everywhere = float(total(values[0].new_tensor(count)))
+        for own, value in zip(_statistics(norm), values, strict=True):
+            summed = total(count * value)
+            if everywhere:
+                own.copy_(summed / everywhere)
+
+
+def _statistics(norm: nn.Module) -> list[Tensor]:
+    return [value for name, value in norm.named_buffers(recurse=False) if name in ("running_mean", "running_var")]

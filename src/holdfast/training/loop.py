@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from holdfast.inference import mix_seed
 from holdfast.layers import shared_weights
 from holdfast.objectives import Objective, Progress
 from holdfast.threat import Threat
-from holdfast.training.averaging import WeightAverage
+from holdfast.training.averaging import Forward, WeightAverage, estimate_batch_norm
 from holdfast.training.checkpoint import Checkpoint
 from holdfast.training.engine import RunningEngine
 from holdfast.training.optimizers import Optimizer, set_rate
@@ -27,6 +28,9 @@ from holdfast.training.schedules import Schedule
 
 MOST_SECONDS_UNSAVED = 5
 """Between checkpoints at the ends of epochs; every one that is validated has its own."""
+STATISTICS_BATCHES = 50
+"""For BatchNorm's statistics of averaged weights, at each validation and at the end, and at most an epoch: a search
+costs each of them as much as a step. The running average of a BatchNorm in training weighs about 20 batches."""
 
 
 class TrainingDiverged(ArithmeticError):
@@ -84,7 +88,7 @@ class _TrainingStep(nn.Module):
         super().__init__()
         self.model, self.objective, self.threat = model, objective, threat
 
-    def forward(self, x: Tensor, y: Tensor, *progress: int) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+    def forward(self, x: Tensor, y: Tensor, *progress: Any) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         with shared_weights():
             loss = self.objective.loss(self.model, x, y, self.threat, Progress(*progress))
         return loss.total, loss.parts, loss.x_adv
@@ -169,7 +173,8 @@ def fit(
 
     All randomness follows from (seed, epoch, step): a training resumed from its checkpoint ends in the
     same weights, bit for bit, as one that was never stopped. Where several processes train, each makes the
-    gradient of its share of every batch; what augmentation and Dropout draw then depends on their number.
+    gradient of its share of every batch, and the objective draws for each image what one process would. What
+    BatchNorm sees, what augmentation and Dropout draw, and which images mixup pairs then depends on their number.
 
     Args:
         validate: accuracies of the model for the history; called in between by the leading process, never
@@ -209,7 +214,7 @@ class _Fitting:
         seed: int,
         observers: Sequence[Observer],
     ) -> None:
-        self.observers = observers
+        self.observers, self.objective, self.threat = observers, objective, threat
         self.model, self.images = model, images.to(engine.device)
         self.settings, self.schedule, self.training = optimizer, schedule, training
         self.engine, self.seed = engine, seed
@@ -258,17 +263,19 @@ class _Fitting:
     ) -> list[dict[str, Any]]:
         engine = self.engine
         reporter.train(self.plan.total, self.plan.per_epoch, self.step)
+        validates = engine.of_first(validate is not None)
         while not engine.of_first(self.ended):
             epoch = self.step // self.plan.per_epoch + 1
             record = {"epoch": epoch, **self.train_epoch(save, reporter)}
             due = epoch % self.training.validate_every == 0 or epoch == self.plan.epochs or "out_of_time" in record
-            if validate and due and engine.leads:
+            if validates and due:
                 started = time.perf_counter()
-                with self.averaged():
-                    record |= validate(self.model)
-                    if self.perturbs and (text := _collapse(self.history, record)):
-                        reporter.stage(f"warning: {text}")
-                    self.best.offer(self.model, record)
+                with self.averaged():  # all processes estimate its statistics, the first validates
+                    if validate and engine.leads:
+                        record |= validate(self.model)
+                        if self.perturbs and (text := _collapse(self.history, record)):
+                            reporter.stage(f"warning: {text}")
+                        self.best.offer(self.model, record)
                 record["seconds"] += time.perf_counter() - started
             self.history.append(engine.of_first(record))
             self.tally, self.seconds, self.saved = _Tally({}), 0.0, self.step
@@ -278,10 +285,11 @@ class _Fitting:
                 save(self.checkpoint())
                 self.saved_at = time.monotonic()
             reporter.epoch(record)
-        if self.best.state:
-            self.model.load_state_dict(self.best.state["model"])
+        if engine.of_first(bool(self.best.state)):
+            if engine.leads:
+                self.model.load_state_dict(self.best.state["model"])
         elif self.average:
-            self.average.apply(self.model, self.images, self.training.batch_size)
+            self.average.apply(self.model, self.estimate)
         if engine.processes > 1:
             self.model.load_state_dict(engine.of_first(self.model.state_dict()))
         return self.history
@@ -290,7 +298,27 @@ class _Fitting:
         """The model with the weights it would end with now."""
         if self.average is None:
             return nullcontext()
-        return self.average.in_place(self.model, self.images, self.training.batch_size)
+        return self.average.in_place(self.model, self.estimate)
+
+    def estimate(self, model: nn.Module) -> None:
+        """BatchNorm statistics on what the objective trains on now: augmented, noisy, attacked images."""
+        estimate_batch_norm(model, self.forwards(), self.engine.sum)
+
+    def forwards(self) -> Iterator[Forward]:
+        """What training makes of the first batches of an epoch, at the place that it has reached."""
+        training, engine, plan = self.training, self.engine, self.plan
+        step = max(plan.group(self.step - 1).step, 0)
+        size = max(training.batch_size, 2 * engine.processes)
+        batches = self.images.order(0, self.seed).split(size)[:STATISTICS_BATCHES]
+        # A share of one image has no variance and is left out.
+        batches = [batch for batch in batches if len(engine.share(len(batch))) > 1]
+        stream = self.images.stream([_own(batch, engine) for batch in batches])
+        for number, (batch, (x, y)) in enumerate(zip(batches, stream, strict=True)):
+            first, seed = engine.share(len(batch)).start, mix_seed(self.seed, number, 15)
+            engine.seed(mix_seed(seed, 3, first))
+            x, y = training.prepare(x, y, len(self.images.classes), mix_seed(seed, 2, first))
+            progress = Progress(step - step % plan.replays, plan.steps, seed, first, len(batch))
+            yield partial(self.objective.present, x=x, y=y, threat=self.threat, progress=progress)
 
     def train_epoch(self, save: Callable[[Checkpoint], None] | None, reporter: Reporter) -> dict[str, Any]:
         """The rest of the epoch under way, and its record."""
@@ -307,19 +335,20 @@ class _Fitting:
         self.seen = []
         self.model.train()
         for done, (batch, (x, y)) in enumerate(zip(batches, self.images.stream(own), strict=True), start=1):
-            share = engine.share(len(batch))
-            progress = Progress(self.step, plan.total, self.seed, share.start)
+            share, group = engine.share(len(batch)), plan.group(self.step)
+            place = group.step, plan.steps, self.seed, group.offset + share.start, group.images
+            progress = Progress(*place, engine.processes, len(share) / len(batch))
             engine.seed(mix_seed(self.seed, self.step, 3, share.start))  # for Dropout and the like
             first = self.step - self.step % plan.replays  # every replay sees the same augmented images
             x, y = training.prepare(x, y, len(self.images.classes), mix_seed(self.seed, first, 2, share.start))
             loss, x_adv = self.train_step(x, y, progress, len(share), batch)
             self.perturbs = x_adv is not None
             for observer in self.observers if len(share) else ():
-                observer.observe(x, y, x_adv, progress)
+                observer.observe(x, y, x_adv, progress.alone)
             reporter.step(loss)
             self.step += 1
             self.seconds = time.perf_counter() - started
-            if not plan.group(progress.step).last:
+            if not group.last:
                 continue
             if training.minutes and engine.of_first(trained + self.seconds >= 60 * training.minutes):
                 record["out_of_time"] = True
@@ -332,7 +361,7 @@ class _Fitting:
                 sums, states = self.tally.over_processes(engine), self.seen_by_all()
                 if engine.leads:
                     save(self.checkpoint(sums=sums, seconds=self.seconds, observers=states))
-        record |= {"step": self.step, "lr": self.settings.lr * self.schedule.factor(progress.step, plan.total)}
+        record |= {"step": self.step, "lr": self.settings.lr * self.schedule.factor(progress.step, plan.steps)}
         for name, (total, count) in self.tally.over_processes(engine).items():
             record[name] = (total / count).item()
         for observer, seen in zip(self.observers, self.seen_by_all(), strict=True):
@@ -349,11 +378,11 @@ class _Fitting:
         self, x: Tensor, y: Tensor, progress: Progress, count: int, batch: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """One batch; its gradient, and with the last batch of its group the optimiser's step."""
-        engine, group = self.engine, self.plan.group(progress.step)
+        engine, group = self.engine, self.plan.group(self.step)
         with nullcontext() if group.last else engine.accumulating(self.step_module):
             loss, parts, x_adv = self.step_module(x, y, *astuple(progress))
             if not engine.all(torch.isfinite(loss)):
-                epoch, number = divmod(progress.step, self.plan.per_epoch)
+                epoch, number = divmod(self.step, self.plan.per_epoch)
                 raise TrainingDiverged(
                     f"the loss is {engine.sum(loss.detach()).item()} at epoch {epoch + 1}, step {number + 1} of "
                     f"{self.plan.of_epoch(epoch)}; the batch was training images {batch.tolist()}"

@@ -24,6 +24,10 @@ class Group(NamedTuple):
     """Whether it is the last."""
     images: int
     """In all of them together."""
+    step: int
+    """Number of the optimiser step."""
+    offset: int
+    """Images of the batches before this one."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,24 @@ class Plan:
         """Images of the smallest batch."""
         return (self.images - 1) % self.batch_size + 1 if self.total >= self.per_epoch else self.batch_size
 
-    def group(self, step: int) -> Group:
-        """The batches of an optimiser step, as seen from one of them."""
-        epoch, number = divmod(step, self.per_epoch)
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the training: one for each group of accumulated batches."""
+        epochs, rest = divmod(self.total, self.per_epoch)
+        return epochs * math.ceil(self.per_epoch / self.accumulate) + math.ceil(rest / self.accumulate)
+
+    def group(self, number: int) -> Group:
+        """The batches of an optimiser step, as seen from one of them, by its number in the training."""
+        epoch, batch = divmod(number, self.per_epoch)
         if self.replays > 1:
-            batch = number // self.replays
-            return Group(True, True, min((batch + 1) * self.batch_size, self.images) - batch * self.batch_size)
-        first = number - number % self.accumulate
+            first = batch // self.replays
+            images = min((first + 1) * self.batch_size, self.images) - first * self.batch_size
+            return Group(True, True, images, number, 0)
+        first = batch - batch % self.accumulate
         stop = min(first + self.accumulate, self.of_epoch(epoch))
         images = min(stop * self.batch_size, self.images) - first * self.batch_size
-        return Group(number == first, number + 1 == stop, images)
+        step = epoch * math.ceil(self.per_epoch / self.accumulate) + batch // self.accumulate
+        return Group(batch == first, batch + 1 == stop, images, step, (batch - first) * self.batch_size)
 
 
 class Training(Settings):
@@ -87,7 +99,8 @@ class Training(Settings):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Probability that is spread evenly over all classes."""
     accumulate: PositiveInt = 1
-    """Batches that make one optimiser step: its gradient is the mean over all their images."""
+    """Batches that make one optimiser step, which is that of one large batch of all their images: its gradient is
+    the mean over them, and schedules and ramps go by such steps."""
     clip_gradient: PositiveFloat | None = None
     """Largest l_2 norm of the gradient of a step."""
     averaging: Averaging | None = None
