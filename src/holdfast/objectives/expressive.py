@@ -10,7 +10,7 @@ from holdfast.bounds import Graph, Interval, Rectifier, UnsupportedOperator, mar
 from holdfast.bounds.linear import intervals
 from holdfast.bounds.operators import run
 from holdfast.bounds.region import Region, region_of
-from holdfast.bounds.specification import before_the_end, interval_margins_at
+from holdfast.bounds.specification import interval_margins_at, interval_values
 from holdfast.objectives.certified import Batch, CertifiedTraining, Robust
 from holdfast.search import climb
 from holdfast.threat import Threat
@@ -36,8 +36,10 @@ class SABR(_Attacking, name="sabr"):
 
     def robust(self, batch: Batch) -> Robust:
         region, x_adv = small_region(batch, self.share, self.steps, self.step_size)
-        values = intervals(batch.graph, region, before_the_end(batch.graph))
-        return Robust(robust_cross_entropy(interval_margins_at(batch.graph, values, batch.y).lower), None, x_adv)
+        values = interval_values(batch.graph, region)
+        return Robust(
+            robust_cross_entropy(interval_margins_at(batch.graph, batch.region, values, batch.y).lower), None, x_adv
+        )
 
 
 def small_region(batch: Batch, share: float, steps: int, step_size: float) -> tuple[Region, Tensor]:
@@ -86,8 +88,8 @@ class ExpIBP(_Attacking, name="exp-ibp"):
 def both_margins(batch: Batch, steps: int, step_size: float) -> tuple[Tensor, Tensor, Tensor]:
     """The margins at the PGD point, their interval bounds, (N, K−1) each, and the point; all on one graph."""
     x_adv = batch.attacked(batch.threat, steps, step_size)
-    values = intervals(batch.graph, batch.region, before_the_end(batch.graph))
-    bound = interval_margins_at(batch.graph, values, batch.y).lower
+    values = interval_values(batch.graph, batch.region)
+    bound = interval_margins_at(batch.graph, batch.region, values, batch.y).lower
     return margins_at(batch.y, run(batch.graph, x_adv)), bound, x_adv
 
 
@@ -115,8 +117,8 @@ class STAPS(_Attacking, name="staps"):
     def robust(self, batch: Batch) -> Robust:
         region, x_adv = small_region(batch, self.share, self.steps, self.step_size)
         graph, y = batch.graph, batch.y
-        values = intervals(graph, region, before_the_end(graph))
-        bounded = robust_cross_entropy(interval_margins_at(graph, values, y).lower)
+        values = intervals(graph, region)
+        bounded = robust_cross_entropy(interval_margins_at(graph, region, values, y).lower)
         cut = cut_before(graph, self.classifier)
         latent = values[cut]
         rows = margin_rows(y, graph.shape(len(graph.nodes))[0], bounded.dtype)

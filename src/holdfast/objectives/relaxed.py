@@ -30,7 +30,7 @@ class _Relaxed(CertifiedTraining):
     def mixed(self, batch: Batch, done: Sweep) -> Tensor:
         """The robust cross-entropy of a sweep's bounds, (N,)."""
         beta = self.start_beta + batch.ramp * (self.beta - self.start_beta)
-        margins = interval_margins_at(batch.graph, done.values, batch.y).lower
+        margins = interval_margins_at(batch.graph, batch.region, done.values, batch.y).lower
         if beta == 0:
             return robust_cross_entropy(margins)
         if not self.fused:
