@@ -161,6 +161,7 @@ OBJECTIVES: list[Objective] = [
     CROWNIBP(beta=0.5),
     CROWNIBP(beta=0.5, fused=True),
     OneStepRelaxation(),
+    OneStepRelaxation(fused=True),
     SABR(),
     STAPS(),
     BCP(),
