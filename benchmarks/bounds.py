@@ -129,9 +129,10 @@ def main() -> None:
     sides = {
         "plain": step_with(plain, x, y),
         "IBP": step_with(of(IBP(kappa=0.0)), x, y),
-        "CROWN-IBP, fused": step_with(of(CROWNIBP(beta=1.0)), x, y),
+        "CROWN-IBP, fused": step_with(of(CROWNIBP(beta=1.0, fused=True)), x, y),
         "CROWN-IBP, nine margins": step_with(of(CROWNIBP(beta=1.0, fused=False)), x, y),
-        "one-step relaxation, fused": step_with(of(OneStepRelaxation()), x, y),
+        "one-step relaxation, fused": step_with(of(OneStepRelaxation(fused=True)), x, y),
+        "one-step relaxation, nine margins": step_with(of(OneStepRelaxation(fused=False)), x, y),
         "BCP": step_with(of(BCP(), Threat("l2", 1.0)), x, y),
     }
     if BoundedModule is not None:

@@ -18,6 +18,7 @@ from holdfast.bounds.linear import intervals, sweep
 from holdfast.bounds.optimised import one_step_slopes
 from holdfast.bounds.relaxation import slopes_by
 from holdfast.bounds.specification import fused_robust_sum, linear_margins
+from holdfast.inference import mix_seed
 from holdfast.layers import operator_norm
 from holdfast.objectives import (
     BCP,
@@ -51,12 +52,12 @@ def published(arrays: dict[str, Tensor], k: int, norm: str = "linf") -> Threat:
 def test_crown_ibp_and_its_gradients_equal_the_original(certified_nets: Nets, k: int) -> None:
     model, arrays = certified_nets["cnn2_tiny"]
     x, y, threat = arrays["x"].double(), arrays["y"], published(arrays, k)
-    loss = CROWNIBP(beta=1.0, fused=False).loss(model, x, y, threat, Progress.end())
+    loss = CROWNIBP(beta=1.0).loss(model, x, y, threat, Progress.end())
     assert loss.total.item() == pytest.approx(arrays[f"linf{k}__crownibp_adaptive_rce"].item(), abs=1e-9)
     loss.total.backward()
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter.grad, arrays[f"linf{k}__crownibp_adaptive_rce_grad__{name}"], atol=1e-9)
-    mixed = CROWNIBP(beta=0.3, kappa=0.25, fused=False).loss(model, x, y, threat, Progress.end())
+    mixed = CROWNIBP(beta=0.3, kappa=0.25).loss(model, x, y, threat, Progress.end())
     assert mixed.total.item() == pytest.approx(arrays[f"linf{k}__mix_beta0.3_kappa0.25_loss"].item(), abs=1e-9)
     robust = mixed.parts["robust_cross_entropy"].item()
     assert robust == pytest.approx(arrays[f"linf{k}__mix_beta0.3_kappa0.25_rce"].item(), abs=1e-9)
@@ -113,23 +114,77 @@ def small_problem(eps: float = 0.03) -> tuple[nn.Module, Tensor, Tensor, Threat]
     return model.double(), x.double(), y, Threat("linf", eps)
 
 
-def test_fused_loss_bounds_the_sum_of_exponentials_and_costs_little_tightness() -> None:
+def robust_losses(eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Robust cross-entropy, (12,) each: fused, margin by margin, by intervals, and the worst at random points."""
+    model, x, y, threat = small_problem(eps)
+    graph, region = trace(model, x), region_of(x, threat)
+    done = sweep(graph, region, slopes_by("adaptive"))
+    total, shift = fused_robust_sum(graph, region, done, y)
+    fused = F.softplus(total.log() + shift)
+    single = robust_cross_entropy(linear_margins(graph, region, done, y))
+    interval = robust_cross_entropy(bound_margins(model, x, y, threat, "ibp"))
+    worst = torch.full_like(fused, -INF)
+    for seed in range(200):
+        point = threat.random_point(x, [torch.Generator().manual_seed(97 * seed + i) for i in range(12)])
+        worst = torch.maximum(worst, F.cross_entropy(model(point), y, reduction="none"))
+    return tuple(loss.detach() for loss in (fused, single, interval, worst))  # type: ignore[return-value]
+
+
+def test_the_fused_loss_bounds_the_sum_of_exponentials() -> None:
     for eps in (0.0, 0.01, 0.1, 0.5):
-        model, x, y, threat = small_problem(eps)
-        graph, region = trace(model, x), region_of(x, threat)
-        done = sweep(graph, region, slopes_by("adaptive"))
-        total, shift = fused_robust_sum(graph, region, done, y)
-        fused = F.softplus(total.log() + shift)
-        single = robust_cross_entropy(linear_margins(graph, region, done, y))
-        worst = torch.full_like(fused, -INF)
-        for seed in range(200):
-            point = threat.random_point(x, [torch.Generator().manual_seed(97 * seed + i) for i in range(12)])
-            worst = torch.maximum(worst, F.cross_entropy(model(point), y, reduction="none"))
+        fused, single, _, worst = robust_losses(eps)
         assert (fused >= worst - 1e-9).all()
         if eps == 0:
             assert torch.allclose(fused, single, atol=1e-5)
-        loose = robust_cross_entropy(bound_margins(model, x, y, threat, "ibp"))
-        assert (fused <= torch.maximum(loose, single) + 1.0).all()
+
+
+def test_fusion_is_tighter_than_single_margins_where_these_are_narrow() -> None:
+    fused, single, interval, _ = robust_losses(0.02)
+    assert (fused <= single).all()
+    assert (fused < interval).all()
+
+
+def test_fusion_is_little_better_than_intervals_where_margins_are_wide() -> None:
+    """s (h₁ − h₂) + 1 and 0 with h₁ = h₂: intervals cannot cancel, and a backward pass sees that nothing moves."""
+    hidden, last = nn.Linear(1, 2), nn.Linear(2, 2)
+    x, y = torch.full((1, 1), 0.5, dtype=torch.float64), torch.tensor([0])
+    losses = []
+    for scale in (1.0, 10.0, 100.0):
+        model = nn.Sequential(hidden, nn.ReLU(), last).double()
+        with torch.no_grad():
+            hidden.weight.copy_(torch.ones(2, 1))
+            hidden.bias.fill_(1.0)
+            last.weight.copy_(scale * torch.tensor([[1.0, -1.0], [0.0, 0.0]]))
+            last.bias.copy_(torch.tensor([1.0, 0.0]))
+        threat = Threat("linf", 0.5)
+        graph, region = trace(model, x), region_of(x, threat)
+        done = sweep(graph, region, slopes_by("adaptive"))
+        assert linear_margins(graph, region, done, y).item() == pytest.approx(1.0)  # the true margin everywhere
+        total, shift = fused_robust_sum(graph, region, done, y)
+        # −m lies in −1 ± scale by intervals, and is −1: the chord's middle.
+        middle = math.log((math.exp(-1 + scale) + math.exp(-1 - scale)) / 2)
+        assert (total.log() + shift).item() == pytest.approx(middle, abs=1e-9)
+        losses.append(F.softplus(total.log() + shift).item())
+        interval = robust_cross_entropy(bound_margins(model, x, y, threat, "ibp")).item()
+        assert interval - losses[-1] < math.log(2) + 1e-9
+    assert losses[0] < 1
+    assert losses[2] > 98
+
+
+def test_the_published_methods_bound_every_margin_by_itself_unless_fusion_is_asked_for() -> None:
+    model, x, y, threat = small_problem(0.1)
+    graph, region = trace(model, x), region_of(x, threat)
+    single = robust_cross_entropy(linear_margins(graph, region, sweep(graph, region, slopes_by("adaptive")), y))
+    plain, fused = (
+        objective.loss(model, x, y, threat, Progress.end()).total.item()
+        for objective in (CROWNIBP(beta=1.0), CROWNIBP(beta=1.0, fused=True))
+    )
+    assert plain == pytest.approx(single.mean().item(), abs=1e-12)
+    assert fused != pytest.approx(plain, rel=1e-3)
+    slopes = one_step_slopes(graph, region, y, mix_seed(0, Progress.end().step))
+    single = robust_cross_entropy(linear_margins(graph, region, sweep(graph, region, slopes), y))
+    loss = OneStepRelaxation().loss(model, x, y, threat, Progress.end()).total.item()
+    assert loss == pytest.approx(single.mean().item(), abs=1e-12)
 
 
 def test_beta_goes_from_the_linear_to_the_interval_bound() -> None:
@@ -163,7 +218,7 @@ def test_every_loss_is_what_its_formula_says() -> None:
     assert robust(SABR(share=0.3)) < ibp.mean()
     cap = bound_margins(model, x, y, threat, "cap", intersect=True)
     assert robust(CAP()) >= robust_cross_entropy(cap).mean().item() - 1e-9
-    assert robust(OneStepRelaxation(fused=False)) <= robust(CROWNIBP(beta=1.0, fused=False, relaxation="one"))
+    assert robust(OneStepRelaxation()) <= robust(CROWNIBP(beta=1.0, relaxation="one"))
 
 
 def test_gloro_is_about_the_centre_of_a_clipped_box() -> None:

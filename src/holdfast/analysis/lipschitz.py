@@ -9,11 +9,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from holdfast.bounds.ball import certified_gains, lipschitz_constant
+from holdfast.bounds.ball import certified_gains, lipschitz_constant, node_gain
 from holdfast.bounds.graph import trace
-from holdfast.bounds.operators import Affine, Graph, Linear, LipschitzMap, apply
+from holdfast.bounds.operators import Affine, Graph, LipschitzMap, apply
 from holdfast.inference import check_inputs, example_generators, frozen_eval
-from holdfast.layers.operator_norm import matrix_norm
 from holdfast.search import Steepest, ascend
 from holdfast.threat import Threat
 
@@ -93,7 +92,7 @@ def network_constant(model: nn.Module, x: Tensor, threat: Threat, *, seed: int =
     with frozen_eval(model):
         graph = trace(model, x)
         gains = certified_gains(graph, x[:1])
-        verified = float(lipschitz_constant(graph, gains))
+        verified = float(lipschitz_constant(graph, gains, x[:1]))
         modules = dict(model.named_modules())
         layers = []
         values = _values(graph, x)
@@ -104,11 +103,8 @@ def network_constant(model: nn.Module, x: Tensor, threat: Threat, *, seed: int =
                 continue
             if isinstance(operator, LipschitzMap):
                 above = operator.constant
-            elif number in gains:
-                above = float(gains[number])
-            else:
-                assert isinstance(operator, Linear)
-                above = operator.norm() if operator.norm else float(matrix_norm(operator.weight))
+            else:  # those of the affine end are not among the gains
+                above = float(gains[number] if number in gains else node_gain(graph, number, x[:1]))
 
             def function(v: Tensor, operator: Affine | LipschitzMap = operator) -> Tensor:
                 return apply(operator, v)

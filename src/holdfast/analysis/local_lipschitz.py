@@ -229,7 +229,7 @@ def _certified(model: nn.Module, x: Tensor, threat: Threat, output_norm: int, on
     """The verified constant in l_2, as far as norms allow: ‖v‖_1 ≤ √K ‖v‖_2, and the l_2 length of the ball."""
     try:
         graph = trace(model, x[:64])
-        constant = float(lipschitz_constant(graph, certified_gains(graph, x[:1])))
+        constant = float(lipschitz_constant(graph, certified_gains(graph, x[:1]), x[:1]))
         constant *= threat.euclidean_eps(x[0].numel())
     except (UnsupportedOperator, ValueError):
         return None

@@ -7,6 +7,7 @@ knows how the coordinates hang together; the box knows each by itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import singledispatch
 
@@ -28,11 +29,11 @@ from holdfast.bounds.operators import (
     Sum,
     UnsupportedOperator,
     apply,
-    run,
     transposed,
 )
 from holdfast.bounds.region import Ball, Region
-from holdfast.bounds.specification import interval_margins_at, margin_rows
+from holdfast.bounds.specification import margin_rows
+from holdfast.bounds.tail import Tail, tail_of
 from holdfast.layers.operator_norm import convolution_norm, dense_norm, is_small, matrix_norm, power_iteration
 from holdfast.norms import L2
 from holdfast.search import per_example
@@ -115,37 +116,30 @@ def _start(region: Region) -> CutBall:
 def ball_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> Tensor:
     """Lower bounds of z_y − z_j for the classes j ≠ y ascending, (N, K−1).
 
-    With a dense last layer W: the centre's own margin less the exact worst translation
-    max ⟨W_j − W_y, p⟩ over ball ∩ box; sound for any radius that is not too small, and differentiable.
+    The centre's own margin less the exact worst translation max ⟨W_j − W_y, p⟩ over ball ∩ box, W the matrix of the
+    affine end; sound for any radius that is not too small, and differentiable.
     """
-    last = graph.nodes[-1]
-    if not isinstance(last.operator, Linear):
-        values = cut_balls(graph, region, gains)
-        boxed = interval_margins_at(graph, [value.box for value in values], y).lower
-        rows = margin_rows(y, values[-1].centre.shape[1], boxed.dtype)
-        return torch.maximum(boxed, _margins(rows, values[-1].centre) - math.sqrt(2) * values[-1].radius[:, None])
-    hidden = cut_balls(graph, region, gains, last.inputs[0])[-1]
-    margins, rows = _last_layer(last.operator, hidden.centre, y)
-    direction = -rows.flatten(0, 1)
-    classes = rows.shape[1]
-    above, below = hidden.box.upper - hidden.centre, hidden.centre - hidden.box.lower
-    above, below = (room.clamp(min=0).repeat_interleave(classes, 0) for room in (above, below))
-    room = torch.where(direction > 0, above, below)
-    reach = L2.support(direction.abs(), hidden.radius.repeat_interleave(classes)[:, None], room)
-    return margins - reach.view_as(margins)
+    tail = tail_of(graph, region.box.centre)
+    values = cut_balls(graph, region, gains, tail.stop)
+    margins, rows = _at_the_end(tail, {source: values[source].centre for source in tail.sources}, y)
+    classes = margins.shape[1]
+    for source, each in rows.items():
+        known, direction = values[source], -each.flatten(0, 1)
+        above, below = known.box.upper - known.centre, known.centre - known.box.lower
+        above, below = (room.flatten(1).clamp(min=0).repeat_interleave(classes, 0) for room in (above, below))
+        room = torch.where(direction > 0, above, below)
+        reach = L2.support(direction.abs(), known.radius.repeat_interleave(classes)[:, None], room)
+        margins = margins - reach.view_as(margins)
+    return margins
 
 
 def lipschitz_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> Tensor:
     """The same by the ball alone: z_y − z_j − r ‖W_y − W_j‖₂, the pairwise form of Lipschitz-margin training."""
-    last = graph.nodes[-1]
-    if not isinstance(last.operator, Linear):
-        logits = run(graph, ball_centre(region))
-        rows = margin_rows(y, logits.shape[1], logits.dtype)
-        return _margins(rows, logits) - math.sqrt(2) * ball_radius(graph, region, gains)[:, None]
-    hidden = run(graph, ball_centre(region), stop=last.inputs[0])
-    radius = ball_radius(graph, region, gains, last.inputs[0])
-    margins, rows = _last_layer(last.operator, hidden, y)
-    return margins - radius[:, None] * rows.norm(dim=2)
+    tail, radii = tail_of(graph, region.box.centre), ball_radii(graph, region, gains)
+    margins, rows = _at_the_end(tail, _run_to(tail, ball_centre(region)), y)
+    for source, each in rows.items():
+        margins = margins - radii[source][:, None] * each.norm(dim=2)
+    return margins
 
 
 def ball_centre(region: Region) -> Tensor:
@@ -153,44 +147,69 @@ def ball_centre(region: Region) -> Tensor:
     return _start(region).centre
 
 
-def ball_radius(graph: Graph, region: Region, gains: Gains, stop: int | None = None) -> Tensor:
-    """The radius of the ball alone at the last value, or at number ``stop``, (N,)."""
-    return _grown(graph, _start(region).radius, gains, stop)
+def ball_radii(graph: Graph, region: Region, gains: Gains) -> list[Tensor]:
+    """The radius of the ball alone at each value before the affine end, (N,) each."""
+    start = _start(region)
+    return _grown(graph, start.radius, gains, tail_of(graph, start.centre).stop)
 
 
-def _grown(graph: Graph, radius: Tensor, gains: Gains, stop: int | None) -> Tensor:
+def _grown(graph: Graph, radius: Tensor, gains: Gains, stop: int | None) -> list[Tensor]:
     radii = [radius]
     for number, node in enumerate(graph.nodes[:stop]):
         radii.append(_radius(node.operator, gains.get(number), *(radii[i] for i in node.inputs)))
-    return radii[-1]
+    return radii
 
 
-def lipschitz_constant(graph: Graph, gains: Gains) -> Tensor:
-    """Of the whole network from l_2 to l_2: products over layers, sums over branches; a float64 scalar."""
-    last, operator = len(graph.nodes) - 1, graph.nodes[-1].operator
-    if isinstance(operator, Linear):  # whose gain the margins take pair by pair
-        gains = {**gains, last: matrix_norm(operator.weight.detach())}
-    return _grown(graph, torch.ones((), dtype=torch.float64), gains, None)
+def lipschitz_constant(graph: Graph, gains: Gains, like: Tensor) -> Tensor:
+    """Of the whole network from l_2 to l_2: products over layers, sums over branches; a float64 scalar.
+
+    Args:
+        gains: of ``certified_gains``.
+        like: an input.
+    """
+    tail = tail_of(graph, like)
+    one = torch.ones((), dtype=torch.float64, device=like.device)
+    if len(graph.shape(len(graph.nodes))) > 1:  # outputs too many for a matrix
+        return _grown(graph, one, gains | {n: node_gain(graph, n, like) for n in _affine(graph, tail.inner)}, None)[
+            -1
+        ]
+    radii, matrices = _grown(graph, one, gains, tail.stop), tail.matrices(like)
+    slack = 1 + 1e-5 * (len(tail.inner) > 1)  # products of matrices in the model's own precision
+    each = torch.stack([radii[source] for source in tail.sources])
+    norms = torch.stack([matrix_norm(matrices[source].detach()) for source in tail.sources])
+    together = each.norm() * matrix_norm(torch.cat(list(matrices.values()), 1).detach())
+    return torch.minimum((each * norms).sum(), together) * slack
 
 
 def lipschitz_radii(graph: Graph, x: Tensor, y: Tensor, gains: Gains) -> Tensor:
     """The l_2 radius within which z_y stays above every other z_j, (N,) float64; negative where it is not.
 
-    min_j (z_y − z_j) / (L ‖W_y − W_j‖₂) with L the constant up to a dense last layer W; without one
-    min_j (z_y − z_j) / (√2 L).
+    min_j (z_y − z_j) / (L ‖W_y − W_j‖₂) with L the constant up to the affine end and W the matrix of it; where it
+    begins at several values, their L ‖W_y − W_j‖₂ add up.
     """
-    last, stop = graph.nodes[-1], None
-    if isinstance(last.operator, Linear):
-        stop = last.inputs[0]
-        margins, rows = _last_layer(last.operator, run(graph, x, stop=stop), y)
-        lengths = rows.double().norm(dim=2)
-    else:
-        logits = run(graph, x)
-        margins = _margins(margin_rows(y, logits.shape[1], logits.dtype), logits)
-        lengths = torch.full_like(margins, math.sqrt(2), dtype=torch.float64)
-    constant = _grown(graph, torch.ones((), dtype=torch.float64, device=x.device), gains, stop)
+    tail = tail_of(graph, x)
+    margins, rows = _at_the_end(tail, _run_to(tail, x), y)
+    constants = _grown(graph, torch.ones((), dtype=torch.float64, device=x.device), gains, tail.stop)
+    slopes = sum(constants[source] * each.double().norm(dim=2) for source, each in rows.items())
+    assert isinstance(slopes, Tensor)
     # Equal rows make equal logits but for the bias: what is positive then stays so.
-    return (margins.double() / (constant * lengths).clamp(min=1e-30)).amin(1)
+    return (margins.double() / slopes.clamp(min=1e-30)).amin(1)
+
+
+def _run_to(tail: Tail, x: Tensor) -> dict[int, Tensor]:
+    """What the network computes from x where the affine end begins."""
+    values = [x]
+    for node in tail.graph.nodes[: tail.stop]:
+        values.append(apply(node.operator, *(values[i] for i in node.inputs)))
+    return {source: values[source] for source in tail.sources}
+
+
+def _at_the_end(tail: Tail, centres: dict[int, Tensor], y: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    """The margins at the centres, (N, K−1), and the rows W_y − W_j at each value, (N, K−1, its entries)."""
+    logits = tail.logits(centres)
+    rows = margin_rows(y, logits.shape[1], logits.dtype)
+    margins = torch.bmm(rows, logits[:, :, None])[:, :, 0]
+    return margins, {source: rows @ matrix for source, matrix in tail.matrices(logits).items()}
 
 
 def _radius(operator: Operator, gain: Tensor | None, *radii: Tensor) -> Tensor:
@@ -211,36 +230,28 @@ def _radius(operator: Operator, gain: Tensor | None, *radii: Tensor) -> Tensor:
     raise UnsupportedOperator(f"{type(operator).__name__} has no Lipschitz constant; crown or ibp may do")
 
 
-def _last_layer(operator: Linear, centre: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The margins at the centre, (N, K−1), and the rows W_y − W_j, (N, K−1, h)."""
-    logits = operator.forward(centre)
-    rows = margin_rows(y, logits.shape[1], logits.dtype)
-    return _margins(rows, logits), rows @ operator.weight
-
-
-def _margins(rows: Tensor, logits: Tensor) -> Tensor:
-    return torch.bmm(rows, logits[:, :, None])[:, :, 0]
-
-
 def certified_gains(graph: Graph, like: Tensor) -> Gains:
-    """Upper bounds of the operator norms, in float64."""
-    return {number: _certified(graph, number, like) for number in _affine(graph)}
+    """Upper bounds of the operator norms before the affine end, in float64."""
+    return {number: node_gain(graph, number, like) for number in _before_the_end(graph, like)}
 
 
 def estimated_gains(graph: Graph, like: Tensor, iterations: int = 10) -> Gains:
     """Power iteration: from below, differentiable in the weights; for training losses only."""
-    return {number: _estimated(graph, number, like, iterations) for number in _affine(graph)}
+    return {number: _estimated(graph, number, like, iterations) for number in _before_the_end(graph, like)}
 
 
-def _affine(graph: Graph) -> list[int]:
-    """The affine nodes, but for a dense last one, which is merged with the specification."""
-    last = len(graph.nodes) - 1
-    numbers = [n for n, node in enumerate(graph.nodes) if isinstance(node.operator, Affine)]
-    return [n for n in numbers if n != last or not isinstance(graph.nodes[n].operator, Linear)]
+def _before_the_end(graph: Graph, like: Tensor) -> list[int]:
+    """The affine nodes but those that are merged with the specification."""
+    return _affine(graph, range(tail_of(graph, like).stop))
+
+
+def _affine(graph: Graph, numbers: Iterable[int]) -> list[int]:
+    return [n for n in numbers if isinstance(graph.nodes[n].operator, Affine)]
 
 
 @torch.no_grad()
-def _certified(graph: Graph, number: int, like: Tensor) -> Tensor:
+def node_gain(graph: Graph, number: int, like: Tensor) -> Tensor:
+    """At least the operator norm of an affine node, in float64."""
     operator, shape = graph.nodes[number].operator, graph.shape(graph.nodes[number].inputs[0])
     assert isinstance(operator, Affine)
     if operator.norm:

@@ -16,7 +16,7 @@ from holdfast.bounds.operators import Graph
 from holdfast.bounds.optimised import one_step_slopes, optimised_margins
 from holdfast.bounds.region import Box, Region, region_of
 from holdfast.bounds.relaxation import SlopeRule, slopes_by
-from holdfast.bounds.specification import interval_margins, linear_margins
+from holdfast.bounds.specification import interval_margins, interval_of_rows, interval_values, linear_margins
 from holdfast.component import nearest
 from holdfast.inference import check_inputs
 from holdfast.threat import Threat
@@ -77,14 +77,18 @@ class Bounder:
 
     def outputs(self, region: Region) -> Interval:
         """The interval of every logit, (N, K)."""
-        logits = intervals(self.graph, region)[-1]
+        shape, like = self.graph.shape(len(self.graph.nodes)), region.box.centre
+        one = torch.eye(shape[0], dtype=like.dtype, device=like.device)
+        if len(shape) == 1:
+            logits = interval_of_rows(self.graph, region, interval_values(self.graph, region), one[None])
+        else:
+            logits = intervals(self.graph, region)[-1]
         if self.method.method == "ibp":
             return logits
         if self.method.method not in ("crown-ibp", "crown", "cap"):
             raise ValueError(f"{self.method.method} bounds margins, not single outputs; crown does")
-        done, count = self._sweep(region), logits.centre.shape[1]
-        one = torch.eye(count, dtype=logits.centre.dtype, device=logits.centre.device)
-        both = torch.cat([one, -one]).expand(len(logits.centre), -1, -1)
+        done = self._sweep(region)
+        both = torch.cat([one, -one]).expand(len(like), -1, -1)
         lower, upper = done.bound(self.graph, region, len(self.graph.nodes), both).chunk(2, 1)
         crown = Interval.between(lower, -upper)
         return logits.intersect(crown.lower, crown.upper) if self.method.intersect else crown

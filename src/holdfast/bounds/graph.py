@@ -16,7 +16,15 @@ from torch.utils import _pytree
 from holdfast.bounds.functions import FUNCTIONS, Argument, Call
 from holdfast.bounds.interval import Interval, propagate
 from holdfast.bounds.kinds import batch_norm
-from holdfast.bounds.operators import Affine, Graph, Monotone, Node, Operator, UnsupportedOperator
+from holdfast.bounds.operators import (
+    Affine,
+    Graph,
+    Monotone,
+    Node,
+    Operator,
+    UnsupportedOperator,
+    outside_inference_mode,
+)
 from holdfast.bounds.rules import MODULES
 from holdfast.inference import eval_mode, weights_named
 
@@ -51,7 +59,8 @@ def trace(
     """
     model = getattr(model, "_orig_mod", model)  # under torch.compile
     _refuse_what_tracing_skips(model)
-    sample = x[[0, -1]].detach().clone() if len(x) else x.new_zeros(2, *x.shape[1:])
+    with outside_inference_mode():
+        sample = x[[0, -1]].detach().clone() if len(x) else x.new_zeros(2, *x.shape[1:])
     with eval_mode(model), torch.no_grad():
         try:
             root, calls = model, _Tracer().trace(model)
@@ -67,7 +76,7 @@ def trace(
             root, inputs = _export(model, sample, fault)
             calls = root.graph
     normaliser = _Normaliser(root, calls, sample, statistics or {})
-    with weights_named(model, sample), eval_mode(model):
+    with weights_named(model, sample), eval_mode(model), outside_inference_mode():
         normaliser.run(*inputs)
         graph = Graph(normaliser.nodes[: normaliser.last], tuple(sample.shape[1:]))
         if statistics is None and len(x):

@@ -6,7 +6,8 @@ a kind does in an abstract domain is that domain's affair.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Any
@@ -133,6 +134,16 @@ def transposed(linear: Map, coefficients: Tensor, shape: Shape) -> Tensor:
     with torch.enable_grad():
         zero = coefficients.new_zeros(len(coefficients), *shape).requires_grad_(True)
         return torch.autograd.grad(linear(zero), zero, coefficients, create_graph=keep)[0]
+
+
+@contextlib.contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Makes tensors that adjoints by differentiation can use, also for somebody who asks in inference mode."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    else:
+        yield
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is asked of the outputs: the margins z_y − z_j, merged into the last layer where that is dense."""
+"""What is asked of the outputs: the margins z_y − z_j, merged into the affine end of the network."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from torch import Tensor
 
 from holdfast.bounds.interval import Interval
 from holdfast.bounds.linear import Sweep, intervals
-from holdfast.bounds.operators import Graph, Linear
-from holdfast.bounds.region import Region
+from holdfast.bounds.operators import Graph
+from holdfast.bounds.region import Box, Region
+from holdfast.bounds.tail import tail_of
 
 
 def margin_rows(y: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
@@ -21,25 +22,45 @@ def margin_rows(y: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
 
 def interval_margins(graph: Graph, region: Region, y: Tensor) -> Tensor:
     """Lower bounds of z_y − z_j for the classes j ≠ y ascending, (N, K−1), by intervals."""
-    return interval_margins_at(graph, intervals(graph, region, before_the_end(graph)), y).lower
+    return interval_margins_at(graph, region, interval_values(graph, region), y).lower
 
 
-def interval_margins_at(graph: Graph, values: list[Interval], y: Tensor) -> Interval:
-    """The intervals of z_y − z_j, (N, K−1), given those of the values before the logits.
+def interval_values(graph: Graph, region: Region) -> list[Interval]:
+    """The intervals of the values that those of the margins follow from."""
+    return intervals(graph, region, tail_of(graph, region.box.centre).stop)
+
+
+def interval_margins_at(graph: Graph, region: Region, values: list[Interval], y: Tensor) -> Interval:
+    """The intervals of z_y − z_j, (N, K−1), given those of the values before the affine end of the graph.
 
     With a dense last layer W the rows W_y − W_j are bounded in one step (last-layer elision): tighter
     than the difference of the logits' bounds, since what the two logits share cancels.
     """
-    last = graph.nodes[-1]
-    if not isinstance(last.operator, Linear):
-        logits = values[len(graph.nodes)]
-        rows = margin_rows(y, logits.centre.shape[1], logits.centre.dtype)
-        return Interval(_apply(rows, logits.centre), _apply(rows.abs(), logits.radius))
-    hidden = values[last.inputs[0]]
-    logits_of_centre = last.operator.forward(hidden.centre)
-    rows = margin_rows(y, logits_of_centre.shape[1], logits_of_centre.dtype)
-    # A product with the rows, not an indexing of W by y: its backward pass adds in a fixed order.
-    return Interval(_apply(rows, logits_of_centre), _apply((rows @ last.operator.weight).abs(), hidden.radius))
+    rows = margin_rows(y, graph.shape(len(graph.nodes))[0], values[0].centre.dtype)
+    return interval_of_rows(graph, region, values, rows)
+
+
+def interval_of_rows(graph: Graph, region: Region, values: list[Interval], rows: Tensor) -> Interval:
+    """The intervals of linear functions of the logits, (N, M).
+
+    Args:
+        values: at least those of ``interval_values``.
+        rows: (N, M, K), or (1, M, K) for all examples.
+    """
+    tail = tail_of(graph, values[0].centre)
+    centre = _apply(rows, tail.logits({source: values[source].centre for source in tail.sources}))
+    below = above = torch.zeros_like(centre)
+    for source, matrix in tail.matrices(centre).items():
+        a = rows @ matrix  # a product, not an indexing of W by y: its backward pass adds in a fixed order
+        if source or isinstance(region, Box):
+            reach = _apply(a.abs(), values[source].radius.flatten(1))
+            below, above = below + reach, above + reach
+        else:  # the ball itself, not the box around it
+            a = a.expand(len(centre), -1, -1)
+            middle, shaped = _apply(a, values[0].centre.flatten(1)), a.unflatten(2, graph.input_shape)
+            below = below + (middle - region.minimum(shaped))
+            above = above - (region.minimum(-shaped) + middle)
+    return Interval(centre + (above - below) / 2, (above + below) / 2)
 
 
 def linear_margins(graph: Graph, region: Region, done: Sweep, y: Tensor) -> Tensor:
@@ -53,9 +74,15 @@ def fused_robust_sum(graph: Graph, region: Region, done: Sweep, y: Tensor) -> tu
     Xu et al., 2020); as (sum, shift), the bound being sum · exp(shift), (N,) each.
 
     With l_j ≤ −m_j ≤ u_j by intervals, each exponential lies below its chord on [l_j, u_j]; the sum of the chords
-    is one linear function of the logits.
+    is one linear function of the logits. Where the intervals are narrow (widths to about 3) it is tighter than the
+    margins one by one, which need not be worst at the same input. Where they are wide the chord is about
+    e^u (−m − l) / (u − l): its logarithm falls below the interval's own u by log (u − l) / (−m − l) and no more,
+    whatever the backward pass finds of m. Of what the single margins gain over intervals the fused sum keeps a
+    third at widths near 8, a tenth near 24 and a fiftieth near 70 (digits, networks trained by cross-entropy or
+    CROWN-IBP). A second pass on the new upper ends gains as little again: no linear function lies closer above
+    these exponentials on their box.
     """
-    margins = interval_margins_at(graph, done.values, y)
+    margins = interval_margins_at(graph, region, done.values, y)
     low, high = -margins.upper, -margins.lower
     shift = high.amax(1, keepdim=True).clamp(min=0).detach()
     width = (high - low).clamp(min=1e-6)
@@ -77,11 +104,6 @@ def robust_cross_entropy(margins: Tensor) -> Tensor:
     return F.softplus(torch.logsumexp(-margins, 1))
 
 
-def before_the_end(graph: Graph) -> int | None:
-    """Where a sweep for margins may stop: a dense last layer is merged with them."""
-    return len(graph.nodes) - 1 if isinstance(graph.nodes[-1].operator, Linear) else None
-
-
 def _apply(rows: Tensor, vectors: Tensor) -> Tensor:
-    """The product of each example's matrix and vector: (N, M, d), (N, d) → (N, M)."""
-    return torch.bmm(rows, vectors[:, :, None])[:, :, 0]
+    """The product of each example's matrix, or of one for all, and vector: (N, M, d), (N, d) → (N, M)."""
+    return torch.bmm(rows.expand(len(vectors), -1, -1), vectors[:, :, None])[:, :, 0]

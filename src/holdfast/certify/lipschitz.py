@@ -16,8 +16,9 @@ from holdfast.threat import Threat
 class LipschitzCertifier(Certifier, name="lipschitz"):
     """The margin by a verified upper bound of the network's Lipschitz constant.
 
-    With features that are L-Lipschitz in l_2 before a dense last layer W the radius is
-    min_j (z_y − z_j) / (L ‖W_y − W_j‖₂); without such a layer min_j (z_y − z_j) / (√2 L). L comes layer by layer
+    With features that are L-Lipschitz in l_2 before an affine end of matrix W (a dense layer, and what else is
+    affine behind the last activation) the radius is min_j (z_y − z_j) / (L ‖W_y − W_j‖₂); without such an end
+    min_j (z_y − z_j) / (√2 L). L comes layer by layer
     (products, sums over branches) from upper bounds of operator norms, never from power iteration; a network with
     a layer of unknown constant is refused by its name. Radii of other norms than l_2 are what fits into the
     l_2 ball. Deterministic, up to the rounding of the logits.

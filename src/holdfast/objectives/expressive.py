@@ -10,7 +10,7 @@ from holdfast.bounds import Graph, Interval, Rectifier, UnsupportedOperator, mar
 from holdfast.bounds.linear import intervals
 from holdfast.bounds.operators import run
 from holdfast.bounds.region import Region, region_of
-from holdfast.bounds.specification import before_the_end, interval_margins_at
+from holdfast.bounds.specification import interval_margins_at, interval_values
 from holdfast.objectives.adversarial import last_of_pgd
 from holdfast.objectives.certified import Batch, CertifiedTraining, Robust
 from holdfast.objectives.objective import Progress
@@ -60,8 +60,9 @@ class SABR(_SmallBox, name="sabr"):
     """
 
     def robust(self, batch: Batch) -> Robust:
-        values = intervals(batch.graph, self.box(batch), before_the_end(batch.graph))
-        return Robust(robust_cross_entropy(interval_margins_at(batch.graph, values, batch.y).lower))
+        region = self.box(batch)
+        values = interval_values(batch.graph, region)
+        return Robust(robust_cross_entropy(interval_margins_at(batch.graph, region, values, batch.y).lower))
 
 
 class MTLIBP(_Attacking, name="mtl-ibp"):
@@ -103,8 +104,8 @@ class ExpIBP(_Attacking, name="exp-ibp"):
 def both_margins(batch: Batch) -> tuple[Tensor, Tensor]:
     """The margins at the PGD point and their interval bounds, (N, K−1) each; all on one graph."""
     assert batch.x_adv is not None
-    values = intervals(batch.graph, batch.region, before_the_end(batch.graph))
-    bound = interval_margins_at(batch.graph, values, batch.y).lower
+    values = interval_values(batch.graph, batch.region)
+    bound = interval_margins_at(batch.graph, batch.region, values, batch.y).lower
     return margins_at(batch.y, run(batch.graph, batch.x_adv)), bound
 
 
@@ -129,8 +130,9 @@ class STAPS(_SmallBox, name="staps"):
 
     def robust(self, batch: Batch) -> Robust:
         graph, y = batch.graph, batch.y
-        values = intervals(graph, self.box(batch), before_the_end(graph))
-        bounded = robust_cross_entropy(interval_margins_at(graph, values, y).lower)
+        region = self.box(batch)
+        values = intervals(graph, region)
+        bounded = robust_cross_entropy(interval_margins_at(graph, region, values, y).lower)
         cut = cut_before(graph, self.classifier)
         latent = values[cut]
         rows = margin_rows(y, graph.shape(len(graph.nodes))[0], bounded.dtype)

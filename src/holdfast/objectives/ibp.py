@@ -9,8 +9,7 @@ from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from holdfast.bounds import Graph, Interval, Rectifier, robust_cross_entropy
-from holdfast.bounds.linear import intervals
-from holdfast.bounds.specification import before_the_end, interval_margins_at
+from holdfast.bounds.specification import interval_margins_at, interval_values
 from holdfast.objectives.certified import Batch, CertifiedTraining, Robust
 
 
@@ -29,8 +28,8 @@ class IBP(CertifiedTraining, name="ibp"):
     active to inactive neurons down to it."""
 
     def robust(self, batch: Batch) -> Robust:
-        values = intervals(batch.graph, batch.region, before_the_end(batch.graph))
-        loss = robust_cross_entropy(interval_margins_at(batch.graph, values, batch.y).lower)
+        values = interval_values(batch.graph, batch.region)
+        loss = robust_cross_entropy(interval_margins_at(batch.graph, batch.region, values, batch.y).lower)
         weight = self.regularisation * (1 - batch.ramp)
         extra = (
             weight * interval_regulariser(batch.graph, values, self.tolerance, batch.progress.mean)

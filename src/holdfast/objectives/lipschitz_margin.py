@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
 
-from holdfast.bounds import UnsupportedOperator, robust_cross_entropy
-from holdfast.bounds.ball import Gains, ball_centre, ball_margins, ball_radius, estimated_gains, lipschitz_margins
-from holdfast.bounds.operators import Linear, run
+from holdfast.bounds import robust_cross_entropy
+from holdfast.bounds.ball import Gains, ball_centre, ball_margins, ball_radii, estimated_gains, lipschitz_margins
+from holdfast.bounds.operators import run
+from holdfast.bounds.tail import tail_of
 from holdfast.objectives.certified import Batch, CertifiedTraining, Robust
 
 
@@ -50,13 +51,13 @@ class GloRo(_PowerIteration, name="gloro"):
     max_{j ≠ k} z_j + r ‖W_j − W_k‖₂, k the predicted class."""
 
     def robust(self, batch: Batch) -> Robust:
-        last = batch.graph.nodes[-1].operator
-        if not isinstance(last, Linear):
-            raise UnsupportedOperator("gloro needs a dense last layer")
-        radius = ball_radius(batch.graph, batch.region, self.gains(batch), batch.graph.nodes[-1].inputs[0])
+        radii = ball_radii(batch.graph, batch.region, self.gains(batch))
         logits = run(batch.graph, ball_centre(batch.region))
         own = F.one_hot(logits.argmax(1), logits.shape[1]).to(logits)
-        distance = torch.cdist(own @ last.weight, last.weight, compute_mode="donot_use_mm_for_euclid_dist")
-        rivals = (logits + radius[:, None] * distance).masked_fill(own.bool(), -torch.inf)
+        rivals = logits
+        for source, matrix in tail_of(batch.graph, batch.x).matrices(logits).items():
+            distance = torch.cdist(own @ matrix, matrix, compute_mode="donot_use_mm_for_euclid_dist")
+            rivals = rivals + radii[source][:, None] * distance
+        rivals = rivals.masked_fill(own.bool(), -torch.inf)
         extended = torch.cat([logits, rivals.amax(1, keepdim=True)], 1)
         return Robust(F.cross_entropy(extended, batch.y, reduction="none"))
