@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,36 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def copied_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """A forward pre-hook that hands the module copies of the tensors it is given."""
+    if torch.compiler.is_exporting():  # a graph of its own, which runs on nobody's tensors
+        return None
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+
+
+@contextlib.contextmanager
+def own_inputs(model: nn.Module) -> Iterator[None]:
+    """Every call of the model gets a copy of its inputs: a forward that works in place alters nobody's tensors, and
+    no leaf of a gradient. What is copied from the model in here keeps to that for good."""
+    if copied_inputs in model._forward_pre_hooks.values():
+        yield
+        return
+    # By way of nn.Module, because TorchScript hides the method; its calls run the hook all the same.
+    handle = nn.Module.register_forward_pre_hook(model, copied_inputs, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @contextlib.contextmanager
 def frozen_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode with frozen parameters; afterwards modes and requires_grad are what they were.
+    """Eval mode with frozen parameters and ``own_inputs``; afterwards the model is what it was.
 
     Weights that torch.func put in place of the parameters follow from others and cannot be frozen; they stay.
     """
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters() if parameter.is_leaf]
-    with eval_mode(model):
+    with eval_mode(model), own_inputs(model):
         try:
             for parameter, _ in required:
                 parameter.requires_grad_(False)
@@ -78,7 +101,8 @@ def device_of(model: nn.Module) -> torch.device:
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
     """Logits (N, K) of the model as it stands, in batches, without gradient."""
-    logits = [model(batch.clone()) for batch in x.split(batch_size)]  # clones, for modules that change their input
+    with own_inputs(model):
+        logits = [model(batch) for batch in x.split(batch_size)]
     if not all(isinstance(part, Tensor) for part in logits):
         raise ValueError(f"expected a tensor of logits (N, K), the model gave {type(logits[0]).__name__}")
     return torch.cat(logits)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import Trace, images, small_cnn
+from helpers import IN_PLACE, Trace, images, small_cnn, twins
 from torch import Tensor, nn
 
 from holdfast.models import build, features
@@ -77,3 +77,13 @@ def test_layers_that_give_no_vectors_are_named() -> None:
     for layer, message in (("act", "more than once"), ("pair", "'pair' gives no tensor"), ("", "not a module")):
         with pytest.raises(ValueError, match=message):
             collect_layers(Twice(), x, [layer])
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_model_that_works_in_place_alters_nobodys_images(name: str) -> None:
+    (hasty, plain), (x, _) = twins(name), images(4)
+    before, points = x.clone(), x.clone().requires_grad_(True)
+    read = features(hasty.eval())
+    assert torch.equal(read(x).features, features(plain.eval())(x).features)
+    assert read(points).features.requires_grad
+    assert torch.equal(x, before)

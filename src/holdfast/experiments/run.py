@@ -24,7 +24,16 @@ from holdfast.experiments.folder import Run, find_run
 from holdfast.experiments.recipe import apply_all, resolve
 from holdfast.experiments.tracking import TrackedReporter, Tracker, trackers
 from holdfast.files import whole_file, write_json, write_text
-from holdfast.inference import check_inputs, check_logits, eval_mode, fingerprint, frozen_eval, mix_seed, predict
+from holdfast.inference import (
+    check_inputs,
+    check_logits,
+    eval_mode,
+    fingerprint,
+    frozen_eval,
+    mix_seed,
+    own_inputs,
+    predict,
+)
 from holdfast.objectives import Progress
 from holdfast.plots import contact_sheet, sandwich_figure, save_figure
 from holdfast.threat import Threat
@@ -236,9 +245,9 @@ def _rehearse(experiment: Experiment, model: nn.Module, images: Images, least: i
     """Two examples through the objective, so that what cannot work fails before the work."""
     assert experiment.objective is not None
     x, y = experiment.training.prepare(*images.batch(slice(2)), len(images.classes), seed=0)
-    with eval_mode(model):
+    with eval_mode(model), own_inputs(model):
         try:
-            model(x.clone())
+            model(x)
         except RuntimeError as fault:
             raise ValueError(f"the model does not take images of {images.shape}: {fault}") from fault
         experiment.objective.loss(model, x, y, experiment.threat, Progress.end())

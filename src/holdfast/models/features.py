@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.component import nearest
+from holdfast.inference import own_inputs
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def features(model: nn.Module) -> Callable[[Tensor], Features]:
         linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
         hooks = [module.register_forward_pre_hook(record) for module in linear]
         try:
-            logits = model(x)
+            with own_inputs(model):
+                logits = model(x)
         finally:
             for hook in hooks:
                 hook.remove()
