@@ -19,7 +19,13 @@ from holdfast.attacks import Attack, AttackResult
 from holdfast.certify import Certificate, Certifier, SmoothedClassifier, SmoothingCertifier, SoundnessError
 from holdfast.certify.smoothed import sure
 from holdfast.component import distinct_labels
-from holdfast.evaluation.sanity import blind_successes, suspicions
+from holdfast.evaluation.sanity import (
+    batch_dependence,
+    blind_successes,
+    misplaced_labels,
+    suspicions,
+    unpredicted_classes,
+)
 from holdfast.evaluation.summary import summarise
 from holdfast.inference import check_inputs, check_logits, device_of, fingerprint, frozen_eval, mix_seed, predict
 from holdfast.threat import Threat
@@ -41,7 +47,7 @@ class Evaluation:
     summary: dict[str, Any]
     """``examples``, ``threat``, ``standard``; ``attacked`` and ``certified`` per name; ``bracket``, the
     accuracy under all attacks and under any certificate; ``counts``, ``intervals`` (95 %), ``passes``,
-    ``guarantees``, ``warnings`` (reasons to doubt the attacks), ``seconds`` and their ``timings`` per stage; where
+    ``guarantees``, ``warnings`` (reasons to doubt the numbers), ``seconds`` and their ``timings`` per stage; where
     asked for ``local_lipschitz``: mean and largest quotient, and of how many examples."""
     subject: nn.Module = field(repr=False)
     """The classifier that all of it is about: the model, or what the certifiers make of it (its smoothed one)."""
@@ -219,7 +225,9 @@ def evaluate(
             summary["sampling"][name] |= certifier.model_dump(exclude={"name"})
     if steep:
         summary["local_lipschitz"] = steep
-    doubts = [*suspicions(subject, x, y, threat), *blind_successes(table)] if attackers else []
+    doubts = [*batch_dependence(model, x), *misplaced_labels(table), *unpredicted_classes(table)]
+    if attackers:
+        doubts += [*suspicions(subject, x, y, threat), *blind_successes(table)]
     return Evaluation(table, summary | {"warnings": doubts}, subject, pd.DataFrame(each), adversarial)
 
 
