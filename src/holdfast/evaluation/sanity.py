@@ -90,15 +90,7 @@ def misplaced_labels(table: pd.DataFrame) -> list[str]:
     count, right = len(table), int(np.trace(confusion))
     if (confusion.max(1) == np.diagonal(confusion)).all():  # no order is better
         return []
-    half = np.empty(count, dtype=int)
-    half[np.argsort(rows, kind="stable")] = np.arange(count) % 2  # every class in both
-    moved = before = after = 0
-    for one in (half == 0, half == 1):
-        order = _best_order(_confusion(rows[one], columns[one], len(seen)))
-        there = ~one & (order[rows] != rows)
-        moved += int(there.sum())
-        before += int((columns == rows)[there].sum())
-        after += int((columns == order[rows])[there].sum())
+    moved, before, after = _judged_by_halves(rows, columns, len(seen))
     needed = max(0.2, min(0.5, 10 / len(seen)))
     evident = binom.sf(after - 1, before + after, 0.5) < SIGNIFICANCE
     order = _best_order(confusion)
@@ -130,6 +122,20 @@ def _best_order(confusion: np.ndarray) -> np.ndarray:
     """The class of the model for each label that makes most answers right, (K,); as it is where that is as good."""
     gain = confusion + np.eye(len(confusion)) / (2 * len(confusion))
     return np.asarray(linear_sum_assignment(gain, maximize=True)[1])
+
+
+def _judged_by_halves(label: np.ndarray, prediction: np.ndarray, classes: int) -> tuple[int, int, int]:
+    """How many examples the best order of the other half moves, and how many of them are right before and after."""
+    half = np.empty(len(label), dtype=int)
+    half[np.argsort(label, kind="stable")] = np.arange(len(label)) % 2  # every class in both
+    moved = before = after = 0
+    for one in (half == 0, half == 1):
+        order = _best_order(_confusion(label[one], prediction[one], classes))
+        there = ~one & (order[label] != label)
+        moved += int(there.sum())
+        before += int((prediction == label)[there].sum())
+        after += int((prediction == order[label])[there].sum())
+    return moved, before, after
 
 
 def _in_words(order: dict[int, int]) -> str:
