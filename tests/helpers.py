@@ -57,6 +57,31 @@ def small_cnn(classes: int = 4, channels: int = 1, seed: int = 0, batch_norm: bo
         )
 
 
+class Standardised(nn.Module):
+    """A network behind (x − ½) / ¼, by a new tensor or in the tensor that it is given."""
+
+    def __init__(self, network: nn.Module, *, in_place: bool) -> None:
+        super().__init__()
+        self.network, self.in_place = network, in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.in_place:
+            return self.network((x - 0.5) / 0.25)
+        x -= 0.5
+        x /= 0.25
+        return self.network(x)
+
+
+IN_PLACE = ("standardises", "begins with a ReLU")
+
+
+def twins(name: str) -> tuple[nn.Module, nn.Module]:
+    """A model that works in place on its input, and one that computes the same and does not."""
+    if name == "standardises":
+        return Standardised(small_cnn(), in_place=True), Standardised(small_cnn(), in_place=False)
+    return nn.Sequential(nn.ReLU(inplace=True), small_cnn()), nn.Sequential(nn.ReLU(), small_cnn())
+
+
 def digits_model(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """A factory of the kind that users name on the command line."""
     return linear_model(num_classes, input_shape)
@@ -83,10 +108,11 @@ class Trace:
             [None if p.grad is None else p.grad.clone().tolist() for p in model.parameters()],
             [tensor.tolist() for tensor in model.state_dict().values()],
             torch.get_rng_state().tolist(),
+            [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
         ]
 
     def check(self) -> None:
-        names = ("modes", "requires_grad", "gradients", "weights and buffers", "random state")
+        names = ("modes", "requires_grad", "gradients", "weights and buffers", "random state", "hooks")
         for name, before, after in zip(names, self.before, self._state(self.model), strict=True):
             assert before == after, f"the model's {name} changed"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from holdfast.inference import (
     example_generators,
     frozen_eval,
     mix_seed,
+    own_inputs,
     predict,
     rehearse,
 )
@@ -205,3 +207,25 @@ def test_answers_that_make_no_sense_are_refused() -> None:
 
 def test_device_of_a_module_without_parameters_is_the_cpu() -> None:
     assert device_of(nn.ReLU()).type == "cpu"
+
+
+def test_a_leaf_that_needs_a_gradient_and_every_kind_of_module_take_copies() -> None:
+    points = torch.full((2, 3), -0.5, requires_grad=True)
+    plain = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)).eval()
+    modules = [plain, torch.jit.script(plain), torch.compile(plain, backend="eager")]
+    for model in modules:
+        with own_inputs(model), own_inputs(model):
+            model(points).sum().backward()
+        assert (points == -0.5).all()
+        assert not model._forward_pre_hooks
+    with own_inputs(plain):
+        model = copy.deepcopy(plain)
+    model(points)
+    assert (points == -0.5).all()
+
+
+def test_a_graph_for_export_is_the_models_own() -> None:
+    model = small_cnn().eval()
+    with frozen_eval(model):
+        program = torch.export.export(model, (torch.rand(1, 1, 8, 8),))
+    assert "clone" not in program.graph_module.code

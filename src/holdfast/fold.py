@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
-from holdfast.inference import logits_of
+from holdfast.inference import copied_inputs, logits_of
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -64,6 +64,8 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
         copy = _alike(lambda: fuse(fx.symbolic_trace(model), inplace=False, no_trace=True), x, logits) or model
     if images:
         copy = _alike(lambda: ChannelsLast(deepcopy(copy)), x, logits) or copy
+    if copy is not model:  # the model has its own from frozen_eval, which a GraphModule does not take over
+        copy.register_forward_pre_hook(copied_inputs)
     return copy.requires_grad_(False)
 
 

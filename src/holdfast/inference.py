@@ -8,6 +8,7 @@ import hashlib
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +30,36 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def copied_inputs(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """A forward pre-hook that hands the module copies of the tensors it is given."""
+    if torch.compiler.is_exporting():  # a graph of its own, which runs on nobody's tensors
+        return None
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+
+
+@contextlib.contextmanager
+def own_inputs(model: nn.Module) -> Iterator[None]:
+    """Every call of the model gets a copy of its inputs: a forward that works in place alters nobody's tensors, and
+    no leaf of a gradient. What is copied from the model in here keeps to that for good."""
+    if copied_inputs in model._forward_pre_hooks.values():
+        yield
+        return
+    # By way of nn.Module, because TorchScript hides the method; its calls run the hook all the same.
+    handle = nn.Module.register_forward_pre_hook(model, copied_inputs, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 @contextlib.contextmanager
 def frozen_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode with frozen parameters; afterwards modes and requires_grad are what they were.
+    """Eval mode with frozen parameters and ``own_inputs``; afterwards the model is what it was.
 
     Weights that torch.func put in place of the parameters follow from others and cannot be frozen; they stay.
     """
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters() if parameter.is_leaf]
-    with eval_mode(model):
+    with eval_mode(model), own_inputs(model):
         try:
             for parameter, _ in required:
                 parameter.requires_grad_(False)
@@ -105,14 +128,14 @@ def predict(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """What the model answers to one batch, of which it is given a copy, as some modules change their input.
+    """What the model answers to one batch.
 
     Raises:
         ValueError: the answer is no tensor of real logits, or the module's weights are of another type or on
             another device than its input; says what to do.
     """
-    with weights_named(model, x):
-        logits = model(x.clone())
+    with weights_named(model, x), own_inputs(model):
+        logits = model(x)
     if not isinstance(logits, Tensor):
         raise ValueError(
             f"expected a tensor of logits (N, K), the model gave {_kind(logits)}; return the logits alone"

@@ -19,7 +19,8 @@ from holdfast.threat import Threat
 Function = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """(points (n, ...), rows (n,)) → values to ascend (n,), and which of them are finished (n,) or None.
 
-``rows`` says which of the N examples the points belong to, so that the function can gather their labels."""
+``rows`` says which of the N examples the points belong to, so that the function can gather their labels. The points
+are not to be changed: a model whose forward works in place is asked inside ``inference.own_inputs``."""
 
 Start = Callable[[Tensor, int], Tensor]
 """(rows (n,), restart) → the points (n, ...) to start from."""
@@ -155,7 +156,7 @@ def ascend(
         while len(rows):
             points.requires_grad_(bool((age < steps).any()))
             with torch.enable_grad():
-                values, done = function(points.clone(), rows)  # a clone, for modules that change their input
+                values, done = function(points, rows)
             # An example that is done may stay in the batch for a while, but nothing more is made of it.
             live = ~finished[rows] & (age <= steps)
             scores = values.detach()
@@ -210,7 +211,7 @@ def climb(function: Function, x: Tensor, threat: Threat, *, steps: int, step_siz
     for _ in range(steps):
         points.requires_grad_(True)
         with torch.enable_grad():
-            values = function(points.clone(), rows)[0]
+            values = function(points, rows)[0]
         gradient = gradient_of(values, points)
         points = points.detach()
         points = threat.project(x, points + step_size * threat.steepest(gradient, points))

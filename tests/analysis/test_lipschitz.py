@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from helpers import IN_PLACE, images, twins
 from torch import nn
 
 from holdfast import Threat
@@ -40,3 +42,12 @@ def test_layers_are_left_as_they_were() -> None:
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert constant.found <= constant.verified <= 1.0001
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_model_that_works_in_place_has_the_constant_of_one_that_does_not(name: str) -> None:
+    (hasty, plain), (x, _) = twins(name), images(4)
+    before = x.clone()
+    constant, expected = (network_constant(model, x, Threat("l2", 0.1)) for model in (hasty, plain))
+    assert torch.equal(x, before)
+    assert (constant.verified, constant.found) == (expected.verified, expected.found)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from helpers import Trace, images, linear_model, small_cnn
+from helpers import IN_PLACE, Trace, images, linear_model, small_cnn, twins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -168,3 +168,15 @@ def test_rounding_makes_no_slope() -> None:
     assert found.value.min() > 0.9 * exact
     with pytest.raises(ValueError, match="no examples"):
         local_lipschitz(model, x[:0], Threat("l2", 0.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_model_that_works_in_place_is_as_steep_as_one_that_does_not(name: str, dtype: torch.dtype) -> None:
+    (hasty, plain), x = (model.to(dtype) for model in twins(name)), images(4)[0].to(dtype)
+    before, threat = x.clone(), Threat("linf", 1e-6)  # so small that rounding matters
+    found, expected = local_lipschitz(hasty, x, threat, steps=5), local_lipschitz(plain, x, threat, steps=5)
+    assert torch.equal(x, before)
+    assert torch.equal(found.value, expected.value)
+    assert torch.equal(found.first_order, expected.first_order)
+    assert torch.equal(found.x, expected.x)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import images, small_cnn
+from helpers import IN_PLACE, images, small_cnn, twins
 from torch import Tensor, nn
 
 from holdfast import Threat
@@ -94,3 +94,16 @@ def test_the_four_parts_are_those_of_the_original(certified_nets: Nets) -> None:
     interval = table[table["relaxation"] == "ibp"]
     assert interval["total"].to_numpy() == pytest.approx(arrays["linf1__ibp_margin"].sum(1).numpy(), abs=1e-9)
     assert (interval["loss"].to_numpy() >= crown["loss"].to_numpy()).all()
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_model_that_works_in_place_has_the_landscape_of_one_that_does_not(name: str) -> None:
+    (hasty, plain), (x, y) = twins(name), images(8)
+    before = x.clone()
+    found, expected = (
+        loss_landscape(model, lambda probe: nn.functional.cross_entropy(probe(x), y), 0.1)
+        for model in (hasty.eval(), plain.eval())
+    )
+    assert torch.equal(x, before)
+    assert torch.equal(found.loss, expected.loss)
+    assert not hasty._forward_pre_hooks

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers import Trace, images, linear_model, linear_radius, small_cnn
+from helpers import IN_PLACE, Trace, images, linear_model, linear_radius, small_cnn, twins
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -444,3 +444,15 @@ def test_attacks_take_inputs_of_any_shape(
     )
     assert (threat.distance(x, result.x_adv)[result.success] <= threat.eps * (1 + 1e-5)).all()
     assert 0 <= result.x_adv.min() <= result.x_adv.max() <= 1
+
+
+@every_attack
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_model_that_works_in_place_is_attacked_like_one_that_does_not(attack: Attack, name: str) -> None:
+    (hasty, plain), (x, y), threat = twins(name), images(6), Threat("linf", 0.1)
+    y = plain.eval()(x).argmax(1)
+    before = x.clone()
+    result, expected = attack(hasty, x, y, threat), attack(plain, x, y, threat)
+    assert torch.equal(x, before)
+    assert torch.equal(result.x_adv, expected.x_adv)
+    assert torch.equal(result.success, expected.success)

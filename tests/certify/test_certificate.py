@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers import Trace, images, linear_model, linear_radius, small_cnn
+from helpers import IN_PLACE, Trace, images, linear_model, linear_radius, small_cnn, twins
 from torch import nn
 
 from holdfast import Threat
@@ -131,3 +131,17 @@ def test_nonsense_is_never_verified(certifier: Certifier) -> None:
     assert broken.radius.item() == 0
     with pytest.raises(ValueError, match="box"):
         certifier(small_cnn(), images(3)[0] + 1, images(3)[1], Threat("linf", 0.1))
+
+
+@pytest.mark.parametrize("certifier", ["bounds", "lipschitz", "smoothing", "plug-in"])
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_model_that_works_in_place_is_certified_like_one_that_does_not(certifier: str, name: str) -> None:
+    (hasty, plain), (x, _) = twins(name), images(6)
+    y = plain.eval()(x).argmax(1)
+    before, threat = x.clone(), Threat("l2", 0.03)
+    prove = Certifier.parse({"name": certifier} | ({"n": 500} if certifier in SAMPLING else {}))
+    certificate, expected = prove(hasty, x, y, threat), prove(plain, x, y, threat)
+    assert torch.equal(x, before)
+    assert torch.equal(certificate.prediction, expected.prediction)
+    assert torch.equal(certificate.verified, expected.verified)
+    assert torch.equal(certificate.radius, expected.radius)

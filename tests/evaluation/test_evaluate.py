@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from helpers import Trace, images, linear_model, linear_radius, small_cnn
+from helpers import IN_PLACE, Trace, images, linear_model, linear_radius, small_cnn, twins
 from torch import Tensor, nn
 
 from holdfast import Threat, evaluate
@@ -291,3 +292,15 @@ def test_a_minimum_norm_attack_is_the_whole_curve_also_beyond_certificates() -> 
     assert sandwich_curve(model, x, y, threat, without, attacks, radii)["attacked"].equals(curve["attacked"])
     for eps, accuracy in zip(radii, curve["attacked"], strict=True):
         assert (radius > eps).mean() - 1e-9 <= accuracy <= (radius > 0.95 * eps).mean() + 1e-9
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_model_that_works_in_place_is_evaluated_like_one_that_does_not(name: str) -> None:
+    models, (x, _), threat = twins(name), images(20), Threat("linf", 0.05)
+    y, before = models[1].eval()(x).argmax(1), x.clone()
+    found, expected = (
+        evaluate(model, x, y, threat, ["pgd", "square"], ["bounds"], lipschitz_examples=2) for model in models
+    )
+    assert torch.equal(x, before)
+    pd.testing.assert_frame_equal(found.table, expected.table)
+    assert found.summary["warnings"] == expected.summary["warnings"]

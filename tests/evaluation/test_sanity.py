@@ -1,7 +1,9 @@
-"""Signs that an attack, not the model, is weak: each is raised by a model made to show it, and by no other."""
+"""Signs of weak attacks, wrong labels and batches that matter: each is raised by what shows it, and by no other."""
 
 from __future__ import annotations
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import images, linear_model, small_cnn
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 
 from holdfast import Threat, evaluate
 from holdfast.attacks import PGD
-from holdfast.evaluation.sanity import suspicions
+from holdfast.data import load_data
+from holdfast.evaluation.sanity import batch_dependence, misplaced_labels, suspicions, unpredicted_classes
 
 THREAT = Threat("linf", 0.1)
 
@@ -84,3 +87,139 @@ def test_what_only_a_blind_attack_breaks_is_told() -> None:
     assert any("sees answers only" in text for text in summary["warnings"])
     plain = evaluate(small_cnn(), x, y, THREAT, ["pgd", {"name": "square", "queries": 50}]).summary
     assert plain["warnings"] == []
+
+
+class Centred(Wrapped):
+    """Its answers depend on the batch without any BatchNorm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x - x.mean(0))
+
+
+def forgetful() -> nn.Module:
+    model = small_cnn()
+    model[1] = nn.BatchNorm2d(6, track_running_stats=False)
+    return model
+
+
+@pytest.mark.parametrize("count", [2, 3, 40])
+def test_answers_that_depend_on_the_batch_are_told_and_the_batch_norm_named(count: int) -> None:
+    x, _ = images(count)
+    (named,) = batch_dependence(forgetful(), x)
+    assert "depends on its batch" in named
+    assert "BatchNorm without running statistics: '1'" in named
+    (other,) = batch_dependence(Centred(), x)
+    assert "depends on its batch" in other
+    assert "BatchNorm" not in other
+
+
+def test_no_other_model_is_said_to_depend_on_the_batch() -> None:
+    x, _ = images(40)
+    for model in (small_cnn(), small_cnn().double(), linear_model(classes=4, shape=(1, 8, 8)), Moody()):
+        assert batch_dependence(model, x.to(next(model.parameters()))) == []
+    assert batch_dependence(forgetful(), x[:1]) == []  # nothing to compare with
+
+
+def test_a_model_of_one_batch_size_is_told() -> None:
+    class Fixed(Wrapped):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(x.view(20, 1, 8, 8))
+
+    (text,) = batch_dependence(Fixed(), images(20)[0])
+    assert "does not take a batch of 2, though it takes one of 20" in text
+
+
+def answers(label: np.ndarray, prediction: np.ndarray) -> pd.DataFrame:
+    return pd.DataFrame({"label": label, "prediction": prediction})
+
+
+def mostly_right(count: int, classes: int, accuracy: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Classes, and answers that are right so often and drawn otherwise."""
+    generator = np.random.default_rng(seed)
+    truth, other = generator.integers(0, classes, (2, count))
+    return truth, np.where(generator.random(count) < accuracy, truth, other)
+
+
+def test_labels_in_another_order_are_told_with_both_accuracies_and_the_order() -> None:
+    truth, prediction = mostly_right(500, 10, 0.8)
+    right = 100 * (truth == prediction).mean()
+    swapped = np.where(truth == 3, 5, np.where(truth == 5, 3, truth))
+    for label, words in (
+        (truth + 1, "with labels 1 to 10 one lower"),
+        (swapped, "with 3 and 5 swapped"),
+        ((truth + 3) % 10, "0 → 7, 1 → 8"),
+        (9 - truth, "0 → 9"),
+    ):
+        (text,) = misplaced_labels(answers(label, prediction))
+        assert f"{100 * (label == prediction).mean():.1f} % of the answers are right as they are" in text
+        assert f"{right:.1f} % would be" in text
+        assert words in text
+    shuffled = np.random.default_rng(1).permutation(100)
+    truth, prediction = mostly_right(2000, 100, 0.4)
+    (text,) = misplaced_labels(answers(shuffled[truth], prediction))
+    assert "in an order that moves" in text
+
+
+def test_bad_models_and_few_images_are_no_sign_of_another_order() -> None:
+    for seed in range(40):
+        for count, classes in ((5, 2), (20, 10), (200, 10), (1000, 100)):
+            for accuracy in (0.0, 0.2, 0.9):
+                assert misplaced_labels(answers(*mostly_right(count, classes, accuracy, seed))) == []
+    truth, prediction = mostly_right(500, 10, 0.6)
+    assert misplaced_labels(answers(truth, np.zeros_like(truth))) == []  # one answer to everything
+    assert misplaced_labels(answers(np.minimum(truth, 1), np.zeros_like(truth))) == []  # though most are of class 1
+    merged = np.where(prediction == 4, 9, prediction)
+    assert misplaced_labels(answers(truth, merged)) == []  # no order makes up for a class that is never predicted
+    few = mostly_right(8, 4, 0.9)
+    assert misplaced_labels(answers((few[0] + 1) % 4, few[1])) == []
+
+
+def test_untrained_networks_are_no_sign_of_another_order() -> None:
+    data = load_data("digits").test
+    x, y = data.batch(slice(None))
+    for seed in range(10):
+        torch.manual_seed(seed)
+        for model in (small_cnn(10, seed=seed).eval(), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))):
+            prediction = model(x).argmax(1)
+            assert misplaced_labels(answers(y.numpy(), prediction.numpy())) == []
+
+
+def test_an_accuracy_far_below_chance_is_told() -> None:
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 10, 400)
+    (text,) = misplaced_labels(answers(label, (label + generator.integers(1, 10, 400)) % 10))
+    assert text.startswith("0.0 % of the answers are right, far fewer than the 10.")
+
+
+def test_classes_that_are_never_predicted_are_named() -> None:
+    label = np.repeat([0, 1, 2, 3], [30, 20, 10, 9])
+    assert unpredicted_classes(answers(label, label)) == []
+    assert unpredicted_classes(answers(label, np.where(label == 3, 0, label))) == []  # nine may all be missed
+    (one,) = unpredicted_classes(answers(label, np.where(label == 2, 0, label)))
+    assert one == "class 2 is never predicted, though 10 of 69 images are of it"
+    (two,) = unpredicted_classes(answers(label, np.where(label < 2, 2, label)))
+    assert two == "classes 0, 1 are never predicted, though 50 of 69 images are of them"
+    (all_one,) = unpredicted_classes(answers(label, np.full_like(label, 7)))
+    assert all_one == "the model answers with class 7 to every one of 69 images of 4 classes"
+    assert unpredicted_classes(answers(label[:30], label[:30])) == []  # one class, and only that is asked
+
+
+@pytest.mark.parametrize("how", [{}, {"certifiers": ["bounds"]}, {"attacks": ["fgsm"]}])
+def test_what_is_odd_about_model_and_labels_is_told_whatever_is_run(how: dict[str, list[str]]) -> None:
+    x, _ = images(80)
+    model = linear_model(classes=4, shape=(1, 8, 8))
+    y = model(x).argmax(1)
+    order = torch.tensor([1, 2, 3, 0])
+    assert evaluate(model, x, y, Threat("linf", 0.001), **how).summary["warnings"] == []
+    told = evaluate(model, x, order[y], Threat("linf", 0.001), **how).summary["warnings"]
+    assert any("in another order" in text for text in told)
+    if "certifiers" not in how:  # bounds refuse it
+        told = evaluate(forgetful(), x, y, THREAT, **how).summary["warnings"]
+        assert any("depends on its batch" in text for text in told)
+
+
+def test_the_network_under_a_smoothed_classifier_is_asked() -> None:
+    x, y = images(4)
+    smoothing = {"name": "smoothing", "n": 200}
+    told = evaluate(forgetful(), x, y, Threat("l2", 0.1), certifiers=[smoothing]).summary["warnings"]
+    assert any("depends on its batch" in text for text in told)

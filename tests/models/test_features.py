@@ -8,7 +8,7 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Trace, images, small_cnn
+from helpers import IN_PLACE, Trace, images, small_cnn, twins
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -193,3 +193,13 @@ def test_a_compiled_model_has_its_features_before_and_after_its_first_pass() -> 
             model(x)
     for name in ("1", "_orig_mod.1"):
         assert torch.equal(collect_layers(whole, x, [name]).layers[name], inner[1](x))
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_model_that_works_in_place_alters_nobodys_images(name: str) -> None:
+    (hasty, plain), (x, _) = twins(name), images(4)
+    before, points = x.clone(), x.clone().requires_grad_(True)
+    read = features(hasty.eval())
+    assert torch.equal(read(x).features, features(plain.eval())(x).features)
+    assert read(points).features.requires_grad
+    assert torch.equal(x, before)

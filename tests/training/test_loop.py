@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import small_cnn
+from helpers import IN_PLACE, small_cnn, twins
 from torch import Tensor, nn
 
 from holdfast import Threat
@@ -576,3 +576,28 @@ def test_checkpoints_hold_tensors_and_numbers_only(images: ImageSet, tmp_path: P
     saved[-1].save(tmp_path / "last.pt")
     assert list(tmp_path.iterdir()) == [tmp_path / "last.pt"]
     assert Checkpoint.load(tmp_path / "last.pt", torch.device("cpu")).history == saved[-1].history
+
+
+class _Pixels(Observer):
+    """Keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def observe(self, x: Tensor, y: Tensor, x_adv: Tensor | None, progress: Progress) -> None:
+        self.seen.append(x.clone())
+
+
+@pytest.mark.parametrize("objective", [Objective.registry[n]() for n in sorted(Objective.registry)])
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_model_that_works_in_place_is_trained_like_one_that_does_not(
+    images: ImageSet, objective: Objective, name: str
+) -> None:
+    few, pixels = images.subset(range(8)), images.images.clone()
+    models, observers = twins(name), (_Pixels(), _Pixels())
+    for model, observer in zip(models, observers, strict=True):
+        run(few, model, 1, objective, training={"batch_size": 8}, observers=[observer])
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    assert torch.equal(torch.cat(observers[0].seen), torch.cat(observers[1].seen))
+    assert torch.equal(images.images, pixels)
+    assert not models[0]._forward_pre_hooks

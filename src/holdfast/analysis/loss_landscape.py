@@ -15,7 +15,7 @@ from holdfast.bounds.linear import LinearBound, backward, sweep
 from holdfast.bounds.optimised import one_step_slopes
 from holdfast.bounds.region import Region
 from holdfast.bounds.relaxation import slopes_by
-from holdfast.inference import check_inputs, frozen_eval
+from holdfast.inference import check_inputs, frozen_eval, own_inputs
 from holdfast.threat import Threat
 
 POINTS = (0.0, *(0.5 * 10 ** (i / 9) for i in range(10)), 1.0)
@@ -66,7 +66,8 @@ def loss_landscape(
     """
     if lr <= 0 or min(points) < 0:
         raise ValueError(f"a step needs lr > 0 and points ≥ 0, given {lr} and {list(points)}")
-    probe = copy.deepcopy(model)
+    with own_inputs(model):
+        probe = copy.deepcopy(model)
     weights = [parameter for parameter in probe.parameters() if parameter.requires_grad]
     start = [weight.detach().clone() for weight in weights]
 

@@ -50,7 +50,7 @@ class CarliniWagner(MinimumNormAttack, name="carlini-wagner"):
             for step in range(self.steps + 1):
                 with torch.enable_grad():
                     points = middle + half * torch.tanh(w)
-                    gain = margin(model(points.clone()), y)
+                    gain = margin(model(points), y)
                     cost = (points - x).flatten(1).square().sum(1) + c * (self.confidence - gain).clamp(min=0)
                 wrong = gain.detach() > 0
                 reached |= gain.detach() >= self.confidence

@@ -39,7 +39,7 @@ class DDN(MinimumNormAttack, name="ddn"):
         for step in range(self.steps + 1):
             points = (x + delta).clamp(threat.low, threat.high).requires_grad_(step < self.steps)
             with torch.enable_grad():
-                logits = model(points.clone())
+                logits = model(points)
                 loss = cross_entropy(logits, y)
             wrong = logits.detach().argmax(1) != y
             nearest.offer(points, wrong, step)

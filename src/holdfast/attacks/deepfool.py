@@ -45,7 +45,7 @@ class DeepFool(MinimumNormAttack, name="deepfool"):
             points = x + (1 + self.overshoot) * (bare - x)
             points = points.clamp(threat.low, threat.high).requires_grad_(step < self.steps)
             with torch.enable_grad():
-                logits = model(points.clone())
+                logits = model(points)
                 gaps = logits.gather(1, classes[rows]) - logits.gather(1, y[:, None])
             nearest.best.forwards[rows] += 1
             wrong = logits.detach().argmax(1) != y

@@ -95,7 +95,7 @@ class FAB(Attack, name="fab"):
         for step in range(self.steps):
             points = points.detach().requires_grad_(True)
             with torch.enable_grad():
-                logits = model(points.clone())
+                logits = model(points)
                 gaps = logits - logits.gather(1, y[:, None])
                 gap = gaps.gather(1, target[:, None]).squeeze(1)
             if self.targeted:
@@ -105,7 +105,7 @@ class FAB(Attack, name="fab"):
                 result.backwards[rows] += gaps.shape[1] - 2
             points = self._step(x, points.detach(), gradient, gap.detach(), threat)
             with torch.no_grad():
-                answer = model(points.clone())
+                answer = model(points)
             if not torch.isfinite(answer).all():
                 raise FloatingPointError("the model's logits are NaN or inf at a point of the box")
             result.forwards[rows] += 2

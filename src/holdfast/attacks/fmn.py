@@ -48,7 +48,7 @@ class FMN(MinimumNormAttack, name="fmn"):
         for step in range(self.steps + 1):
             points = points.detach().requires_grad_(step < self.steps)
             with torch.enable_grad():
-                gain = margin(model(points.clone()), y)
+                gain = margin(model(points), y)
             wrong = gain.detach() > 0
             found = torch.isfinite(nearest.distance)
             distance = nearest.offer(points, wrong, step)

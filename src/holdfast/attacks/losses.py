@@ -65,7 +65,7 @@ def until_wrong(model: nn.Module, y: Tensor, loss: LogitLoss = cross_entropy, sa
         logits = model(points)
         values = loss(logits, labels)
         for _ in range(samples - 1):
-            logits = model(points.clone())
+            logits = model(points)
             values = values + loss(logits, labels)
         return values / samples, logits.detach().argmax(1) != labels
 

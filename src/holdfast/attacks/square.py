@@ -63,7 +63,7 @@ class Square(Attack, name="square"):
         value = targets.x.new_full((len(rows),), -torch.inf)
         for query in range(self.queries):
             points = best if query == 0 else moves.propose(rows, best, self._side(query, targets.x))
-            logits = torch.cat([model(part.clone()) for part in points.split(targets.batch_size)])
+            logits = torch.cat([model(part) for part in points.split(targets.batch_size)])
             new = margin(logits, targets.y[rows])
             if not torch.isfinite(new).all():
                 raise FloatingPointError("the model's logits are NaN or inf at a point of the threat set")

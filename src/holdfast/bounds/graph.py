@@ -26,7 +26,7 @@ from holdfast.bounds.operators import (
     outside_inference_mode,
 )
 from holdfast.bounds.rules import MODULES
-from holdfast.inference import eval_mode, weights_named
+from holdfast.inference import copied_inputs, eval_mode, weights_named
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _TAKE_INPLACE = {"relu", "relu6", "leaky_relu", "hardtanh", "elu", "dropout"}
@@ -236,7 +236,8 @@ def _remedy(name: str) -> str:
 
 
 def _refuse_what_tracing_skips(model: nn.Module) -> None:
-    if model._forward_hooks or model._forward_pre_hooks or _global_forward_hooks or _global_forward_pre_hooks:
+    before = set(model._forward_pre_hooks.values()) - {copied_inputs}
+    if model._forward_hooks or before or _global_forward_hooks or _global_forward_pre_hooks:
         raise UnsupportedOperator("the module has forward hooks, which bounds cannot see; remove them")
     for name, module in model.named_modules():
         if "forward" in vars(module):

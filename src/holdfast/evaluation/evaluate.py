@@ -19,7 +19,13 @@ from holdfast.attacks import Attack, AttackResult
 from holdfast.certify import Certificate, Certifier, SmoothingCertifier, SoundnessError
 from holdfast.component import distinct_labels
 from holdfast.evaluation.accuracy import ROUNDING
-from holdfast.evaluation.sanity import blind_successes, suspicions
+from holdfast.evaluation.sanity import (
+    batch_dependence,
+    blind_successes,
+    misplaced_labels,
+    suspicions,
+    unpredicted_classes,
+)
 from holdfast.evaluation.subject import common_subject
 from holdfast.evaluation.summary import summarise
 from holdfast.inference import check_inputs, check_logits, device_of, fingerprint, frozen_eval, mix_seed, predict
@@ -44,7 +50,7 @@ class Evaluation:
     """``examples``, ``threat``, ``standard``; ``attacked`` and ``certified`` per name; ``bracket``, the
     accuracy under all attacks and under any certificate, whose ``bracket_guarantee`` is that of all together;
     ``not_surely_wrong`` of a smoothed classifier; ``counts``, ``intervals`` (95 %), ``passes``,
-    ``guarantees``, ``warnings`` (reasons to doubt the attacks), ``seconds`` and their ``timings`` per stage; where
+    ``guarantees``, ``warnings`` (reasons to doubt the numbers), ``seconds`` and their ``timings`` per stage; where
     asked for ``local_lipschitz``: mean and largest quotient, and of how many examples."""
     subject: nn.Module = field(repr=False)
     """The classifier that all of it is about: the model, or what the certifiers make of it (its smoothed one)."""
@@ -285,7 +291,9 @@ class _Making:
             summary["sampling"][name] |= certifiers[name].model_dump(exclude={"name"})
         if self.steep:
             summary["local_lipschitz"] = self.steep
-        summary["warnings"] = [*self.doubts, *blind_successes(table)]
+        sure = table[table["prediction"] >= 0]  # what abstains is no class
+        doubts = [*batch_dependence(self.model, self.x), *misplaced_labels(sure), *unpredicted_classes(sure)]
+        summary["warnings"] = [*doubts, *self.doubts, *blind_successes(table)]
         each = pd.DataFrame(self.each)
         return Evaluation(table, summary, self.subject.classifier, each, self.adversarial, certifiers)
 

@@ -33,6 +33,7 @@ from holdfast.inference import (
     fingerprint,
     frozen_eval,
     mix_seed,
+    own_inputs,
     rehearse,
 )
 from holdfast.objectives import Objective, Progress
@@ -249,7 +250,7 @@ def _rehearse(experiment: Experiment, model: nn.Module, images: Images, least: i
     """Two examples through the objective, so that what cannot work fails before the work."""
     assert experiment.objective is not None
     x, y = experiment.training.prepare(*images.batch(slice(2)), len(images.classes), seed=0)
-    with eval_mode(model):
+    with eval_mode(model), own_inputs(model):
         rehearse(model, x, len(images.classes))
         _rehearse_loss(experiment.objective, model, x, y, experiment.threat)
     aside = _Aside(model)

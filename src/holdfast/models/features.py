@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from holdfast.component import nearest
+from holdfast.inference import own_inputs
 from holdfast.layers.lipschitz import AffineLinear
 
 
@@ -56,7 +57,8 @@ def features(model: nn.Module) -> Callable[[Tensor], Features]:
         # Weights that are computed, as under spectral_norm, are computed once: for the forward and for the check.
         with parametrize.cached(), uncompiled():
             try:
-                logits = model(x)
+                with own_inputs(model):
+                    logits = model(x)
             finally:
                 for hook in hooks:
                     hook.remove()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.data import Images
-from holdfast.inference import mix_seed
+from holdfast.inference import mix_seed, own_inputs
 from holdfast.layers import shared_weights
 from holdfast.objectives import Objective, Progress
 from holdfast.threat import Threat
@@ -89,7 +89,7 @@ class _TrainingStep(nn.Module):
         self.model, self.objective, self.threat = model, objective, threat
 
     def forward(self, x: Tensor, y: Tensor, *progress: Any) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        with shared_weights():
+        with shared_weights(), own_inputs(self.model):
             loss = self.objective.loss(self.model, x, y, self.threat, Progress(*progress))
         return loss.total, loss.parts, loss.x_adv
 
