@@ -44,7 +44,7 @@ endef
 # A sweep on a Ray cluster of two nodes on this machine; installs Ray.
 test-ray: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -e ".[ray]"
-	HOLDFAST_RAY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/experiments/test_ray.py
+	HOLDFAST_RAY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/experiments/sweeps/test_ray.py
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/build.py

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from holdfast.experiments.study import Study, plan_study, read_study, study_names
+from holdfast.experiments.studies.study import Study, plan_study, read_study, study_names
 
 DOCS = Path(__file__).parent
 fill = partial(wrap, width=116, break_long_words=False, break_on_hyphens=False)

@@ -14,7 +14,7 @@ import sklearn.datasets  # noqa: F401
 import torch
 from torch import Tensor, nn
 
-import holdfast.experiments.run  # noqa: F401  # fills every registry
+import holdfast.experiments.runs.training  # noqa: F401  # fills every registry
 from holdfast.component import Component
 
 # Runs on real data: they are collected only where the data are.

@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 
 from holdfast.cli import app
 from holdfast.experiments import study
-from holdfast.experiments.study import Study, plan_study, study_names
-from holdfast.experiments.sweep import Planned
+from holdfast.experiments.studies.study import Study, plan_study, study_names
+from holdfast.experiments.sweeps.sweep import Planned
 
 DOCS = Path(__file__).parents[1] / "docs"
 TINY = (

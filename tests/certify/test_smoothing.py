@@ -17,7 +17,7 @@ from holdfast.attacks import DDN, PGD
 from holdfast.certify import PlugInSmoothing, SmoothedClassifier, SmoothingCertifier
 from holdfast.certify.smoothing import plug_in_radius
 from holdfast.evaluation import sandwich_curve
-from holdfast.experiments.recipe import resolve
+from holdfast.experiments.recipes.overrides import resolve
 
 L2 = Threat("l2", 0.1)
 

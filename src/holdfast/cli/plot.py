@@ -15,7 +15,7 @@ from holdfast.cli.train import RunsOption
 if TYPE_CHECKING:
     import pandas as pd
 
-    from holdfast.experiments.store import Record
+    from holdfast.experiments.records.record import Record
 
 plot = typer.Typer(
     help="Draw finished runs: PNG, PDF, SVG, and the numbers as CSV. Settings and results go by dotted names.",
@@ -40,7 +40,7 @@ def _names(text: str) -> list[str]:
 
 
 def _chosen(runs: Path, where: str) -> list[Record]:
-    from holdfast.experiments import store
+    from holdfast.experiments.records import record as store
 
     found = store.read_records(runs)
     return store.select(found, where) if where else found
@@ -49,7 +49,7 @@ def _chosen(runs: Path, where: str) -> list[Record]:
 def _compared(
     progress: ProgressLine, runs: Path, where: str, y: str, by: Sequence[str], best: str, *, numeric: bool = False
 ) -> tuple[pd.DataFrame, list[str]]:
-    from holdfast.experiments.comparison import compare
+    from holdfast.experiments.records.comparison import compare
 
     records = _chosen(runs, where)
     table = compare(records, y=_names(y), by=by, best=best or None)
@@ -113,7 +113,7 @@ def scatter(
 ) -> None:
     """A point for every run."""
     with answer_for() as progress:
-        from holdfast.experiments import store
+        from holdfast.experiments.records import record as store
         from holdfast.plots.results import scatter_figure
 
         names, groups = _names(y), _names(by)
@@ -160,8 +160,8 @@ def curve(
 ) -> None:
     """Certified and attacked accuracy against the radius, several runs over one another."""
     with answer_for():
-        from holdfast.experiments import store
-        from holdfast.experiments.comparison import read_curves
+        from holdfast.experiments.records import record as store
+        from holdfast.experiments.records.comparison import read_curves
         from holdfast.plots.results import curves_figure
 
         records = [one for one in _chosen(runs, where) if one.status == "finished"]
@@ -198,7 +198,7 @@ def table_(
 ) -> None:
     """Means over seeds with 95 % intervals; --output writes .csv and .tex."""
     with answer_for() as progress:
-        from holdfast.experiments.store import latex
+        from holdfast.experiments.records.record import latex
         from holdfast.files import write_text
         from holdfast.numbers import Mean
 

@@ -12,7 +12,7 @@ from holdfast.cli.console import RUNS, answer_for, percent, print_table
 from holdfast.cli.train import RunsOption
 
 if TYPE_CHECKING:
-    from holdfast.experiments.store import Record
+    from holdfast.experiments.records.record import Record
 
 SHOWN = {
     "data": "data",
@@ -42,7 +42,7 @@ def runs(
 ) -> None:
     """List the runs of a folder, select and sort them by any setting or result, export or delete them."""
     with answer_for() as progress:
-        from holdfast.experiments import store
+        from holdfast.experiments.records import record as store
 
         found = store.read_records(runs)
         chosen = store.select(found, where) if where else found
@@ -77,7 +77,7 @@ def _cell(key: str, value: Any) -> str:
 
 
 def _export(records: Sequence[Record], keys: Sequence[str], path: Path) -> None:
-    from holdfast.experiments import store
+    from holdfast.experiments.records import record as store
     from holdfast.files import whole_file, write_text
 
     lines = list(store.rows(records, keys))

@@ -20,7 +20,7 @@ def show(
 
         from holdfast.experiments import find_run, recipe_names, resolve
         from holdfast.experiments.catalogue import components, settings_of
-        from holdfast.experiments.study import read_study, study_names
+        from holdfast.experiments.studies.study import read_study, study_names
 
         found = components(name)
         if name in recipe_names() or name.endswith((".yaml", ".yml")):

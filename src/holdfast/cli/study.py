@@ -43,8 +43,8 @@ def study(
     """
     outcomes = []
     with answer_for() as progress:
-        from holdfast.experiments.study import plan_study, read_study
-        from holdfast.experiments.study_report import report_separation, report_staircase, report_study
+        from holdfast.experiments.studies.report import report_separation, report_staircase, report_study
+        from holdfast.experiments.studies.study import plan_study, read_study
         from holdfast.inference import fingerprint
 
         chosen = read_study(name)

@@ -14,8 +14,8 @@ from holdfast.cli.console import ALARM, FAILED, RUNS, ProgressLine, answer_for, 
 from holdfast.cli.train import RecipeArgument, RunsOption
 
 if TYPE_CHECKING:
-    from holdfast.experiments.launchers import Launcher
-    from holdfast.experiments.sweep import Outcome, Planned
+    from holdfast.experiments.sweeps.launchers import Launcher
+    from holdfast.experiments.sweeps.sweep import Outcome, Planned
 
 WorkersOption = Annotated[int, typer.Option(min=0, help="Runs at once; 0 works in this process.")]
 OnOption = Annotated[str, typer.Option("--on", help="pool (processes here), slurm, local (submitit, here) or ray.")]
@@ -53,8 +53,8 @@ def sweep(
     output is the folder of runs.
     """
     with answer_for() as progress:
-        from holdfast.experiments.axes import parse_axis
-        from holdfast.experiments.sweep import plan
+        from holdfast.experiments.sweeps.axes import parse_axis
+        from holdfast.experiments.sweeps.sweep import plan
 
         planned = plan(recipe, [parse_axis(axis) for axis in axes or ()], trials=trials, seeds=seeds)
         if dry_run:
@@ -82,7 +82,7 @@ def make_launcher(
     """The launcher that the options name."""
     import yaml
 
-    from holdfast.experiments.launchers import launcher
+    from holdfast.experiments.sweeps.launchers import launcher
 
     resources = {}
     for text in resource or ():
@@ -106,7 +106,7 @@ def show_plan(plan: Sequence[Planned], workers: int) -> None:
 
 def cost_line(plan: Sequence[Planned], workers: int) -> str:
     """About how long the training of a plan takes; the reason where that cannot be known."""
-    from holdfast.experiments.cost import estimate
+    from holdfast.experiments.sweeps.cost import estimate
 
     try:
         cost = estimate(plan, workers=max(1, workers))
@@ -130,7 +130,7 @@ def carry_out(
     plan: Sequence[Planned], launcher: Launcher, runs: Path, progress: ProgressLine, workers: int
 ) -> list[Outcome]:
     """The sweep under one display."""
-    from holdfast.experiments.sweep import sweep
+    from holdfast.experiments.sweeps.sweep import sweep
 
     progress.begin_many(runs)
     with _display(progress, workers) as display:
@@ -146,7 +146,7 @@ def leave_with(outcomes: Sequence[Outcome]) -> None:
 
 @contextlib.contextmanager
 def _display(line: ProgressLine, workers: int) -> Iterator[Any]:
-    from holdfast.experiments.sweep import Watcher
+    from holdfast.experiments.sweeps.sweep import Watcher
 
     class Display(Watcher):
         """A bar for the sweep and one for each run under way; a line for each that ended."""

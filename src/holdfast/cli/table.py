@@ -25,8 +25,8 @@ def table(
     Runs that differ in their seeds only make one row, with 95 % intervals. Accuracies and gaps are in per cent.
     """
     with answer_for() as progress:
-        from holdfast.experiments.folder import all_runs, find_run
-        from holdfast.experiments.table import cells, defence_table, latex
+        from holdfast.experiments.records.defences import cells, defence_table, latex
+        from holdfast.experiments.runs.folder import all_runs, find_run
 
         chosen = [find_run(name, runs) for name in names] if names else all_runs(runs)
         readable = []

@@ -6,25 +6,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from holdfast.experiments.experiment import EvaluationSettings, Experiment
-    from holdfast.experiments.folder import Run, find_run
-    from holdfast.experiments.insight import analyze, export_run
-    from holdfast.experiments.recipe import recipe_names, resolve
-    from holdfast.experiments.run import evaluate_model, evaluate_run, load, train
+    from holdfast.experiments.recipes.experiment import EvaluationSettings, Experiment
+    from holdfast.experiments.recipes.overrides import recipe_names, resolve
+    from holdfast.experiments.runs.analysis import analyze, export_run
+    from holdfast.experiments.runs.folder import Run, find_run
+    from holdfast.experiments.runs.training import evaluate_model, evaluate_run, load, train
 
 _HOME = {
-    "EvaluationSettings": "experiment",
-    "Experiment": "experiment",
-    "Run": "folder",
-    "analyze": "insight",
-    "evaluate_model": "run",
-    "evaluate_run": "run",
-    "export_run": "insight",
-    "find_run": "folder",
-    "load": "run",
-    "recipe_names": "recipe",
-    "resolve": "recipe",
-    "train": "run",
+    "EvaluationSettings": "recipes.experiment",
+    "Experiment": "recipes.experiment",
+    "Run": "runs.folder",
+    "analyze": "runs.analysis",
+    "evaluate_model": "runs.training",
+    "evaluate_run": "runs.training",
+    "export_run": "runs.analysis",
+    "find_run": "runs.folder",
+    "load": "runs.training",
+    "recipe_names": "recipes.overrides",
+    "resolve": "recipes.overrides",
+    "train": "runs.training",
 }
 __all__ = [
     "EvaluationSettings",

@@ -7,8 +7,8 @@ from holdfast.certify import Certifier
 from holdfast.component import Component
 from holdfast.data import Augmentation, Data
 from holdfast.experiments.analyses import Analysis
-from holdfast.experiments.recipe import recipe_names, recipe_note
-from holdfast.experiments.study import read_study, study_names
+from holdfast.experiments.recipes.overrides import recipe_names, recipe_note
+from holdfast.experiments.studies.study import read_study, study_names
 from holdfast.models import Model
 from holdfast.objectives import Objective
 from holdfast.training import Optimizer, Schedule

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks import AttackResult
 from holdfast.component import explain, nearest
-from holdfast.experiments.experiment import Experiment
+from holdfast.experiments.recipes.experiment import Experiment
 from holdfast.files import claimed, empty, sweep, whole_file, write_bytes, write_json, write_text
 from holdfast.models.model import Shape
 from holdfast.models.weights import refuse_misfits

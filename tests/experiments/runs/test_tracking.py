@@ -11,7 +11,7 @@ import pytest
 from helpers import TINY
 
 from holdfast import train
-from holdfast.experiments.tracking import trackers
+from holdfast.experiments.runs.tracking import trackers
 
 
 class Notebook:

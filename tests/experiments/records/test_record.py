@@ -11,7 +11,7 @@ import pytest
 from helpers import write_run
 
 from holdfast.experiments import store
-from holdfast.experiments.store import Record, flatten, read_records, select
+from holdfast.experiments.records.record import Record, flatten, read_records, select
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 

@@ -13,11 +13,11 @@ import pandas as pd
 from holdfast.analysis.staircase import SHIFT, STAIRS, staircase
 from holdfast.component import parse_number
 from holdfast.experiments.analyses import SeparationAnalysis
-from holdfast.experiments.comparison import compare, read_curves
-from holdfast.experiments.insight import analyze
-from holdfast.experiments.store import Record, latex, read_record
-from holdfast.experiments.study import Published, Study, View
-from holdfast.experiments.sweep import Planned
+from holdfast.experiments.records.comparison import compare, read_curves
+from holdfast.experiments.records.record import Record, latex, read_record
+from holdfast.experiments.runs.analysis import analyze
+from holdfast.experiments.studies.study import Published, Study, View
+from holdfast.experiments.sweeps.sweep import Planned
 from holdfast.files import write_text
 from holdfast.numbers import NONE, Mean
 from holdfast.plots import save_figure

@@ -16,9 +16,9 @@ from holdfast.certify import export_problems
 from holdfast.component import explain, nearest
 from holdfast.data import Data, find_data
 from holdfast.experiments.analyses import Analysis, DataAnalysis, Findings, ModelAnalysis, Subject
-from holdfast.experiments.experiment import Experiment
-from holdfast.experiments.folder import Run, find_run
-from holdfast.experiments.recipe import apply, apply_all
+from holdfast.experiments.recipes.experiment import Experiment
+from holdfast.experiments.recipes.overrides import apply, apply_all
+from holdfast.experiments.runs.folder import Run, find_run
 from holdfast.files import write_text
 from holdfast.inference import fingerprint, frozen_eval, rehearse
 from holdfast.plots import save_figure

@@ -16,7 +16,7 @@ from holdfast.experiments.folder import all_runs, find_run
 from holdfast.experiments.store import read_records
 from holdfast.experiments.table import defence_table
 
-STORED = Path(__file__).parents[1] / "stored_runs" / "0.1"
+STORED = Path(__file__).parents[2] / "stored_runs" / "0.1"
 
 
 def test_stored_runs_are_listed_with_what_they_reached() -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from holdfast.cli import app
 from holdfast.experiments import Run, resolve
-from holdfast.experiments.table import cells, defence_table, latex
+from holdfast.experiments.records.defences import cells, defence_table, latex
 from holdfast.files import write_text
 
 

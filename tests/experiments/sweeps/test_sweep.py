@@ -20,10 +20,10 @@ from helpers import TINY
 
 from holdfast.experiments import Run, resolve
 from holdfast.experiments import sweep as module
-from holdfast.experiments.axes import parse_axis
-from holdfast.experiments.cost import estimate
-from holdfast.experiments.launchers import Here, Launcher, Pool, Stopped, WorkerDied
-from holdfast.experiments.sweep import Outcome, Planned, Watcher, plan, sweep
+from holdfast.experiments.sweeps.axes import parse_axis
+from holdfast.experiments.sweeps.cost import estimate
+from holdfast.experiments.sweeps.launchers import Here, Launcher, Pool, Stopped, WorkerDied
+from holdfast.experiments.sweeps.sweep import Outcome, Planned, Watcher, plan, sweep
 
 FAST = [*TINY, "evaluation.certifiers=[]", "evaluation.train_examples=2", "evaluation.lipschitz_examples=2"]
 PROGRAM = [sys.executable, "-m", "holdfast"]
@@ -119,7 +119,7 @@ def test_a_damaged_folder_is_put_aside_and_begun_anew(spoil: Callable[[Path], ob
     assert outcome.status == "finished"
     assert Run(tmp_path / one.identity).result["counts"] == expected
     assert [path.name for path in (tmp_path / ".damaged").iterdir()] == [f"{one.identity}-1"]
-    from holdfast.experiments.store import read_records
+    from holdfast.experiments.records.record import read_records
 
     assert len(read_records(tmp_path)) == 1  # counted once
 
@@ -239,7 +239,7 @@ def test_killed_sweeps_and_workers_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_submitit_runs_the_same_plan(tmp_path: Path) -> None:
-    from holdfast.experiments.launchers import launcher
+    from holdfast.experiments.sweeps.launchers import launcher
 
     found = small_plan("objective=cross-entropy", "seed=0,1")
     chosen = launcher("local", 2, folder=tmp_path / ".jobs", resources={"timeout_min": 5})
@@ -248,7 +248,7 @@ def test_submitit_runs_the_same_plan(tmp_path: Path) -> None:
 
 
 def test_launchers_that_cannot_be(tmp_path: Path) -> None:
-    from holdfast.experiments.launchers import launcher
+    from holdfast.experiments.sweeps.launchers import launcher
 
     for on, options, message in (
         ("mars", {}, "valid: local, pool, ray, slurm"),

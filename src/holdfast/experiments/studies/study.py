@@ -12,9 +12,9 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from holdfast.component import Settings, explain, nearest
-from holdfast.experiments.axes import Axis, Listed, parse_axis
-from holdfast.experiments.recipe import apply_all, parse_yaml
-from holdfast.experiments.sweep import Planned, plan
+from holdfast.experiments.recipes.overrides import apply_all, parse_yaml
+from holdfast.experiments.sweeps.axes import Axis, Listed, parse_axis
+from holdfast.experiments.sweeps.sweep import Planned, plan
 
 Choices = dict[str, dict[str, dict[str, Any]]]
 """By the name of a choice its words, and by each the overrides it stands for."""

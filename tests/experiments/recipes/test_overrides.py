@@ -10,7 +10,7 @@ import yaml
 from holdfast import Threat
 from holdfast.attacks import FGSM, PGD
 from holdfast.experiments import Experiment, recipe_names, resolve
-from holdfast.experiments.recipe import recipe_note
+from holdfast.experiments.recipes.overrides import recipe_note
 from holdfast.objectives import IBP, TRADES
 
 

@@ -14,7 +14,7 @@ from helpers import TINY, linear_model
 from safetensors.torch import load_file, save
 
 from holdfast.experiments import Run, folder, resolve
-from holdfast.experiments.folder import environment
+from holdfast.experiments.runs.folder import environment
 from holdfast.files import write_bytes
 
 

@@ -16,9 +16,9 @@ import ray
 from helpers import TINY
 from ray.cluster_utils import Cluster
 
-from holdfast.experiments.axes import parse_axis
-from holdfast.experiments.launchers import launcher
-from holdfast.experiments.sweep import Outcome, Watcher, plan, sweep
+from holdfast.experiments.sweeps.axes import parse_axis
+from holdfast.experiments.sweeps.launchers import launcher
+from holdfast.experiments.sweeps.sweep import Outcome, Watcher, plan, sweep
 
 FAST = [*TINY, "objective=cross-entropy", "evaluation.certifiers=[]", "evaluation.train_examples=2"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.experiments.axes import Derived, Drawn, Listed, parse_axis
+from holdfast.experiments.sweeps.axes import Derived, Drawn, Listed, parse_axis
 
 
 def values(text: str) -> list[Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from holdfast.experiments.comparison import compare
-from holdfast.experiments.store import Record
+from holdfast.experiments.records.comparison import compare
+from holdfast.experiments.records.record import Record
 
 
 def record(standard: float | None, seed: int = 0, **recipe: object) -> Record:

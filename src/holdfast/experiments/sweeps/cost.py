@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from holdfast.data import Images
-from holdfast.experiments.experiment import Experiment
-from holdfast.experiments.sweep import Planned
+from holdfast.experiments.recipes.experiment import Experiment
+from holdfast.experiments.sweeps.sweep import Planned
 from holdfast.inference import mix_seed
 from holdfast.objectives import Objective, Progress
 

@@ -16,12 +16,12 @@ from typing import Any, Literal, Self
 import torch
 
 from holdfast.certify import SoundnessError
-from holdfast.experiments.axes import Axis, Drawn, Listed, in_words
-from holdfast.experiments.experiment import Experiment
-from holdfast.experiments.folder import Run
-from holdfast.experiments.launchers import Here, Launcher, Stopped
-from holdfast.experiments.recipe import apply_all, put, read_recipe
-from holdfast.experiments.run import train
+from holdfast.experiments.recipes.experiment import Experiment
+from holdfast.experiments.recipes.overrides import apply_all, put, read_recipe
+from holdfast.experiments.runs.folder import Run
+from holdfast.experiments.runs.training import train
+from holdfast.experiments.sweeps.axes import Axis, Drawn, Listed, in_words
+from holdfast.experiments.sweeps.launchers import Here, Launcher, Stopped
 from holdfast.training import Reporter
 from holdfast.training.checkpoint import DamagedCheckpoint
 

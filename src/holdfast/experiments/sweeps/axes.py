@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.component import parse_number
-from holdfast.experiments.recipe import parse_yaml
+from holdfast.experiments.recipes.overrides import parse_yaml
 
 _CALL = re.compile(r"(range|uniform|loguniform|of)\((.*)\)\s*", re.DOTALL)
 MOST_VALUES = 10_000

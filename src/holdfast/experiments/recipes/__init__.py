@@ -1,0 +1,1 @@
+"""The typed recipe, and the words that change it."""
