@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from holdfast.cli import app
-from holdfast.experiments import study
+from holdfast.experiments.studies import study
 from holdfast.experiments.studies.study import Study, plan_study, study_names
 from holdfast.experiments.sweeps.sweep import Planned
 

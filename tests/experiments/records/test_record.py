@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from helpers import write_run
 
-from holdfast.experiments import store
+from holdfast.experiments.records import record as store
 from holdfast.experiments.records.record import Record, flatten, read_records, select
 
-REFERENCE = Path(__file__).parents[1] / "reference"
+REFERENCE = Path(__file__).parents[2] / "reference"
 
 
 def test_a_run_is_a_row_of_dotted_names(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import torch
 from helpers import TINY, linear_model
 from safetensors.torch import load_file, save
 
-from holdfast.experiments import Run, folder, resolve
+from holdfast.experiments import Run, resolve
+from holdfast.experiments.runs import folder
 from holdfast.experiments.runs.folder import environment
 from holdfast.files import write_bytes
 
@@ -77,11 +78,11 @@ def test_the_environment_is_told_without_an_install() -> None:
     code = """
 import sys, torch
 from importlib import metadata
-from holdfast.experiments import folder
+from holdfast.experiments.runs import folder
 metadata.distributions = lambda: []  # what PYTHONPATH=src alone leaves of it
 print(folder.environment(torch.device("cpu"))["packages"])
 """
-    source = str(Path(folder.__file__).parents[2])
+    source = str(Path(folder.__file__).parents[3])
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": source, "PATH": ""},  # nor is there git

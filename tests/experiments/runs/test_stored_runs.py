@@ -12,9 +12,9 @@ import torch
 from holdfast.data import load_data
 from holdfast.evaluation import certified_at
 from holdfast.experiments import Run
-from holdfast.experiments.folder import all_runs, find_run
-from holdfast.experiments.store import read_records
-from holdfast.experiments.table import defence_table
+from holdfast.experiments.records.defences import defence_table
+from holdfast.experiments.records.record import read_records
+from holdfast.experiments.runs.folder import all_runs, find_run
 
 STORED = Path(__file__).parents[2] / "stored_runs" / "0.1"
 

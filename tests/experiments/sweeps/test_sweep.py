@@ -19,7 +19,7 @@ import pytest
 from helpers import TINY
 
 from holdfast.experiments import Run, resolve
-from holdfast.experiments import sweep as module
+from holdfast.experiments.sweeps import sweep as module
 from holdfast.experiments.sweeps.axes import parse_axis
 from holdfast.experiments.sweeps.cost import estimate
 from holdfast.experiments.sweeps.launchers import Here, Launcher, Pool, Stopped, WorkerDied
