@@ -116,7 +116,7 @@ def test_local_data_are_read_where_there_is_no_home_to_write_to(
     (cache / "file").write_text("no folder can be made below it")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(home) if "~" in home else cache / home)
     monkeypatch.chdir(cache)
-    assert len(read_hub(str(cache / "mine"), "nobody/mine", None)[1]) == 10
+    assert len(load_data("hub", id="mine", root=cache, validation=0.5).test) == 10
     assert not (cache / "~").exists()
 
 
