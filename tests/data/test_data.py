@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from holdfast.data import Hub, ImageSet, load_data, stratified_order
-from holdfast.data.hub import read_hub
 
 
 def png(array: np.ndarray) -> bytes:
