@@ -63,6 +63,17 @@ def claimed(folder: Path) -> Iterator[None]:
                 path.unlink()
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether somebody works in a folder."""
+    if not (folder / CLAIM).exists():
+        return False
+    try:
+        with claimed(folder):
+            return False
+    except BlockingIOError:
+        return True
+
+
 def empty(folder: Path) -> None:
     """Remove all that is in a folder but the claim on it."""
     for path in folder.iterdir() if folder.exists() else ():

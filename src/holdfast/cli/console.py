@@ -153,7 +153,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def print_run(run: Run) -> None:
-    """The table of a run's result, and on the last line the path of its folder."""
+    """The table of a run's result, and on the last line the path of its folder.
+
+    Of a training with several evaluations it is the latest one's, unless another was asked for.
+    """
     from holdfast.component import distinct_labels
 
     result, settings = run.result, run.experiment.evaluation
@@ -165,7 +168,7 @@ def print_run(run: Run) -> None:
         rows.append(_row(title, result, "certified", label))
     objective = run.experiment.objective
     how = objective.name if objective else run.experiment.model.name
-    title = f"{how} on {run.experiment.data.name}, {result['threat']}"
+    title = f"{how} on {run.experiment.test_data.name}, {result['threat']}"
     print_table(title, ["", "accuracy", "95 % interval", "count"], rows)
     for name, spent in result.get("sampling", {}).items():
         text = f"{name}: {spent['samples']:.0f} samples per image, at most {spent['n0'] + spent['n']}"
@@ -221,10 +224,10 @@ def print_runs(runs: Sequence[Run]) -> None:
             title = part.title if kind == "attacked" else f"Certified ({part.title})"
             rows.append([title, *(percent(run.result[kind][label]) for run in runs)])
     title = f"accuracy on {runs[0].result['examples']} examples"
-    print_table(title, ["", *(str(run.experiment.threat) for run in runs)], rows)
+    print_table(title, ["", *(run.result["threat"] for run in runs)], rows)
     for run in runs:
         for warning in run.result.get("warnings", []):
-            text = f"warning: {run.experiment.threat}: {warning}"
+            text = f"warning: {run.result['threat']}: {warning}"
             Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
     print(runs[-1].path)
 

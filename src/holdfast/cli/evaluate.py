@@ -30,9 +30,11 @@ def evaluate(
         str | None,
         typer.Option(help="Bound methods separated by commas: one certifier for each, such as ibp,crown."),
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Data set, for weights or a factory.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data set whose test images are evaluated; a run's own by default.")
+    ] = None,
     architecture: Annotated[str | None, typer.Option(help="Model that the weights belong to.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Evaluate weights or a factory anew.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Evaluate anew what is finished.")] = False,
     runs: RunsOption = RUNS,
 ) -> None:
     """Attack and certify a model: a run's, or any other.
@@ -68,8 +70,8 @@ def evaluate(
                     recipe["evaluation"] = {"certifiers": []}
                 done.append(evaluate_model(recipe, *chosen, runs=runs, again=again, reporter=progress))
             else:
-                here = [f"threat={one}"] if one else []
-                done.append(evaluate_run(model, *chosen, *here, runs=runs, reporter=progress))
+                here = [*([f"threat={one}"] if one else []), *([f"data={data}"] if data else [])]
+                done.append(evaluate_run(model, *chosen, *here, runs=runs, again=again, reporter=progress))
         print_run(done[0]) if len(done) == 1 else print_runs(done)
 
 

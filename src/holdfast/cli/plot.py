@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli.console import RUNS, ProgressLine, answer_for, print_table
-from holdfast.cli.runs import WhereOption
+from holdfast.cli.runs import OfOption, WhereOption
 from holdfast.cli.train import RunsOption
 
 if TYPE_CHECKING:
@@ -39,21 +39,29 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _chosen(runs: Path, where: str) -> list[Record]:
+def _chosen(runs: Path, where: str, of: str) -> list[Record]:
     from holdfast.experiments.records import record as store
 
-    found = store.read_records(runs)
+    found = store.read_records(runs, of)
     return store.select(found, where) if where else found
 
 
 def _compared(
-    progress: ProgressLine, runs: Path, where: str, y: str, by: Sequence[str], best: str, *, numeric: bool = False
+    progress: ProgressLine,
+    runs: Path,
+    where: str,
+    of: str,
+    y: str,
+    by: Sequence[str],
+    best: str,
+    *,
+    numeric: bool = False,
 ) -> tuple[pd.DataFrame, list[str]]:
     from holdfast.experiments.records.comparison import compare
 
-    records = _chosen(runs, where)
+    records = _chosen(runs, where, of)
     table = compare(records, y=_names(y), by=by, best=best or None)
-    left = sum(one.status in ("begun", "damaged") for one in records)
+    left = sum(one.status not in ("finished", "old") for one in records)
     if left:
         progress.stage(f"{left} runs are not finished and left out")
     for key in by[:1] if numeric else ():
@@ -88,6 +96,7 @@ def lines(
     log_x: LogXOption = False,
     log_y: LogYOption = False,
     output: OutputOption = None,
+    of: OfOption = "trainings",
     runs: RunsOption = RUNS,
 ) -> None:
     """Means over seeds against a setting, with 95 % bands."""
@@ -95,7 +104,7 @@ def lines(
         from holdfast.plots.results import lines_figure
 
         groups = _names(by)
-        table, names = _compared(progress, runs, where, y, [x, *groups], best, numeric=True)
+        table, names = _compared(progress, runs, where, of, y, [x, *groups], best, numeric=True)
         figure = lines_figure(table, x, names, groups, log_x=log_x, log_y=log_y)
         _save(figure, table, output, runs, "lines", [*names, x])
 
@@ -109,6 +118,7 @@ def scatter(
     log_x: LogXOption = False,
     log_y: LogYOption = False,
     output: OutputOption = None,
+    of: OfOption = "trainings",
     runs: RunsOption = RUNS,
 ) -> None:
     """A point for every run."""
@@ -117,7 +127,7 @@ def scatter(
         from holdfast.plots.results import scatter_figure
 
         names, groups = _names(y), _names(by)
-        records = [one for one in _chosen(runs, where) if one.status in ("finished", "old")]
+        records = [one for one in _chosen(runs, where, of) if one.status in ("finished", "old")]
         store.check_keys(records, [x, *names, *groups])
         rows = [row for row in store.rows(records, [x, *names, *groups]) if None not in row[1 : 2 + len(names)]]
         if not rows:
@@ -139,6 +149,7 @@ def bars(
     where: WhereOption = "",
     best: BestOption = "",
     output: OutputOption = None,
+    of: OfOption = "trainings",
     runs: RunsOption = RUNS,
 ) -> None:
     """Groups of bars with 95 % intervals over seeds."""
@@ -146,7 +157,7 @@ def bars(
         from holdfast.plots.results import bars_figure
 
         groups = _names(by)
-        table, names = _compared(progress, runs, where, y, [x, *groups], best)
+        table, names = _compared(progress, runs, where, of, y, [x, *groups], best)
         _save(bars_figure(table, x, names, groups), table, output, runs, "bars", [*names, x])
 
 
@@ -156,6 +167,7 @@ def curve(
     by: ByOption = "objective",
     where: WhereOption = "",
     output: OutputOption = None,
+    of: OfOption = "trainings",
     runs: RunsOption = RUNS,
 ) -> None:
     """Certified and attacked accuracy against the radius, several runs over one another."""
@@ -164,7 +176,7 @@ def curve(
         from holdfast.experiments.records.comparison import read_curves
         from holdfast.plots.results import curves_figure
 
-        records = [one for one in _chosen(runs, where) if one.status == "finished"]
+        records = [one for one in _chosen(runs, where, of) if one.status == "finished"]
         if names:
             records = [_named(records, name) for name in names]
         groups = _names(by)
@@ -194,6 +206,7 @@ def table_(
     where: WhereOption = "",
     best: BestOption = "",
     output: OutputOption = None,
+    of: OfOption = "trainings",
     runs: RunsOption = RUNS,
 ) -> None:
     """Means over seeds with 95 % intervals; --output writes .csv and .tex."""
@@ -203,7 +216,7 @@ def table_(
         from holdfast.numbers import Mean
 
         groups = _names(by)
-        table, names = _compared(progress, runs, where, y, groups, best)
+        table, names = _compared(progress, runs, where, of, y, groups, best)
         headings = [*groups, "seeds", *names]
         rows = [
             [

@@ -24,6 +24,7 @@ SHOWN = {
     "certified": "certified",
 }
 ACCURACIES = ("standard", "attacked", "certified")
+OfOption = Annotated[str, typer.Option("--of", help="trainings (with their latest evaluation) or evaluations.")]
 WhereOption = Annotated[
     str, typer.Option(help="Conditions, all to be met: 'objective=trades data.train_size>=1000 threat.eps=8/255'.")
 ]
@@ -38,19 +39,26 @@ def runs(
     ] = None,
     delete: Annotated[bool, typer.Option("--delete", help="Delete the runs listed, once confirmed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Confirmed.")] = False,
+    of: OfOption = "trainings",
     runs: RunsOption = RUNS,
 ) -> None:
-    """List the runs of a folder, select and sort them by any setting or result, export or delete them."""
+    """List the runs of a folder, select and sort them by any setting or result, export or delete them.
+
+    A training stands with the numbers of its latest evaluation; --of evaluations lists every one.
+    """
     with answer_for() as progress:
         from holdfast.experiments.records import record as store
 
-        found = store.read_records(runs)
+        found = store.read_records(runs, of)
         chosen = store.select(found, where) if where else found
         chosen = store.order(chosen, sort) if sort else chosen
         keys = [key.strip() for key in columns.split(",")] if columns else list(SHOWN)
+        shown = {one.values.get("evaluation.data.name") for one in chosen} - {None}
+        if shown and not columns:  # not on the data that was trained on
+            keys.insert(1, "evaluation.data")
         if columns:
             store.check_keys(found, keys)
-        headings = ["run", *(SHOWN.get(key, key) for key in keys)]
+        headings = ["run", "", *(SHOWN.get(key, key) for key in keys)]
         count = (
             f"{len(chosen)} runs in {runs}" if len(chosen) == len(found) else f"{len(chosen)} of {len(found)} runs"
         )
@@ -64,8 +72,9 @@ def runs(
 
 def _row(record: Record, keys: Sequence[str]) -> list[str]:
     if record.status == "damaged":
-        return [record.name, "damaged", record.values["fault"], *[""] * (len(keys) - 2)]
-    return [record.name, *(_cell(key, record.values.get(key)) for key in keys)]
+        return [record.name, "damaged", record.values["fault"], *[""] * (len(keys) - 1)]
+    state = "" if record.status == "finished" else record.status
+    return [record.name, state, *(_cell(key, record.values.get(key)) for key in keys)]
 
 
 def _cell(key: str, value: Any) -> str:

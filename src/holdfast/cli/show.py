@@ -15,7 +15,7 @@ def show(
     runs: RunsOption = RUNS,
 ) -> None:
     """Show a recipe with all its settings, a component with the meaning of each, a study, or a run's result."""
-    with answer_for():
+    with answer_for() as progress:
         import yaml
 
         from holdfast.experiments import find_run, recipe_names, resolve
@@ -38,4 +38,7 @@ def show(
         run = find_run(name, runs)
         if not run.finished:
             raise FileNotFoundError(f"{run.path} is not finished; holdfast train with its recipe goes on with it")
+        if len(run.evaluations) > 1:
+            names = ", ".join(one.path.name for one in run.evaluations)
+            progress.stage(f"{run.path} has {len(run.evaluations)} evaluations ({names}); this is the latest")
         print_run(run)

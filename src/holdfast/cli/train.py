@@ -21,13 +21,13 @@ def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     runs: RunsOption = RUNS,
-    again: Annotated[bool, typer.Option("--again", help="Throw away a finished run and start anew.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Throw away what is there and start anew.")] = False,
     track: Annotated[str | None, typer.Option(help="Trackers, separated by commas: tensorboard, wandb.")] = None,
 ) -> None:
     """Train a recipe, evaluate it, and print standard, attacked and certified accuracy.
 
-    A finished run is not repeated; one that was cut off goes on where it stopped. The last line of the
-    output is the path of the run folder.
+    What is trained is not trained again: other attacks, certifiers or images make another evaluation of it. What
+    was cut off goes on where it stopped. The last line of the output is the path of the training's folder.
     """
     with answer_for() as progress:
         from holdfast.experiments import train

@@ -14,7 +14,7 @@ from holdfast.data.hub import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST, Hub
 from holdfast.data.image_set import Images, ImageSet, MappedSet, Splits
 from holdfast.data.mixture import MixedSet, Mixture
 from holdfast.data.principal_components import PrincipalComponents, parse_indices
-from holdfast.data.subsets import stratified_order
+from holdfast.data.subsets import drawn, stratified_order
 
 __all__ = [
     "CIFAR10",
@@ -40,6 +40,7 @@ __all__ = [
     "RestrictedImageNet",
     "Splits",
     "TinyImageNet",
+    "drawn",
     "find_data",
     "load_data",
     "parse_indices",

@@ -23,3 +23,13 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
         offset = torch.rand((), generator=generator, dtype=torch.float64)
         position[members] = (rank + offset) / len(members)
     return position.argsort(stable=True)
+
+
+def drawn(labels: Tensor, count: int | None, draw: int) -> Tensor:
+    """The numbers of a stratified sample, (n,) int64: the first n of those drawn for any larger number.
+
+    Args:
+        count: how many; all of them where there are no more, or for None.
+        draw: the number of the draw.
+    """
+    return stratified_order(labels, mix_seed(draw, 41))[:count]

@@ -9,16 +9,17 @@ if TYPE_CHECKING:
     from holdfast.experiments.recipes.experiment import EvaluationSettings, Experiment
     from holdfast.experiments.recipes.overrides import recipe_names, resolve
     from holdfast.experiments.runs.analysis import analyze, export_run
+    from holdfast.experiments.runs.evaluation import evaluate_model, evaluate_run
     from holdfast.experiments.runs.folder import Run, find_run
-    from holdfast.experiments.runs.training import evaluate_model, evaluate_run, load, train
+    from holdfast.experiments.runs.training import load, train
 
 _HOME = {
     "EvaluationSettings": "recipes.experiment",
     "Experiment": "recipes.experiment",
     "Run": "runs.folder",
     "analyze": "runs.analysis",
-    "evaluate_model": "runs.training",
-    "evaluate_run": "runs.training",
+    "evaluate_model": "runs.evaluation",
+    "evaluate_run": "runs.evaluation",
     "export_run": "runs.analysis",
     "find_run": "runs.folder",
     "load": "runs.training",

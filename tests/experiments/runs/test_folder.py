@@ -29,7 +29,7 @@ def test_the_same_weights_are_the_same_bytes(tmp_path: Path) -> None:
 
 def test_weights_of_earlier_runs_are_read(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.begin(resolve("digits", TINY), torch.device("cpu"))
+    run.begin(resolve("digits", TINY).training_recipe(), {}, torch.device("cpu"))
     model = run.experiment.model.build((1, 8, 8), 10)
     run.write_model(model, (1, 8, 8), 10)
     new, state = run.model(), load_file(tmp_path / "model.safetensors")

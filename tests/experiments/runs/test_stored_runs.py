@@ -13,18 +13,24 @@ from holdfast.data import load_data
 from holdfast.evaluation import certified_at
 from holdfast.experiments import Run
 from holdfast.experiments.records.defences import defence_table
-from holdfast.experiments.records.record import read_records
+from holdfast.experiments.records.record import read_record, read_records
 from holdfast.experiments.runs.folder import all_runs, find_run
 
 STORED = Path(__file__).parents[2] / "stored_runs" / "0.1"
 
 
 def test_stored_runs_are_listed_with_what_they_reached() -> None:
+    for latest in STORED.glob("*/evaluations/*/result.json"):  # a checkout has no order of time
+        latest.touch()
     records = {one.name: one for one in read_records(STORED)}
     status = {name: one.status for name, one in records.items()}
-    assert sorted(status.values()) == ["begun", *["finished"] * 5]
+    assert sorted(status.values()) == ["cut off", *["finished"] * 5]
+    assert len(read_records(STORED, "evaluations")) == 7
+    own = read_record(STORED / "d8cbca02d61f", "evaluations").values
+    assert (own["standard"], own["certified"], own["threat"]) == (353 / 360, 286 / 360, "linf:0.1")
     digits = records["d8cbca02d61f"].values
-    assert (digits["standard"], digits["certified"]) == (353 / 360, 286 / 360)
+    assert (digits["threat"], digits["trained.threat"], digits["schema"]) == ("linf:0.05", "linf:0.1", 1)
+    assert digits["objective.kappa"] == 0.5
     assert len(defence_table(all_runs(STORED))) == 4
 
 
@@ -38,7 +44,8 @@ def test_a_stored_model_still_answers_as_its_table_says(name: str) -> None:
         return
     with torch.no_grad():
         assert model(x).argmax(1).tolist() == run.examples["prediction"].tolist()
-    radii = certified_at(run.examples, run.experiment.threat, [0.0, run.experiment.threat.eps])
+    threat = run.experiment.test_threat
+    radii = certified_at(run.examples, threat, [0.0, threat.eps])
     assert list(radii["bounds"].values())[:2] == [run.result["standard"], run.result["certified"]["bounds"]]
 
 
@@ -47,6 +54,7 @@ def test_a_stored_evaluation_below_a_training_is_read(tmp_path: Path) -> None:
     (below,) = (tmp_path / "d8cbca02d61f" / "evaluations").iterdir()
     run = Run(below)
     assert run.finished
-    assert str(run.experiment.threat) == "linf:0.05"
+    assert str(run.experiment.test_threat) == "linf:0.05"
+    assert str(run.experiment.threat) == "linf:0.1"
     assert isinstance(run.examples, pd.DataFrame)
     assert run.result["attacked"]["fmn"] <= run.result["standard"]

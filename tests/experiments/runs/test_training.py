@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 from holdfast import evaluate, load, train
 from holdfast.bounds import UnsupportedOperator
 from holdfast.certify import BoundCertifier, Certificate, Certifier, SoundnessError
-from holdfast.data import load_data
+from holdfast.data import drawn, load_data
 from holdfast.experiments import Experiment, Run, analyze, evaluate_model, evaluate_run, find_run, resolve
 from holdfast.experiments.analyses import Analysis
+from holdfast.experiments.records.record import read_record
+from holdfast.experiments.runs.folder import all_runs
+from holdfast.experiments.schema import SCHEMA
 from holdfast.models import Model
 from holdfast.training import Reporter, TrainingDiverged
 
@@ -28,15 +32,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_the_folder_holds_everything(tiny: Run) -> None:
     names = {str(path.relative_to(tiny.path)) for path in tiny.path.rglob("*") if path.is_file()}
-    assert names == {
-        "experiment.yaml",
+    evaluation = {
+        "recipe.yaml",
         "environment.json",
-        "history.jsonl",
         "examples.parquet",
         "seconds.parquet",
         "result.json",
-        "model.safetensors",
-        "checkpoint/last.pt",
         "figures/sandwich.png",
         "figures/sandwich.pdf",
         "figures/sandwich.svg",
@@ -47,7 +48,14 @@ def test_the_folder_holds_everything(tiny: Run) -> None:
         "figures/adversarial-pgd.csv",
         "adversarial/pgd.npz",
     }
-    assert tiny.path.name == tiny.experiment.identity == resolve("digits", TINY).identity
+    training = {"recipe.yaml", "environment.json", "history.jsonl", "model.safetensors", "checkpoint/last.pt"}
+    (below,) = (tiny.path / "evaluations").iterdir()
+    assert names == training | {f"evaluations/{below.name}/{name}" for name in evaluation}
+    asked = resolve("digits", TINY)
+    assert tiny.path.name == asked.identity == tiny.trained_as
+    assert below.name == asked.evaluation_identity(tiny.path.name)
+    assert tiny.experiment == Run(below).experiment == asked
+    assert tiny.schema == SCHEMA
     assert tiny.finished
     result = tiny.result
     assert {"standard", "attacked", "certified", "examples", "threat", "seconds"} <= set(result)
@@ -63,21 +71,66 @@ def test_the_folder_holds_everything(tiny: Run) -> None:
 def test_the_numbers_can_be_had_again_from_the_folder(tiny: Run) -> None:
     model, experiment = load(tiny.path), tiny.experiment
     assert not model.training
-    x, y = load_data("digits").test.batch(slice(60))
+    test = load_data("digits").test
+    chosen = drawn(test.labels, 60, 0)
+    x, y = test.batch(chosen)
     settings = experiment.evaluation
     more = {"seed": experiment.seed, "lipschitz_examples": settings.lipschitz_examples}
     again = evaluate(model, x, y, experiment.threat, settings.attacks, settings.certifiers, **more)
-    assert again.table.equals(tiny.examples)
+    assert again.table.assign(index=chosen.numpy()).equals(tiny.examples)
+    with np.load(tiny.evaluated.path / "adversarial" / "pgd.npz") as kept:
+        before, after = kept["probabilities"], kept["probabilities_adv"]
+        assert (before.argmax(1) == kept["label"]).all()
+        assert (after.argmax(1) != kept["label"]).all()
+        assert np.allclose(after.sum(1), 1)
+        images, _ = test.batch(torch.from_numpy(kept["index"]))
+        with torch.no_grad():
+            assert np.allclose(model(images).softmax(1), before, atol=1e-6)
 
 
 def test_a_finished_run_is_not_repeated_unless_asked(tiny: Run) -> None:
-    before = (tiny.path / "result.json").stat().st_mtime_ns
-    weights = (tiny.path / "model.safetensors").read_bytes()
+    result, weights = tiny.evaluated.path / "result.json", tiny.path / "model.safetensors"
+    before, trained = result.stat().st_mtime_ns, weights.read_bytes()
     assert train("digits", *TINY, runs=tiny.path.parent) == tiny
-    assert (tiny.path / "result.json").stat().st_mtime_ns == before
+    assert result.stat().st_mtime_ns == before
     train("digits", *TINY, runs=tiny.path.parent, again=True)
-    assert (tiny.path / "result.json").stat().st_mtime_ns > before
-    assert len((tiny.path / "model.safetensors").read_bytes()) == len(weights)
+    assert result.stat().st_mtime_ns > before
+    assert weights.read_bytes() == trained
+
+
+def test_what_is_asked_of_a_trained_model_never_trains(tiny: Run, tmp_path: Path) -> None:
+    shutil.copytree(tiny.path, tmp_path / tiny.path.name)
+    weights = tmp_path / tiny.path.name / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    changes = [
+        ("engine.accelerator=cpu",),
+        ("evaluation.attacks=[fgsm]",),
+        ("evaluation.certifiers=[{name: bounds, method: crown-ibp}]",),
+        ("evaluation.examples=30",),
+        ("evaluation.keep_adversarial=10", "evaluation.curve_points=0", "training.checkpoint_every=1"),
+        ("evaluation.threat=linf:0.05",),
+        ("evaluation.threat=linf:0.1", "evaluation.batch_size=32"),
+    ]
+    folders = [train("digits", *TINY, *change, runs=tmp_path).evaluated.path for change in changes]
+    assert [run.path.name for run in all_runs(tmp_path)] == [tiny.path.name]
+    assert weights.stat().st_mtime_ns == before
+    assert len(set(folders)) == 5
+    assert folders[0] == folders[4] == folders[6] == tmp_path / tiny.path.name / "evaluations" / tiny.asked
+    # The first thirty of sixty are those drawn for thirty.
+    few, many = Run(folders[3]).examples, tiny.examples
+    assert few["index"].tolist() == many["index"].tolist()[:30]
+    assert Run(tmp_path / tiny.path.name).evaluated.path == folders[5]
+
+
+def test_an_analysis_that_did_not_see_the_training_trains_once_more(tiny: Run, tmp_path: Path) -> None:
+    shutil.copytree(tiny.path, tmp_path / tiny.path.name)
+    run = train("digits", *TINY, "analysis=[{name: neural-collapse}]", runs=tmp_path)
+    assert run.path.name == tiny.path.name
+    assert (run.path / "neural-collapse.parquet").is_file()
+    assert (run.path / "model.safetensors").read_bytes() == (tiny.path / "model.safetensors").read_bytes()
+    trained = (run.path / "history.jsonl").stat().st_mtime_ns
+    train("digits", *TINY, "analysis=[{name: neural-collapse}]", "evaluation.attacks=[fgsm]", runs=tmp_path)
+    assert (run.path / "history.jsonl").stat().st_mtime_ns == trained
 
 
 class Stop(Reporter):
@@ -112,6 +165,8 @@ def test_evaluating_again_gets_a_folder_of_its_own(tiny: Run) -> None:
         evaluate_run(tiny.path, "objective=trades")
     with pytest.raises(ValueError, match="unknown key 'root'"):  # allowed, where the data set has one
         evaluate_run(tiny.path, "data.root=elsewhere")
+    same = evaluate_run(tiny.path, "threat=linf:0.1", "data=digits")
+    assert same.path == tiny.evaluated.path
     with pytest.raises(ValueError, match="did you mean 'pgd'"):
         evaluate_run(tiny.path, "evaluation.attacks=[pdg]")
 
@@ -126,12 +181,18 @@ def test_runs_are_found_by_path_name_or_beginning(tiny: Run) -> None:
 def test_damaged_files_are_named(tiny: Run, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.path.mkdir()
-    for name in ("experiment.yaml", "model.safetensors"):
+    for name in ("recipe.yaml", "model.safetensors"):
         (run.path / name).write_bytes((tiny.path / name).read_bytes())
     assert isinstance(load(run.path), nn.Module)
-    (run.path / "experiment.yaml").write_text("data: 3\n")
-    with pytest.raises(ValueError, match=r"experiment\.yaml cannot be read: data:"):
-        load(run.path)
+    for text, words in (
+        ("schema: 2\ndata: 3\n", "data:"),
+        ("- 3", "holds no recipe"),
+        ("schema: 99\n", "schema 99"),
+    ):
+        (run.path / "recipe.yaml").write_text(text)
+        with pytest.raises(ValueError, match=f"cannot be read: .*{words}"):
+            load(run.path)
+    (run.path / "recipe.yaml").write_bytes((tiny.path / "recipe.yaml").read_bytes())
     (run.path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
         load(run.path)
@@ -178,14 +239,17 @@ def test_what_cannot_be_certified_fails_before_anything_is_written(tmp_path: Pat
 def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match="the loss is"):
         train("digits", *TINY, "optimizer={name: sgd, lr: 1e30}", "schedule=constant", runs=tmp_path)
-    assert not list(tmp_path.glob("*/result.json"))
+    assert not list(tmp_path.rglob("result.json"))
+    (run,) = all_runs(tmp_path)
+    assert (run.path / "failed.txt").read_text().startswith("TrainingDiverged: the loss is")
+    assert read_record(run.path).status == "failed"
 
 
 def test_a_threat_without_a_box_runs_and_reads_back(tmp_path: Path) -> None:
     box = "threat={norm: linf, eps: 0.1, low: -.inf, high: .inf}"
     run = train("digits", *TINY, box, runs=tmp_path)
     assert run.experiment.threat.low == -np.inf
-    assert run.experiment.identity == run.path.name
+    assert run.trained_as == run.path.name
 
 
 def test_an_evaluation_that_cannot_be_writes_nothing(tiny: Run, tmp_path: Path) -> None:
@@ -219,11 +283,11 @@ def test_the_alarm_keeps_the_example_that_rang_it(tmp_path: Path) -> None:
     evaluation = experiment.evaluation.model_copy(update={"certifiers": certifiers, "audit": 1.0})
     with pytest.raises(SoundnessError, match="is certified by bounds"):
         train(changed(evaluation=evaluation), runs=tmp_path)
-    (alarm,) = tmp_path.glob("*/alarm.npz")
+    (alarm,) = tmp_path.rglob("alarm.npz")
     with np.load(alarm) as kept:
         assert kept["part"] == "test"
         assert kept["x"].shape == kept["x_adv"].shape == (1, 8, 8)
-    assert not list(tmp_path.glob("*/result.json"))
+    assert not list(tmp_path.rglob("result.json"))
 
 
 def colour_net(input_shape: tuple[int, ...], num_classes: int) -> nn.Module:

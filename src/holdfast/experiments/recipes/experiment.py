@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -12,26 +11,46 @@ from holdfast.certify import BoundCertifier, Certifier
 from holdfast.component import Number, Settings, distinct_labels
 from holdfast.data import Data
 from holdfast.experiments.analyses import Analysis
+from holdfast.experiments.recipes.sparse import digest, plain, sparse
+from holdfast.experiments.schema import ANSWERS_ALIKE_SINCE, TRAINS_ALIKE_SINCE
 from holdfast.models import Model
 from holdfast.objectives import Objective
 from holdfast.threat import Threat
 from holdfast.training import Adam, Constant, Optimizer, Schedule, Training
 from holdfast.training.engine import Engine
 
+NOT_OF_THE_WEIGHTS = frozenset({"checkpoint_every", "keep_every"})
+"""Settings of the training that say what is kept of it."""
+NOT_WATCHED = frozenset({"validate_every", "validation_examples"})
+"""Settings of the training that decide its weights where a validation is watched only."""
+NOT_ASKED = frozenset({"batch_size", "keep_adversarial", "curve_points", "curve_examples", "threat", "data"})
+"""Settings of the evaluation that change no answer: in what pieces, what is kept and drawn. (Threat and data are
+told apart by what they come to.)"""
+NOT_TESTED = frozenset({"root", "train_size", "validation", "split_seed"})
+"""Settings of data that change no test image."""
+
 
 class EvaluationSettings(Settings):
     """What is asked of the trained model."""
 
+    threat: Threat | None = None
+    """Threat model of the evaluation; that of the training by default."""
+    data: Data | None = None
+    """Evaluate on the test images of other data, of the same shape and classes; those of the training's by
+    default."""
     attacks: list[Attack] = [PGD()]
     """Attacks on the test images, each run on its own."""
     certifiers: list[Certifier] = [BoundCertifier()]
     """Certifiers of the test images."""
     examples: PositiveInt | None = None
-    """Evaluate the first so many test images; all by default."""
+    """Evaluate so many test images, a stratified sample; all by default."""
+    draw: NonNegativeInt = 0
+    """Which ones: the number of the draw, which decides every sample of images here; the first n of N images drawn
+    are those drawn for n, and all runs on a set see the same."""
     train_examples: NonNegativeInt = 200
-    """Attack the first so many training images as well: how far training and test lie apart."""
+    """Attack so many training images as well: how far training and test lie apart."""
     lipschitz_examples: NonNegativeInt = 200
-    """Measure the local Lipschitz constant around the first so many test images, and training images."""
+    """Measure the local Lipschitz constant around so many test images, and training images."""
     radii: list[Number] = []
     """Report certified accuracy at these radii, too, from the radius of each example: ``[36/255, 72/255]``."""
     audit: float = Field(default=0.1, ge=0, le=1)
@@ -43,11 +62,11 @@ class EvaluationSettings(Settings):
     curve_points: NonNegativeInt = 8
     """Radii of the sandwich curve, evenly spaced up to twice eps; 0 for no curve."""
     curve_examples: PositiveInt = 500
-    """The curve rests on the first so many of the evaluated images."""
+    """The curve rests on so many of the evaluated images."""
 
 
 class Experiment(Settings):
-    """Everything that determines a run."""
+    """A training, and what is asked of the trained model."""
 
     data: Data
     """Data set."""
@@ -98,7 +117,54 @@ class Experiment(Settings):
         distinct_labels(self.evaluation.certifiers)
 
     @property
+    def test_threat(self) -> Threat:
+        """The threat model of the evaluation."""
+        return self.evaluation.threat or self.threat
+
+    @property
+    def test_data(self) -> Data:
+        """The data whose test images are evaluated."""
+        return self.evaluation.data or self.data
+
+    def training_recipe(self) -> dict[str, Any]:
+        """What the folder of the training keeps of the recipe."""
+        kept = sparse(self, without=frozenset({"evaluation"}))
+        if self.training.watch is not None:  # what is validated chooses the weights
+            asked = sparse(self.evaluation)
+            kept["evaluation"] = {key: asked[key] for key in ("certifiers", "draw") if key in asked}
+        return kept
+
+    def evaluation_recipe(self) -> dict[str, Any]:
+        """What the folder of an evaluation keeps of it."""
+        asked = sparse(self.evaluation, without=frozenset({"threat", "data"}))
+        tested = sparse(self.test_data)
+        return {"threat": self.test_threat.serialise(), "data": tested, "seed": self.seed, "evaluation": asked}
+
+    @property
     def identity(self) -> str:
-        """A hash of the resolved recipe: the name of its run folder."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        """The name of the training: a hash of what decides its weights, and of nothing else."""
+        parts = sparse(self, without=frozenset({"evaluation", "engine", "analysis", "data", "training", "seed"}))
+        watched = self.training.watch is not None
+        left_out = NOT_OF_THE_WEIGHTS | (frozenset() if watched else NOT_WATCHED)
+        parts |= {"data": sparse(self.data, without=frozenset({"root"})), "seed": self.seed}
+        parts["training"] = sparse(self.training, without=left_out)
+        if self.engine.precision != "32-true":
+            parts["precision"] = self.engine.precision
+        if watched:
+            parts["validation"] = sparse(self.evaluation).get("draw", 0)
+        if self.training.watch == "certified":
+            parts["certifiers"] = plain(self.evaluation.certifiers)
+        return digest({"since": TRAINS_ALIKE_SINCE, **parts})
+
+    def evaluation_identity(self, model: str) -> str:
+        """The name of an evaluation: a hash of the model, what is asked of it, and the seed.
+
+        Args:
+            model: the name of the training, or of a model that was not trained here.
+        """
+        asked = sparse(self.evaluation, without=NOT_ASKED)
+        # Principal components are those of the training images.
+        left_out = NOT_TESTED if self.test_data.components is None else frozenset({"root"})
+        tested = sparse(self.test_data, without=left_out)
+        parts = {"model": model, "threat": self.test_threat.serialise(), "data": tested, "seed": self.seed}
+        return digest({"since": ANSWERS_ALIKE_SINCE, **parts, "asked": asked})

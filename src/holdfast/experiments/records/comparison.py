@@ -103,7 +103,7 @@ def read_curves(records: Sequence[Record], by: Sequence[str]) -> dict[str, pd.Da
     """
     curves: dict[str, pd.DataFrame] = {}
     for one in records:
-        path = one.path / "figures" / "sandwich.csv"
+        path = (one.answers or one.path) / "figures" / "sandwich.csv"
         if path.is_file():
             label = ", ".join(str(one.values.get(key)) for key in by)
             curves[f"{label} ({one.name[:6]})" if label in curves or not label else label] = pd.read_csv(path)

@@ -14,8 +14,15 @@ from typing import Any, Literal
 import yaml
 
 from holdfast.component import nearest, parse_number
+from holdfast.experiments.schema import TRAINS_ALIKE_SINCE, schema_of, upgrade
+from holdfast.files import is_claimed
 
-Status = Literal["finished", "begun", "damaged", "old"]
+Status = Literal["finished", "running", "failed", "cut off", "damaged", "old"]
+"""``old`` is a result file of the code of Prach and Lampert."""
+OF = ("trainings", "evaluations")
+RECIPE, OLD_RECIPE, EVALUATIONS, FAILED = "recipe.yaml", "experiment.yaml", "evaluations", "failed.txt"
+ELSEWHERE = ("engine", "seed", "schema")
+"""Parts of a recipe in which the runs of one mean may differ."""
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CONDITION = re.compile(r"(>=|<=|!=|=|>|<)(.*)", re.DOTALL)
 SIDES = ("attacked", "certified")
@@ -31,60 +38,163 @@ class Record:
     status: Status
     values: dict[str, Any]
     recipe: dict[str, Any] = field(default_factory=dict)
-    """Those of the values that determine the run, but for its seed and where it ran."""
+    """The settings that are not the defaults, of the training and of the evaluation, but for the seed and where it
+    ran: what the runs of one mean have in common."""
+    answers: Path | None = None
+    """The folder of the evaluation that the results are of."""
 
     @property
     def name(self) -> str:
         return self.path.stem
 
 
-def read_records(runs: Path) -> list[Record]:
-    """Every run below a folder, oldest first, and every result file of the code of Prach and Lampert.
+def read_records(runs: Path, of: str = "trainings") -> list[Record]:
+    """Every training below a folder with its latest evaluation, or every evaluation, oldest first; and every result
+    file of the code of Prach and Lampert.
 
     ``objective`` stands for ``objective.name``, ``attacked`` and ``certified`` for the accuracy under all attacks
-    and by all certifiers together, ``gap`` and ``attacked_gap`` for how much better training images do, and
-    ``last.NAME`` for a number of the last epoch: ``last.validation_attacked``.
+    and by all certifiers together, ``threat`` for that of the evaluation (``trained.threat`` for the other),
+    ``gap`` and
+    ``attacked_gap`` for how much better training images do, and ``last.NAME`` for a number of the last epoch:
+    ``last.validation_attacked``.
+
+    Raises:
+        ValueError: neither ``trainings`` nor ``evaluations``.
     """
+    if of not in OF:
+        raise ValueError(f"{of!r} are no records; {nearest(of, OF)}")
     found = []
     for folder, below, files in os.walk(runs):
-        if "experiment.yaml" in files:
+        path = Path(folder)
+        if file := _recipe_file(path):
             below.clear()
-            path = Path(folder)
-            found.append(((path / "experiment.yaml").stat().st_mtime, read_record(path)))
+            parts = evaluations_of(path) if of == "evaluations" else [path]
+            found += [(((_recipe_file(one) or file).stat().st_mtime), read_record(one, of)) for one in parts]
             continue
         below[:] = sorted(name for name in below if not name.startswith("."))
-        texts = [Path(folder) / file for file in sorted(files) if file.endswith(".yaml")]
+        texts = [path / name for name in sorted(files) if name.endswith(".yaml")]
         old = [record for text in texts if (record := _old_record(text))]
         found += [(float(record.values.get("end_time", 0)), record) for record in old]
     return [record for _, record in sorted(found, key=lambda pair: pair[0])]
 
 
-def read_record(path: Path) -> Record:
-    """The run of this folder."""
+def evaluations_of(training: Path) -> list[Path]:
+    """The folders of a training's evaluations, oldest first; of one of version 0.1 the training's own is the
+    first."""
+    below = [path for path in (training / EVALUATIONS).glob("*") if _recipe_file(path)]
+    below.sort(key=lambda path: path.stat().st_mtime)
+    return [*([training] if (training / OLD_RECIPE).is_file() else []), *below]
+
+
+def read_record(path: Path, of: str = "trainings") -> Record:
+    """The training or the evaluation of this folder.
+
+    Args:
+        of: ``evaluations`` where a folder of version 0.1, which is both, is meant as its evaluation.
+    """
+    below = path.parent.name == EVALUATIONS
+    training = path.parent.parent if below else path
     try:
-        result = _result(path)
-        recipe = yaml.load((path / "experiment.yaml").read_text("utf-8"), _YAML)
-        if not isinstance(recipe, Mapping) or not isinstance(recipe.get("data"), Mapping):
-            raise ValueError(f"{path / 'experiment.yaml'} holds no recipe")
+        answers = (
+            [path]
+            if below or of == "evaluations"
+            else [one for one in evaluations_of(path) if (one / "result.json").exists()]
+        )
+        answers.sort(key=lambda one: (one / "result.json").stat().st_mtime if len(answers) > 1 else 0)
+        last = answers[-1] if answers else None
+        result = _result(last) if last else None
+        recipe, settings = _recipe_of(training, last)
     except (OSError, ValueError, yaml.YAMLError) as fault:
         return Record(path, "damaged", {"fault": " ".join(str(fault).split())})
-    settings = flatten(recipe)
-    values = settings | flatten(result or {}) | flatten({"last": _last_epoch(path)})
+    values = flatten(settings) | flatten(result or {}) | flatten({"last": _last_epoch(training)})
     for key in [key for key in values if key.endswith(".name")]:
         values.setdefault(key.removesuffix(".name"), values[key])
-    if "threat.norm" in values:
-        values.setdefault("threat", f"{values['threat.norm']}:{values['threat.eps']:.4g}")
     for side in SIDES:
         values.setdefault(side, values.get(f"bracket.{side}"))
     for name, key in (("gap", "standard"), ("attacked_gap", "bracket.attacked")):
         if values.get(f"train.{key}") is not None and values.get(key) is not None:
             values[name] = values[f"train.{key}"] - values[key]
-    own = {key: value for key, value in settings.items() if key != "seed" and not key.startswith("engine.")}
-    return Record(path, "finished" if result else "begun", values, own)
+    values |= {"training": training.name, "evaluations": len(evaluations_of(training))}
+    return Record(path, state_of(path, result), values, recipe, last)
+
+
+def state_of(path: Path, result: object) -> Status:
+    """How it stands with a run that can be read.
+
+    Args:
+        result: what its evaluation found, if there is one.
+    """
+    parts = [path, *(evaluations_of(path) if path.parent.name != EVALUATIONS else ())]
+    if result:
+        return "finished"
+    if any(is_claimed(one) for one in parts):
+        return "running"
+    return "failed" if any((one / FAILED).is_file() for one in parts) else "cut off"
+
+
+def _recipe_file(folder: Path) -> Path | None:
+    for name in (RECIPE, OLD_RECIPE):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """A stored recipe in the form of its time.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    file = _recipe_file(folder) or folder / RECIPE
+    found = yaml.load(file.read_text("utf-8"), _YAML)
+    if not isinstance(found, Mapping) or not isinstance(found.get("data"), Mapping):
+        raise ValueError(f"{file} holds no recipe")
+    return dict(found)
+
+
+def _recipe_of(training: Path, evaluation: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What runs of one mean have in common, and all settings with what was the default when they were written."""
+    stored = _stored(training)
+    parts = upgrade(stored)
+    settings = _settings(training, parts)
+    if evaluation and evaluation != training:
+        own = upgrade(_stored(evaluation))
+        asked = {"threat": own["threat"], "evaluation": own["evaluation"]}
+        if own["data"] != parts["data"]:
+            asked["evaluation"] = {**own["evaluation"], "data": own["data"]}
+        parts = {**parts, **asked, "trained": {"threat": parts.get("threat")}}
+        settings = {
+            **settings,
+            **{key: _settings(evaluation, own)[key] for key in ("evaluation", "seed")},
+            **{"threat": own["threat"], "trained": {"threat": parts["trained"]["threat"]}},
+        }
+    settings = {**settings, "schema": schema_of(stored)}
+    common = {key: value for key, value in parts.items() if key not in ELSEWHERE}
+    if schema_of(stored) < TRAINS_ALIKE_SINCE:
+        common["schema"] = schema_of(stored)
+    return flatten(_spelled(common)), flatten(_spelled(settings))
+
+
+def _settings(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """All settings of a run, as its environment tells; those that are stored where it does not."""
+    try:
+        found = json.loads((folder / "environment.json").read_text("utf-8")).get("settings")
+    except (OSError, ValueError, AttributeError):
+        found = None
+    return dict(found) if isinstance(found, dict) else recipe
+
+
+def _spelled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """With ``threat.norm`` and ``threat.eps`` beside ``threat``."""
+    threat = settings.get("threat")
+    if not isinstance(threat, str) or ":" not in threat:
+        return dict(settings)
+    norm, _, eps = threat.partition(":")
+    return {**settings, "threat.norm": norm, "threat.eps": parse_number(eps)}
 
 
 def _result(path: Path) -> dict[str, Any] | None:
-    """What ``result.json`` says; None where the run is not finished.
+    """What ``result.json`` says; None where the evaluation is not finished.
 
     Raises:
         ValueError: it is damaged.
@@ -99,7 +209,7 @@ def _result(path: Path) -> dict[str, Any] | None:
     bracket = result.get("bracket") if isinstance(result, dict) else None
     if not isinstance(bracket, dict) or not {"standard", "counts"} <= set(result) or not set(SIDES) <= set(bracket):
         raise ValueError(f"{file} cannot be read: it is not a result")
-    return result
+    return dict(result)
 
 
 def _last_epoch(path: Path) -> dict[str, Any]:

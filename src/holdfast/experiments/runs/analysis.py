@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from holdfast.certify import export_problems
 from holdfast.component import explain, nearest
-from holdfast.data import Data, find_data
+from holdfast.data import Data, drawn, find_data
 from holdfast.experiments.analyses import Analysis, DataAnalysis, Findings, ModelAnalysis, Subject
 from holdfast.experiments.recipes.experiment import Experiment
 from holdfast.experiments.recipes.overrides import apply, apply_all
@@ -58,11 +59,15 @@ def analyze(
     for override in overrides:
         if override.split("=")[0] not in ("threat", "data.root"):
             raise ValueError(f"{override!r} would change the training; an analysis can change the threat")
-    experiment = apply_all(run.experiment.model_dump(mode="json"), overrides)
+    settings = run.experiment.model_dump(mode="json")
+    # In the threat of the evaluation that is named, or of the latest one.
+    settings["threat"] = run.experiment.test_threat.serialise()
+    experiment = apply_all(settings, overrides)
     others = [find_run(other, Path(runs)) for other in beside]
     model, splits = run.model(), experiment.data.load()
     test = splits.test
-    x, y = test.batch(slice(min(EXAMPLES, len(test))))
+    chosen = drawn(test.labels, EXAMPLES, experiment.evaluation.draw)
+    x, y = test.batch(chosen)
     with frozen_eval(model):
         rehearse(model, x[:2], len(test.classes))
     reporter.stage(f"{analysis.name} of {run.path} in {experiment.threat}")
@@ -73,8 +78,11 @@ def analyze(
             _title(one): [{str(k): v for k, v in row.items()} for row in one.history.to_dict("records")]
             for one in (run, *others)
         }
-        same_norm = run.finished and run.experiment.threat.norm == experiment.threat.norm
-        examples = _deterministic(run) if same_norm else None
+        tested = run.experiment
+        comparable = (
+            run.finished and tested.test_threat.norm == experiment.threat.norm and not tested.evaluation.data
+        )
+        examples = _deterministic(run, chosen) if comparable else None
         findings = analysis.of(
             Subject(
                 model,
@@ -91,7 +99,7 @@ def analyze(
                 histories=histories,
             )
         )
-    return findings, _write(findings, run.path / "analyses" / _label(analysis, experiment.threat))
+    return findings, _write(findings, run.training.path / "analyses" / _label(analysis, experiment.threat))
 
 
 def _analyze_data(
@@ -146,10 +154,11 @@ def _write(findings: Findings, folder: Path) -> Path:
     return folder
 
 
-def _deterministic(run: Run) -> pd.DataFrame:
-    """The per-example table without what is only probable, or about another classifier."""
+def _deterministic(run: Run, chosen: Tensor) -> pd.DataFrame:
+    """The rows of these test images in the per-example table, NaN where they were not evaluated; without what is
+    only probable, or about another classifier."""
     unsure = tuple(f"{name}." for name, kind in run.result["guarantees"].items() if kind != "deterministic")
-    table = run.examples
+    table = run.examples.set_index("index").reindex(chosen.numpy()).reset_index()
     return table[[name for name in table.columns if not name.startswith(unsure)]] if unsure else table
 
 
@@ -180,15 +189,15 @@ def export_run(
     """
     run = find_run(name, Path(runs))
     experiment = run.experiment
-    chosen = Threat.parse(threat) if threat else experiment.threat
+    chosen = Threat.parse(threat) if threat else experiment.test_threat
     table = run.examples
     standing = table["correct"].to_numpy()
-    if chosen == experiment.threat:
+    if chosen == experiment.test_threat:
         for column in table.columns:
             if column.endswith((".verified", ".success")):
                 standing = standing & ~table[column].to_numpy().astype(bool)
     rows = table["index"].to_numpy()[standing][:examples]
     if not len(rows):
         raise ValueError(f"{run.path} leaves no test image undecided in {chosen}")
-    x, y = experiment.data.load().test.batch(torch.from_numpy(rows.copy()))
+    x, y = experiment.test_data.load().test.batch(torch.from_numpy(rows.copy()))
     return export_problems(run.model(), x, y, chosen, folder, indices=rows.tolist()), len(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -9,8 +10,8 @@ import re
 import shutil
 import subprocess
 import zipfile
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +29,9 @@ from torch import Tensor, nn
 from holdfast.attacks import AttackResult
 from holdfast.component import explain, nearest
 from holdfast.experiments.recipes.experiment import Experiment
+from holdfast.experiments.records.record import EVALUATIONS, FAILED, OLD_RECIPE, RECIPE
+from holdfast.experiments.runs import foreign
+from holdfast.experiments.schema import SCHEMA, schema_of, upgrade
 from holdfast.files import claimed, empty, sweep, whole_file, write_bytes, write_json, write_text
 from holdfast.models.model import Shape
 from holdfast.models.weights import refuse_misfits
@@ -36,39 +40,117 @@ from holdfast.training.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class Run:
-    """A run by the path of its folder. ``result.json`` is written last: where it is, the run is finished."""
+    """A training, or an evaluation of one, by the path of its folder.
+
+    What is asked of a training's result is answered by its latest evaluation; what is asked of an evaluation's
+    model by the training above it. Where nobody trained the model here, ``model.json`` stands in the place of
+    weights.
+    """
 
     path: Path
+    asked: str = field(default="", compare=False)
+    """The name of the evaluation that answers for a training, where it is not the latest."""
+
+    @property
+    def is_evaluation(self) -> bool:
+        return self.path.parent.name == EVALUATIONS
+
+    @property
+    def training(self) -> Run:
+        """The training, or whatever the evaluation is below."""
+        return Run(self.path.parent.parent) if self.is_evaluation else self
+
+    @property
+    def evaluations(self) -> list[Run]:
+        """Those that are finished, oldest first."""
+        results = [self.path / "result.json"] if (self.path / "result.json").is_file() else []
+        results += () if self.is_evaluation else (self.path / EVALUATIONS).glob("*/result.json")
+        return [Run(path.parent) for path in sorted(results, key=lambda path: path.stat().st_mtime)]
+
+    @property
+    def evaluated(self) -> Run:
+        """The evaluation that answers: itself, or the latest.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        if self.asked:
+            return Run(self.path / EVALUATIONS / self.asked)
+        if not self.evaluations:
+            raise FileNotFoundError(f"{self.path} is not finished: it holds no evaluation yet")
+        return self.evaluations[-1]
 
     @property
     def finished(self) -> bool:
-        return (self.path / "result.json").is_file()
+        """Whether there is an evaluation; ``result.json`` is written last."""
+        return bool(self.evaluations)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the training is at its end."""
+        return (self.training.path / "model.safetensors").is_file()
+
+    @property
+    def trained_as(self) -> str:
+        """The name that follows from the training's recipe.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        try:
+            return Experiment.model_validate(upgrade(self.training.recipe)).identity
+        except ValidationError as error:
+            raise ValueError(f"{self.training.path} cannot be read: {explain(error)}") from error
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What is stored of the recipe, in the form of its time."""
+        return _read_recipe(self.path)
+
+    @property
+    def schema(self) -> int:
+        """The number of the form in which the recipe is stored."""
+        return schema_of(self.recipe)
 
     @cached_property
     def experiment(self) -> Experiment:
-        """The resolved recipe.
+        """The resolved recipe: of the training, and of this or its latest evaluation.
 
         Raises:
-            ValueError: ``experiment.yaml`` is damaged or of another version.
+            ValueError: a recipe is damaged or of a later version.
         """
+        path = self.training.path
         try:
-            settings = yaml.safe_load((self.path / "experiment.yaml").read_text("utf-8"))
-            return Experiment.model_validate(settings if settings is not None else {})
-        except (yaml.YAMLError, ValidationError) as error:
-            text = explain(error) if isinstance(error, ValidationError) else str(error)
-            raise ValueError(f"{self.path / 'experiment.yaml'} cannot be read: {text}") from error
+            settings = upgrade(self.training.recipe)
+            below = self if self.is_evaluation or not self.finished else self.evaluated
+            if below.path != path:
+                path = below.path
+                own = upgrade(below.recipe)
+                # An evaluation of 0.1 repeats the whole recipe; its threat is its own.
+                if own["threat"] != settings["threat"]:
+                    own["evaluation"] = {**own["evaluation"], "threat": own["threat"]}
+                if own["data"] != settings["data"]:
+                    own["evaluation"]["data"] = own["data"]
+                settings |= {key: own[key] for key in ("evaluation", "seed")}
+            return Experiment.model_validate(settings)
+        except (ValidationError, KeyError, TypeError) as error:
+            text = explain(error) if isinstance(error, ValidationError) else f"it holds no recipe ({error!r})"
+            raise ValueError(f"{path} cannot be read: {text}") from error
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
 
     @property
     def result(self) -> dict[str, Any]:
         """Accuracies, counts, intervals, passes and seconds of the last line.
 
         Raises:
+            FileNotFoundError: there is no evaluation.
             ValueError: ``result.json`` is damaged.
         """
-        path = self.path / "result.json"
+        path = self.evaluated.path / "result.json"
         try:
             result = json.loads(path.read_text("utf-8"))
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
         known = isinstance(result, dict) and {"standard", "bracket", "counts"} <= set(result)
         if not known or not {"attacked", "certified"} <= set(result["bracket"]):
@@ -78,32 +160,51 @@ class Run:
     @property
     def examples(self) -> pd.DataFrame:
         """The per-example table."""
-        return pd.read_parquet(self.path / "examples.parquet")
+        return pd.read_parquet(self.evaluated.path / "examples.parquet")
 
     @property
     def history(self) -> pd.DataFrame:
         """One row per epoch."""
-        return pd.read_json(self.path / "history.jsonl", lines=True)
+        return pd.read_json(self.training.path / "history.jsonl", lines=True)
 
     @property
     def _checkpoint(self) -> Path:
-        return self.path / "checkpoint" / "last.pt"
+        return self.training.path / "checkpoint" / "last.pt"
 
-    def claimed(self) -> AbstractContextManager[None]:
-        """Held while somebody works in the folder; see ``files.claimed``."""
-        return claimed(self.path)
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Held while somebody works in the folder (see ``files.claimed``); what fails leaves word there.
+
+        Raises:
+            BlockingIOError: another process works in it.
+        """
+        with claimed(self.path):
+            (self.path / FAILED).unlink(missing_ok=True)
+            try:
+                yield
+            except Exception as fault:
+                write_text(self.path / FAILED, f"{type(fault).__name__}: {fault}\n")
+                raise
 
     def clear(self) -> None:
         """Throw away what is there."""
         empty(self.path)
 
-    def begin(self, experiment: Experiment, device: torch.device) -> None:
-        """Write what is known before the work: the recipe and the environment; clear what a killed run left."""
+    def begin(self, recipe: dict[str, Any], settings: dict[str, Any], device: torch.device) -> None:
+        """Write what is known before the work, and clear what a killed run left.
+
+        Args:
+            recipe: what is stored of the recipe.
+            settings: all of it, with what is the default today, for whoever lists runs.
+        """
         sweep(self.path)
-        write_text(
-            self.path / "experiment.yaml", yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
-        )
-        write_json(self.path / "environment.json", environment(device))
+        text = yaml.safe_dump({"schema": SCHEMA, **recipe}, sort_keys=False, allow_unicode=True)
+        write_text(self.path / RECIPE, text)
+        write_json(self.path / "environment.json", {**environment(device), "settings": settings})
+
+    def evaluation(self, experiment: Experiment) -> Run:
+        """The evaluation of this training that the recipe asks for, whether it is there or not."""
+        return Run(self.path / EVALUATIONS / experiment.evaluation_identity(self.path.name))
 
     def read_checkpoint(self, model: nn.Module, device: torch.device) -> Checkpoint | None:
         """The state to go on from, where there is one that fits the model.
@@ -127,7 +228,7 @@ class Run:
         Raises:
             FileNotFoundError: none were kept.
         """
-        files = sorted((self.path / "checkpoint").glob("epoch-*.safetensors"))
+        files = sorted((self.training.path / "checkpoint").glob("epoch-*.safetensors"))
         if not files:
             raise FileNotFoundError(
                 f"{self.path} keeps no weights of earlier epochs; train with training.keep_every=1"
@@ -155,25 +256,27 @@ class Run:
         with whole_file(self.path / f"{name}.parquet") as temporary:
             table.to_parquet(temporary)
 
-    def write_adversarial(self, name: str, rows: Tensor, x_adv: Tensor, table: pd.DataFrame, most: int) -> None:
-        """``adversarial/NAME.npz``: examples, labels, distances, what found them, and the images themselves."""
-        rows, x_adv = rows[:most], x_adv[:most]
-        known = table.iloc[rows.numpy()]
+    def write_adversarial(
+        self, name: str, known: pd.DataFrame, x_adv: Tensor, before: Tensor, after: Tensor
+    ) -> None:
+        """``adversarial/NAME.npz``: examples, labels, distances, what found them, the probabilities of all classes
+        before and after, and the images themselves.
+
+        Args:
+            known: the rows of the per-example table that they are of.
+            before, after: (n, K).
+        """
         with whole_file(self.path / "adversarial" / f"{name}.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
-                index=rows.numpy(),
+                index=known["index"].to_numpy(),
                 label=known["label"].to_numpy(),
                 distance=known[f"{name}.distance"].to_numpy(),
                 origin=known[f"{name}.origin"].to_numpy().astype(str),
                 x_adv=x_adv.numpy(),
+                probabilities=before.numpy(),
+                probabilities_adv=after.numpy(),
             )
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the weights that an evaluation without training is about."""
-        path = self.path / "weights.txt"
-        return path.read_text("utf-8") if path.is_file() else ""
 
     @property
     def pieces(self) -> Pieces:
@@ -187,12 +290,16 @@ class Run:
         write_bytes(self.path / "model.safetensors", save(state, metadata={"shape": shape}))
 
     def model(self) -> nn.Module:
-        """The trained model in eval mode, on the CPU.
+        """The model in eval mode, on the CPU.
 
         Raises:
-            FileNotFoundError: the run holds no trained model yet.
+            FileNotFoundError: there is no trained model yet.
             ValueError: the file is damaged or does not fit the recipe.
         """
+        if self.is_evaluation:
+            return self.training.model()
+        if (self.path / "model.json").is_file():
+            return foreign.rebuild(self.path, self.experiment.model)
         path = self.path / "model.safetensors"
         if not path.is_file():
             raise FileNotFoundError(f"{self.path} holds no trained model yet; run its training to the end")
@@ -235,27 +342,52 @@ class Pieces:
 
 
 def find_run(name: str | Path, runs: Path) -> Run:
-    """The run of this path, or of this name (or the beginning of one) in the folder of runs.
+    """The training or evaluation of this path, or of this name (or the beginning of one) in the folder of runs.
 
     Raises:
         FileNotFoundError: there is none, or several begin so.
     """
-    if (Path(name) / "experiment.yaml").is_file():
+    if (Path(name) / RECIPE).is_file() or (Path(name) / OLD_RECIPE).is_file():
         return Run(Path(name))
-    folders = [run.path.name for run in all_runs(runs)]
-    matching = [folder for folder in folders if folder.startswith(str(name))]
+    known = {run.path.name: run for run in [*all_evaluations(runs), *all_runs(runs)]}
+    matching = [folder for folder in known if folder.startswith(str(name))]
     if len(matching) == 1:
-        return Run(runs / matching[0])
+        return known[matching[0]]
     if matching:
-        raise FileNotFoundError(f"{len(matching)} runs begin with {str(name)!r}: {', '.join(matching)}")
-    hint = f"; {nearest(name, folders)}" if folders else ""
+        raise FileNotFoundError(f"{len(matching)} runs begin with {str(name)!r}: {', '.join(sorted(matching))}")
+    hint = f"; {nearest(name, known)}" if known else ""
     raise FileNotFoundError(f"{str(name)!r} is not a run folder, nor the name of one in {runs}{hint}")
 
 
 def all_runs(runs: Path) -> list[Run]:
-    """Every run in a folder of runs, oldest first."""
-    files = sorted(runs.glob("*/experiment.yaml"), key=lambda path: path.stat().st_mtime)
-    return [Run(path.parent) for path in files]
+    """Every training in a folder of runs, and every model that was evaluated without one, oldest first."""
+    return _folders(runs, "*")
+
+
+def all_evaluations(runs: Path) -> list[Run]:
+    """Every evaluation below them that has a folder of its own, oldest first."""
+    return _folders(runs, f"*/{EVALUATIONS}/*")
+
+
+def _folders(runs: Path, pattern: str) -> list[Run]:
+    files = [path for name in (RECIPE, OLD_RECIPE) for path in runs.glob(f"{pattern}/{name}")]
+    return [Run(path.parent) for path in sorted(files, key=lambda path: path.stat().st_mtime)]
+
+
+def _read_recipe(folder: Path) -> dict[str, Any]:
+    """What a folder keeps of a recipe.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / RECIPE if (folder / RECIPE).is_file() else folder / OLD_RECIPE
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path.name} is not YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds no recipe")
+    return found
 
 
 def environment(device: torch.device) -> dict[str, Any]:

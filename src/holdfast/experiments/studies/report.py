@@ -46,7 +46,7 @@ def report_study(
     words = list(dict.fromkeys(key for one in planned for key in one.labels if key in _label_names(study)))
     records = []
     for one in planned:
-        record = read_record(runs / one.identity)
+        record = read_record(runs / one.folder)
         own = {key: one.labels.get(key, NONE) for key in words}
         records.append(replace(record, values=record.values | own))
     labels = [*words, *study.rows]

@@ -18,10 +18,12 @@ import torch
 from holdfast.certify import SoundnessError
 from holdfast.experiments.recipes.experiment import Experiment
 from holdfast.experiments.recipes.overrides import apply_all, put, read_recipe
+from holdfast.experiments.records.record import EVALUATIONS, RECIPE
 from holdfast.experiments.runs.folder import Run
 from holdfast.experiments.runs.training import train
 from holdfast.experiments.sweeps.axes import Axis, Drawn, Listed, in_words
 from holdfast.experiments.sweeps.launchers import Here, Launcher, Stopped
+from holdfast.files import is_claimed
 from holdfast.training import Reporter
 from holdfast.training.checkpoint import DamagedCheckpoint
 
@@ -40,8 +42,19 @@ class Planned:
     experiment: Experiment
 
     @property
-    def identity(self) -> str:
+    def training(self) -> str:
+        """The name of its training, which several runs may share."""
         return self.experiment.identity
+
+    @property
+    def identity(self) -> str:
+        """Of the evaluation, below the name of its training."""
+        return f"{self.training}/{self.experiment.evaluation_identity(self.training)}"
+
+    @property
+    def folder(self) -> str:
+        """Of the evaluation, below that of the runs."""
+        return self.identity.replace("/", f"/{EVALUATIONS}/")
 
 
 def plan(
@@ -104,24 +117,26 @@ def plan(
             experiment = first if seed == first.seed else first.model_copy(update={"seed": seed})
             own = labels | ({"seed": str(seed)} if seeds > 1 else {})
             words = [own[name] for name in worded if name in own]
-            found.setdefault((experiment.identity, *words), Planned(changes | {"seed": seed}, own, experiment))
+            planned = Planned(changes | {"seed": seed}, own, experiment)
+            found.setdefault((planned.identity, *words), planned)
     return list(found.values())
 
 
-def standing(run: Run) -> Literal["finished", "begun", "damaged", "new"]:
-    """What a run's folder holds; damaged is what cannot be read, though it is there."""
+def damaged(planned: Planned, runs: Path) -> Path | None:
+    """The folder, of a training or of an evaluation, that is there and cannot be read."""
+    run = Run(runs / planned.training)
+    evaluation = run.evaluation(planned.experiment)
     if run.path.exists() and not run.path.is_dir():
-        return "damaged"
-    if not (run.path / "experiment.yaml").exists() and not run.finished:
-        return "new"
+        return run.path
     try:
-        if run.experiment.identity != run.path.name:
-            return "damaged"
-        if run.finished and run.result:
-            return "finished"
+        if (run.path / RECIPE).exists() and Run(run.path).trained_as != run.path.name:
+            return run.path
     except (OSError, ValueError, TypeError):
-        return "damaged"
-    return "begun"
+        return run.path
+    try:
+        return evaluation.path if evaluation.finished and not evaluation.result else None
+    except (OSError, ValueError, TypeError):
+        return evaluation.path
 
 
 @dataclass(frozen=True)
@@ -162,12 +177,11 @@ def sweep(
     watcher = watcher or Watcher()
     outcomes: dict[str, Outcome] = {}
     for one in plan:
-        run = Run(runs / one.identity)
-        state = standing(run)
-        if state == "finished":
+        while path := damaged(one, runs):
+            watcher.say(f"{path} is damaged: kept as {_put_aside(path, runs)}, begun anew")
+        run = Run(runs / one.folder)
+        if run.finished and run.trained:
             outcomes[one.identity] = Outcome(one, "finished", accuracies(run.result))
-        elif state == "damaged":
-            watcher.say(f"{run.path} is damaged: kept as {_put_aside(run.path)}, begun anew")
     watcher.begin(plan, [one for one in plan if one.identity not in outcomes])
     tries: dict[str, int] = {}
     elsewhere: dict[str, Planned] = {}
@@ -181,10 +195,10 @@ def sweep(
         submit([one for identity, one in {one.identity: one for one in plan}.items() if identity not in outcomes])
         while pending or elsewhere:
             done = wait(pending, timeout=0.3, return_when=FIRST_COMPLETED).done if pending else set()
-            for one in [one for one in elsewhere.values() if _is_free(Run(runs / one.identity))]:
+            for one in [one for one in elsewhere.values() if _is_free(one, runs)]:
                 submit([elsewhere.pop(one.identity)])  # it goes on, or finds the run finished
             time.sleep(0 if pending else 1)
-            watcher.look(_said(runs, [one.identity for one in pending.values()]))
+            watcher.look(_said(runs, list(pending.values())))
             for future in done:
                 one = pending.pop(future)
                 fault = future.exception()
@@ -210,12 +224,8 @@ def sweep(
     return [replace(outcomes[one.identity], planned=one) for one in plan]
 
 
-def _is_free(run: Run) -> bool:
-    try:
-        with run.claimed():
-            return True
-    except BlockingIOError:
-        return False
+def _is_free(one: Planned, runs: Path) -> bool:
+    return not any(is_claimed(runs / name) for name in (one.training, one.folder))
 
 
 def work(job: tuple[dict[str, Any], str]) -> dict[str, Any]:
@@ -229,7 +239,7 @@ def work(job: tuple[dict[str, Any], str]) -> dict[str, Any]:
             try:
                 run = train(experiment, runs=runs, reporter=notes)
             except DamagedCheckpoint:
-                _put_aside(Path(runs) / experiment.identity)
+                _put_aside(Path(runs) / experiment.identity, Path(runs))
                 run = train(experiment, runs=runs, reporter=notes)
         text, status = accuracies(run.result), "finished"
     except SoundnessError as alarm:
@@ -279,11 +289,11 @@ class _Notes(Reporter):
         self.path.unlink(missing_ok=True)
 
 
-def _said(runs: Path, identities: Iterable[str]) -> dict[str, dict[str, Any]]:
+def _said(runs: Path, planned: Iterable[Planned]) -> dict[str, dict[str, Any]]:
     found = {}
-    for identity in identities:
+    for one in planned:
         try:
-            found[identity] = json.loads((runs / identity / "progress.json").read_text("utf-8"))
+            found[one.identity] = json.loads((runs / one.training / "progress.json").read_text("utf-8"))
         except (OSError, ValueError):  # not begun, or being written
             continue
     return found
@@ -298,8 +308,8 @@ def accuracies(result: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {100 * value:.1f} %" for name, value in sides.items() if value is not None)
 
 
-def _put_aside(path: Path) -> Path:
-    aside = path.parent / ".damaged"
+def _put_aside(path: Path, runs: Path) -> Path:
+    aside = runs / ".damaged"
     aside.mkdir(exist_ok=True)
     free = (aside / f"{path.name}-{number}" for number in itertools.count(1))
     return path.rename(next(place for place in free if not place.exists()))

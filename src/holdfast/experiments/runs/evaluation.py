@@ -1,0 +1,332 @@
+"""Evaluating a model that was trained here, or any other, into a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from holdfast.attacks import PGD
+from holdfast.certify import SoundnessError
+from holdfast.data import Images, Splits, drawn
+from holdfast.evaluation import Evaluation, certified_at, evaluate, sandwich_curve
+from holdfast.experiments.recipes.experiment import Experiment
+from holdfast.experiments.recipes.overrides import apply_all
+from holdfast.experiments.runs import foreign
+from holdfast.experiments.runs.folder import Run, find_run
+from holdfast.files import whole_file, write_json
+from holdfast.inference import check_inputs, check_logits, device_of, frozen_eval, mix_seed, predict, rehearse
+from holdfast.plots import contact_sheet, sandwich_figure, save_figure
+from holdfast.threat import Threat
+from holdfast.training import Reporter
+
+
+def evaluate_run(
+    name: str | Path,
+    *overrides: str,
+    runs: str | Path = "runs",
+    again: bool = False,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Evaluate the model of a training under another threat, on other data or by other means, into a folder below
+    it.
+
+    What the overrides leave open is as in the evaluation that is named, or in the first one of the training.
+
+    Args:
+        name: the folder of a training or of an evaluation, or its name (or the beginning of one) in ``runs``.
+        overrides: ``threat=...``, ``evaluation.*=...``, ``data=...`` (test images of another set),
+            ``data.root=...`` or ``engine.*=...``.
+        again: evaluate anew what is finished.
+
+    Raises:
+        ValueError: an override of something that only a new training could change, or one that does not fit.
+        FileNotFoundError: no such run, or it holds no trained model.
+    """
+    named, reporter = find_run(name, Path(runs)), reporter or Reporter()
+    trained = named.training
+    base = named if named.is_evaluation or not named.evaluations else named.evaluations[0]
+    if not named.is_evaluation and len(named.evaluations) > 1 and not overrides:
+        reporter.stage(f"{named.path} has {len(named.evaluations)} evaluations; this is about the first")
+    settings = base.experiment.model_dump(mode="json")
+    asked = settings["evaluation"]
+    asked["threat"] = asked["threat"] or settings["threat"]
+    if any(override.startswith("data.") for override in overrides):
+        asked["data"] = asked["data"] or settings["data"]
+    experiment = apply_all(settings, [_of_evaluation(override) for override in overrides])
+    run = trained.evaluation(experiment)
+    if run.finished and not again:
+        reporter.stage(f"{run.path} is finished already")
+        return run
+    model = trained.model()
+    if again:
+        run.clear()
+    evaluate_into(run, experiment, model, experiment.data.load(), reporter)
+    return run
+
+
+def _of_evaluation(override: str) -> str:
+    """An override as it changes the evaluation alone."""
+    key = override.split("=")[0]
+    first = key.split(".")[0]
+    if first in ("threat", "data") and key != "data.root":
+        return f"evaluation.{override}"
+    if first not in ("evaluation", "engine") and key != "data.root":
+        raise ValueError(
+            f"{override!r} would change the training; an evaluation can change threat, data and evaluation"
+        )
+    return override
+
+
+def evaluate_model(
+    recipe: Mapping[str, Any],
+    *overrides: str,
+    runs: str | Path = "runs",
+    again: bool = False,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Evaluate a model that nobody trained here, into a folder below that of the model in ``runs``.
+
+    The model's folder is named by its weights; the same weights in edited code that answers otherwise have another
+    one.
+
+    Args:
+        recipe: ``data``, ``model`` with ``weights`` or ``package.module:factory``, ``threat``, ``evaluation``.
+        overrides: ``key=value`` on top.
+        again: evaluate anew what is finished.
+
+    Raises:
+        ValueError, OSError: the recipe, the data or the weights are at fault; nothing was written.
+    """
+    experiment = apply_all(copy.deepcopy(dict(recipe)), overrides)
+    reporter = reporter or Reporter()
+    engine = experiment.engine.start(alone=True)
+    splits = experiment.data.load()
+    test, seed = splits.test, mix_seed(experiment.seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = experiment.model.build(test.shape, len(test.classes)).eval()
+    if device_of(model).type == "meta":
+        raise ValueError("the model's weights are on the device meta, where they have no values: load them first")
+    model = model.to(engine.device)
+    rehearse_evaluation(experiment, model, test)
+    about = Run(foreign.folder_of(model, Path(runs)))
+    run = about.evaluation(experiment)
+    if run.finished and not again:
+        reporter.stage(f"{run.path} is finished already")
+        return run
+    if again:
+        run.clear()
+    if not (about.path / "model.json").is_file():
+        about.begin(experiment.training_recipe(), experiment.model_dump(mode="json"), engine.device)
+        probes, _ = test.batch(drawn(test.labels, foreign.PROBES, 0))
+        foreign.write(about.path, model, probes, len(test.classes), seed)
+    evaluate_into(run, experiment, model, splits, reporter)
+    return run
+
+
+def rehearse_evaluation(experiment: Experiment, model: nn.Module, test: Images) -> None:
+    """The checks that the evaluation will make, and two examples through the certifiers."""
+    x, y = test.batch(slice(256))
+    check_inputs(x, y, experiment.test_threat)
+    device = device_of(model)
+    x, y = x[:2].to(device), y[:2].to(device)
+    with frozen_eval(model):
+        logits = rehearse(model, x, int(test.labels.max()) + 1)
+        check_logits(logits, y)
+    if logits.dtype != x.dtype:
+        try:
+            PGD(steps=1)(model, x, logits.argmax(1), experiment.test_threat)
+        except (RuntimeError, TypeError) as fault:
+            raise ValueError(
+                f"the model's logits are {logits.dtype}, its inputs {x.dtype}: attacks cannot compare them; return "
+                f"them as {x.dtype}"
+            ) from fault
+    for certifier in experiment.evaluation.certifiers:
+        certifier(model, x, y, experiment.test_threat)
+
+
+@contextlib.contextmanager
+def alarm_kept(run: Run, part: str) -> Iterator[None]:
+    """Keeps the example that rings the soundness alarm, as ``alarm.npz``."""
+    try:
+        yield
+    except SoundnessError as alarm:
+        with whole_file(run.path / "alarm.npz") as temporary:
+            np.savez(temporary, part=part, example=alarm.example, x=alarm.x.numpy(), x_adv=alarm.x_adv.numpy())
+        message = f"in the {part} images, {alarm} (kept in {run.path / 'alarm.npz'})"
+        raise SoundnessError(message, alarm.example, alarm.x, alarm.x_adv) from alarm
+
+
+def evaluate_into(run: Run, experiment: Experiment, model: nn.Module, splits: Splits, reporter: Reporter) -> None:
+    """The sandwich on the test images, its curve, the training images beside it, and the result, in a folder.
+
+    Raises:
+        ValueError: the model does not take these images, or a certifier cannot handle it; nothing was written.
+        SoundnessError: an attack broke a certified example.
+    """
+    engine = experiment.engine.start(alone=True)
+    model = model.to(engine.device)
+    test = test_images(experiment, splits)
+    rehearse_evaluation(experiment, model, test)
+    with run.claimed():
+        run.begin(experiment.evaluation_recipe(), experiment.model_dump(mode="json"), engine.device)
+        reporter.begin(run.path)
+        _evaluate(run, experiment, model, splits, test, reporter)
+
+
+def test_images(experiment: Experiment, splits: Splits) -> Images:
+    """Those that are evaluated: the training data's own, or others of the same shape and number of classes.
+
+    Raises:
+        ValueError: the others are of another shape or have other classes.
+    """
+    if experiment.evaluation.data is None:
+        return splits.test
+    test, other = splits.test, experiment.evaluation.data.load().test
+    if other.shape != test.shape or len(other.classes) != len(test.classes):
+        raise ValueError(
+            f"evaluation.data={experiment.evaluation.data.name} has images {other.shape} of {len(other.classes)} "
+            f"classes, the model was made for {test.shape} of {len(test.classes)}: they must be alike"
+        )
+    return other
+
+
+def _evaluate(
+    run: Run, experiment: Experiment, model: nn.Module, splits: Splits, test: Images, reporter: Reporter
+) -> None:
+    started = time.perf_counter()
+    settings, threat = experiment.evaluation, experiment.test_threat
+    chosen = drawn(test.labels, settings.examples, settings.draw)
+    images, labels = test.batch(chosen)
+    with alarm_kept(run, "test"):
+        evaluation = evaluate(
+            model,
+            images,
+            labels,
+            threat,
+            settings.attacks,
+            settings.certifiers,
+            radii=settings.radii,
+            audit=settings.audit,
+            lipschitz_examples=settings.lipschitz_examples,
+            seed=experiment.seed,
+            batch_size=settings.batch_size,
+            on_progress=lambda name, standing, left: reporter.stage(
+                (f"{name}: {standing} of {len(labels)} stand" if standing >= 0 else name)
+                + (f", {left} left" if left else "")
+            ),
+            store=run.pieces,
+        )
+    table = evaluation.table.assign(index=chosen.numpy())
+    run.write_examples(table, evaluation.seconds)
+    for name, (rows, x_adv) in evaluation.adversarial.items():
+        rows, x_adv = rows[: settings.keep_adversarial], x_adv[: settings.keep_adversarial]
+        both = [_probabilities(evaluation.subject, x) for x in (images[rows], x_adv)]
+        run.write_adversarial(name, table.iloc[rows.numpy()], x_adv, *both)
+    for warning in evaluation.summary["warnings"]:
+        reporter.stage(f"warning: {warning}")
+    _draw_adversarial(run, images, evaluation, threat)
+    if settings.curve_points and threat.eps > 0:
+        radii = sorted({*np.linspace(0, 2 * threat.eps, settings.curve_points + 1).tolist(), threat.eps})
+        first = slice(settings.curve_examples)
+        with alarm_kept(run, "test"):
+            curve = sandwich_curve(
+                evaluation.subject,
+                images[first],
+                labels[first],
+                threat,
+                evaluation,
+                settings.attacks,
+                radii,
+                seed=experiment.seed,
+                batch_size=settings.batch_size,
+            )
+        count, guarantee = min(settings.curve_examples, len(labels)), evaluation.summary["bracket_guarantee"]
+        figure = sandwich_figure(curve, threat, examples=count, guarantee=guarantee)
+        save_figure(figure, run.path / "figures" / "sandwich", curve)
+        reporter.stage(f"figure {run.path / 'figures' / 'sandwich.png'}")
+    result: dict[str, Any] = {
+        **evaluation.summary,
+        **_on_training_images(run, experiment, model, splits.train, evaluation.subject is model, reporter),
+        **({"certified_at": _finite(certified_at(table, threat, settings.radii))} if settings.radii else {}),
+        "seconds": time.perf_counter() - started,
+        "peak_memory_bytes": peak_memory(),
+    }
+    write_json(run.path / "result.json", result)
+    run.pieces.clear()
+
+
+def _probabilities(classifier: nn.Module, x: Tensor) -> Tensor:
+    """Of every class, (N, K): those of a network, or the shares of a vote."""
+    with frozen_eval(classifier):
+        return predict(classifier, x.to(device_of(classifier))).softmax(1).cpu()
+
+
+def _finite(found: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float | None]]:
+    """Without infinite means, for which JSON has no word."""
+    return {
+        name: {key: value if value is not None and math.isfinite(value) else None for key, value in one.items()}
+        for name, one in found.items()
+    }
+
+
+def _on_training_images(
+    run: Run, experiment: Experiment, model: nn.Module, train: Images, plain: bool, reporter: Reporter
+) -> dict[str, Any]:
+    """The same attacks and the local Lipschitz constant on training images; without certificates.
+
+    Args:
+        plain: the classifier is the model itself, not its vote under noise, for which this is not done.
+    """
+    settings = experiment.evaluation
+    if not settings.train_examples or not plain:
+        return {}
+    images, labels = train.batch(drawn(train.labels, settings.train_examples, settings.draw))
+    summary = evaluate(
+        model,
+        images,
+        labels,
+        experiment.test_threat,
+        settings.attacks,
+        lipschitz_examples=settings.lipschitz_examples,
+        seed=experiment.seed,
+        batch_size=settings.batch_size,
+        store=run.pieces,
+    ).summary
+    kept = ("examples", "standard", "attacked", "bracket", "counts", "local_lipschitz")
+    found = {name: summary[name] for name in kept if name in summary}
+    reporter.stage(f"training images: {found['counts']['standard']} of {len(labels)} right")
+    return {"train": found}
+
+
+def _draw_adversarial(run: Run, images: Tensor, evaluation: Evaluation, threat: Threat) -> None:
+    """A contact sheet for each attack that found something."""
+    table = evaluation.table
+    for name, (rows, x_adv) in evaluation.adversarial.items():
+        if images.dim() == 4 and images.shape[1] in (1, 3) and len(rows):
+            first = rows[:8]
+            figure = contact_sheet(images[first], x_adv[:8], table["label"].to_numpy()[first.numpy()], name, threat)
+            frame = table.iloc[first.numpy()][["index", "label", f"{name}.distance", f"{name}.origin"]]
+            save_figure(figure, run.path / "figures" / f"adversarial-{name}", frame)
+
+
+def peak_memory() -> int | None:
+    """The largest memory this process has held, in bytes: of the GPU where one was used."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,49 @@
+"""The form in which recipes are stored: its number, and how older forms are brought up to it. Without torch.
+
+A new setting with a default needs nothing here. A default that changes, a setting that is renamed or removed raises
+``SCHEMA`` and adds an upgrade that writes out what older recipes meant. A change of the code that alters weights or
+answers under equal settings raises ``SCHEMA``, and with it the number below that it concerns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+SCHEMA = 2
+"""1: version 0.1, whole recipes in ``experiment.yaml``, beside the result of the one evaluation. 2: settings that
+are not the defaults in ``recipe.yaml``, evaluations in folders of their own."""
+TRAINS_ALIKE_SINCE = 2
+"""The schema since which equal settings give equal weights."""
+ANSWERS_ALIKE_SINCE = 2
+"""The schema since which equal settings give equal evaluations."""
+
+
+def _from_1(recipe: dict[str, Any]) -> dict[str, Any]:
+    """All settings stand there, and the names of all of them are still theirs."""
+    return recipe
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+"""From each earlier form to the next."""
+
+
+def upgrade(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored recipe in today's form, without its number.
+
+    Raises:
+        ValueError: it is of a later version.
+    """
+    recipe = deepcopy(dict(stored))
+    number = recipe.pop("schema", 1)
+    if not isinstance(number, int) or number > SCHEMA:
+        raise ValueError(f"it is of schema {number!r}, this version of holdfast reads those up to {SCHEMA}")
+    for earlier in range(number, SCHEMA):
+        recipe = UPGRADES[earlier](recipe)
+    return recipe
+
+
+def schema_of(stored: Mapping[str, Any]) -> int:
+    """The number of the form that a stored recipe has."""
+    return int(stored.get("schema", 1))
