@@ -73,8 +73,9 @@ def compare_quotients(images: int, steps: int) -> None:
     sides = {
         "published schedule, as it is": lambda: published(model, x, -1),
         "published schedule, upwards": lambda: published(model, x, 1),
-        "holdfast": lambda: local_lipschitz(model, x, THREAT, steps=STEPS, upper=False).value,
-        "holdfast, 50 steps": lambda: local_lipschitz(model, x, THREAT, upper=False).value,
+        "holdfast": lambda: local_lipschitz(model, x, THREAT, steps=STEPS, restarts=1, upper=False).value,
+        "holdfast, 50 steps": lambda: local_lipschitz(model, x, THREAT, restarts=1, upper=False).value,
+        "holdfast, five restarts": lambda: local_lipschitz(model, x, THREAT, upper=False).value,
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
     values = {}
