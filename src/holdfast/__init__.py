@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from holdfast.experiments import load, train
     from holdfast.threat import Threat
 
-__all__ = ["Threat", "evaluate", "load", "train"]
+__version__ = "0.2.0"
+__all__ = ["Threat", "__version__", "evaluate", "load", "train"]
 
 _HOME = {
     "Threat": "holdfast.threat",

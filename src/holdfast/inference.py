@@ -108,7 +108,7 @@ def fingerprint(*parts: object) -> str:
                 digest.update(f"{name} {fingerprint(value)}".encode())
         elif isinstance(part, Tensor):
             digest.update(f"{tuple(part.shape)} {part.dtype}".encode())
-            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         else:
             digest.update(repr(part).encode())
     return digest.hexdigest()

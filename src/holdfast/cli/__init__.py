@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import logging
 import sys
+from typing import Annotated
 
 import typer
 
+from holdfast import __version__
 from holdfast.cli.analyze import analyze
 from holdfast.cli.evaluate import evaluate
 from holdfast.cli.export import export
@@ -27,6 +29,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"holdfast {__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
+]
+
+
+@app.callback()
+def _options(version: VersionOption = False) -> None:
+    pass
+
+
 for command in (train, sweep, study, evaluate, analyze, export, show, runs, table):
     app.command()(command)
 app.command("list")(list_)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from holdfast.cli.console import RUNS, answer_for, print_table
+from holdfast.cli.runs import OfOption
 from holdfast.cli.train import RunsOption
 
 
@@ -18,6 +19,7 @@ class Form(StrEnum):
 def table(
     names: Annotated[list[str] | None, typer.Argument(help="Runs: folders or names; all finished ones.")] = None,
     form: Annotated[Form, typer.Option("--format", help="How to print it.")] = Form.TEXT,
+    of: OfOption = "trainings",
     runs: RunsOption = RUNS,
 ) -> None:
     """Print what each defence reaches: accuracies on training and test images, local Lipschitz constant, gaps.
@@ -26,9 +28,15 @@ def table(
     """
     with answer_for() as progress:
         from holdfast.experiments.records.defences import cells, defence_table, latex
-        from holdfast.experiments.runs.folder import all_runs, find_run
+        from holdfast.experiments.runs.folder import all_evaluations, all_runs, find_run
 
-        chosen = [find_run(name, runs) for name in names] if names else all_runs(runs)
+        chosen = (
+            [find_run(name, runs) for name in names]
+            if names
+            else all_evaluations(runs)
+            if of == "evaluations"
+            else all_runs(runs)
+        )
         readable = []
         for run in chosen:
             try:

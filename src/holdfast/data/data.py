@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+import torch
 from pydantic import Field, PositiveInt
 
 from holdfast.component import Component
@@ -31,6 +32,24 @@ class Data(Component, family="data"):
         Raises:
             FileNotFoundError: the data are not there; the message says where they were sought.
         """
+
+    @property
+    def conversion(self) -> str:
+        """How images come to be as they are given, where files hold others."""
+        return ""
+
+    def told(self, splits: Splits) -> str:
+        """In one line, what was read: images, shape, classes, the smallest and the largest value among a few
+        hundred, and what was done to them."""
+        counts = (
+            f"{len(splits.train)} training, {len(splits.validation)} validation and {len(splits.test)} test images"
+        )
+        shape = " × ".join(map(str, splits.train.shape))
+        few = torch.cat([part.batch(slice(256))[0].flatten() for part in (splits.train, splits.test)])
+        low, high = few.min().item(), few.max().item()
+        parts = [counts, f"{shape}, values {low:.3g} to {high:.3g}", f"{len(splits.train.classes)} classes"]
+        projected = "projected on principal components" if self.components else ""
+        return f"{self.name}: {', '.join([*parts, *filter(None, (self.conversion, projected))])}"
 
     def load(self) -> Splits:
         """Training, validation and test images.

@@ -64,6 +64,10 @@ class ImageFolder(_FileData, name="folder"):
     size: PositiveInt
     """Images are brought to this side: the shorter side resized to it, then the centre cut out."""
 
+    @property
+    def conversion(self) -> str:
+        return f"RGB, the shorter side brought to {self.size}, the centre cut out"
+
     def read(self) -> tuple[Images, Images]:
         train, test = (list_folder(self.path / part) for part in (self.train_part, self.test_part))
         return self.kept(train, self.size), self.kept(test, self.size)
@@ -74,6 +78,10 @@ class ImageNette(_FileData, name="imagenette"):
 
     root: Path | None = None
     """Folder that holds ``imagenette2-160``; ``$HOLDFAST_DATA`` by default."""
+
+    @property
+    def conversion(self) -> str:
+        return "RGB, the centre cut out"
 
     def read(self) -> tuple[Images, Images]:
         train, test = (list_folder(data_root(self.root) / "imagenette2-160" / part) for part in ("train", "val"))
@@ -101,6 +109,10 @@ class RestrictedImageNet(_FileData, name="restricted-imagenet"):
         "crab": range(118, 122),
         "insect": range(300, 320),
     }
+
+    @property
+    def conversion(self) -> str:
+        return "RGB, the shorter side brought to 72, the centre of 64 cut out"
 
     def read(self) -> tuple[Images, Images]:
         folder = locate("imagenet", self.root)

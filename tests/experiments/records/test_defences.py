@@ -111,7 +111,7 @@ def test_as_a_user_prints_it(tmp_path: Path) -> None:
     for seed in (0, 1):
         arguments = ["train", "digits", *overrides, f"seed={seed}", "objective=rst", "--runs", str(tmp_path)]
         assert CliRunner().invoke(app, arguments).exit_code == 0
-    run = Run(next(path.parent for path in tmp_path.glob("*/result.json")))
+    run = Run(next(path.parent for path in tmp_path.glob("*/recipe.yaml")))
     train, table = run.result["train"], run.examples
     assert train["examples"] == 50
     assert train["local_lipschitz"]["examples"] == run.result["local_lipschitz"]["examples"] == 20

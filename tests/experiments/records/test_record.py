@@ -52,7 +52,7 @@ def test_what_is_damaged_or_put_aside_hides_nothing(tmp_path: Path) -> None:
     write_run(tmp_path / ".damaged", "aside")
     assert {one.name: one.status for one in read_records(tmp_path)} == {
         "good": "finished",
-        "begun": "begun",
+        "begun": "cut off",
         "rubbish": "damaged",
         "half": "damaged",
         "empty": "damaged",

@@ -34,7 +34,7 @@ def defence_table(runs: Sequence[Run]) -> pd.DataFrame:
     once: dict[str, dict[int, Run]] = {}
     for run in runs:
         if run.finished and run.experiment.objective is not None:
-            recipe = json.dumps(run.experiment.model_dump(mode="json", exclude={"seed"}), sort_keys=True)
+            recipe = json.dumps(run.experiment.model_dump(mode="json", exclude={"seed", "engine"}), sort_keys=True)
             once.setdefault(recipe, {})[run.experiment.seed] = run  # of the same experiment the last
     groups = {recipe: list(members.values()) for recipe, members in once.items()}
     firsts = [members[0].experiment for members in groups.values()]
@@ -43,7 +43,12 @@ def defence_table(runs: Sequence[Run]) -> pd.DataFrame:
     rows = []
     for members, one, model, defence in zip(groups.values(), firsts, models, defences, strict=True):
         numbers = pd.DataFrame([_numbers(run.result) for run in members], columns=list(COLUMNS))
-        row: dict[str, Any] = {"data": one.data.name, "model": model, "threat": str(one.threat), "defence": defence}
+        row: dict[str, Any] = {
+            "data": one.data.name,
+            "model": model,
+            "threat": str(one.test_threat),
+            "defence": defence,
+        }
         row |= {"seeds": len(members), "run": members[0].path.name}
         for name, values in numbers.items():
             row |= {f"{name}{part}": value for part, value in Mean.of(values.to_numpy()).columns.items()}

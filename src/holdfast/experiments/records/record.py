@@ -185,12 +185,15 @@ def _settings(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spelled(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """With ``threat.norm`` and ``threat.eps`` beside ``threat``."""
-    threat = settings.get("threat")
-    if not isinstance(threat, str) or ":" not in threat:
-        return dict(settings)
-    norm, _, eps = threat.partition(":")
-    return {**settings, "threat.norm": norm, "threat.eps": parse_number(eps)}
+    """With a threat both as text and by its parts, however it is written."""
+    threat, found = settings.get("threat"), {key: value for key, value in settings.items() if key != "threat"}
+    if isinstance(threat, str) and ":" in threat:
+        norm, _, eps = threat.partition(":")
+        return found | {"threat": threat, "threat.norm": norm, "threat.eps": parse_number(eps)}
+    if isinstance(threat, Mapping) and {"norm", "eps"} <= set(threat):
+        text = f"{threat['norm']}:{parse_number(threat['eps']):.4g}"
+        return found | {f"threat.{key}": value for key, value in threat.items()} | {"threat": text}
+    return dict(settings)
 
 
 def _result(path: Path) -> dict[str, Any] | None:

@@ -70,7 +70,9 @@ def evaluate_run(
     model = trained.model()
     if again:
         run.clear()
-    evaluate_into(run, experiment, model, experiment.data.load(), reporter)
+    splits = experiment.data.load()
+    reporter.stage(experiment.data.told(splits))
+    evaluate_into(run, experiment, model, splits, reporter)
     return run
 
 
@@ -111,6 +113,7 @@ def evaluate_model(
     reporter = reporter or Reporter()
     engine = experiment.engine.start(alone=True)
     splits = experiment.data.load()
+    reporter.stage(experiment.data.told(splits))
     test, seed = splits.test, mix_seed(experiment.seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -176,7 +179,7 @@ def evaluate_into(run: Run, experiment: Experiment, model: nn.Module, splits: Sp
     """
     engine = experiment.engine.start(alone=True)
     model = model.to(engine.device)
-    test = test_images(experiment, splits)
+    test = test_images(experiment, splits, reporter)
     rehearse_evaluation(experiment, model, test)
     with run.claimed():
         run.begin(experiment.evaluation_recipe(), experiment.model_dump(mode="json"), engine.device)
@@ -184,7 +187,7 @@ def evaluate_into(run: Run, experiment: Experiment, model: nn.Module, splits: Sp
         _evaluate(run, experiment, model, splits, test, reporter)
 
 
-def test_images(experiment: Experiment, splits: Splits) -> Images:
+def test_images(experiment: Experiment, splits: Splits, reporter: Reporter) -> Images:
     """Those that are evaluated: the training data's own, or others of the same shape and number of classes.
 
     Raises:
@@ -192,7 +195,9 @@ def test_images(experiment: Experiment, splits: Splits) -> Images:
     """
     if experiment.evaluation.data is None:
         return splits.test
-    test, other = splits.test, experiment.evaluation.data.load().test
+    others = experiment.evaluation.data.load()
+    reporter.stage(experiment.evaluation.data.told(others))
+    test, other = splits.test, others.test
     if other.shape != test.shape or len(other.classes) != len(test.classes):
         raise ValueError(
             f"evaluation.data={experiment.evaluation.data.name} has images {other.shape} of {len(other.classes)} "

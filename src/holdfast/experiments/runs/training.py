@@ -74,6 +74,7 @@ def train(
         reporter.stage(f"{run.path} is finished already")
         return Run(run.path, evaluation.path.name)
     splits = experiment.data.load()
+    reporter.stage(experiment.data.told(splits))
     if fits:
         model = _fit(run, experiment, splits, again, leads, reporter, followers)
     else:
@@ -110,7 +111,7 @@ def _fit(
     _rehearse(experiment, model, splits.validation, least)
     if experiment.training.watch == "certified" and not experiment.evaluation.certifiers:
         raise ValueError("training.watch=certified needs one of evaluation.certifiers")
-    rehearse_evaluation(experiment, model, test_images(experiment, splits))
+    rehearse_evaluation(experiment, model, test_images(experiment, splits, reporter))
     with run.claimed() if leads else contextlib.nullcontext():
         if leads:
             if again:
