@@ -73,6 +73,9 @@ def test_train_prints_the_table_and_ends_with_the_folder(tmp_path: Path) -> None
     assert "finished already" in again.stderr
     assert again.stdout == result.stdout
 
+    shown = holdfast("show", run.path.name, "--runs", tmp_path)
+    assert shown.stdout == result.stdout
+
     evaluated = holdfast(
         "evaluate", run.path, "--threat", "linf:8/255", "--attacks", "fgsm,pgd", "--certifiers", ""
     )
@@ -83,8 +86,12 @@ def test_train_prints_the_table_and_ends_with_the_folder(tmp_path: Path) -> None
 
     listed = holdfast("runs", "--runs", tmp_path)
     assert run.path.name[:8] in listed.stdout
-    shown = holdfast("show", run.path.name, "--runs", tmp_path)
-    assert shown.stdout == result.stdout
+    assert holdfast("runs", "--of", "evaluations", "--runs", tmp_path).stdout.count("digits") == 2
+    latest = holdfast("show", run.path.name, "--runs", tmp_path)
+    assert latest.stdout.splitlines()[:-1] == evaluated.stdout.splitlines()[:-1]
+    assert "has 2 evaluations" in latest.stderr
+    below = holdfast("show", last_line(evaluated).name, "--runs", tmp_path)
+    assert below.stdout == evaluated.stdout
 
 
 def test_damaged_runs_are_named_and_do_not_hide_the_others(tmp_path: Path) -> None:
@@ -92,13 +99,13 @@ def test_damaged_runs_are_named_and_do_not_hide_the_others(tmp_path: Path) -> No
     run = next(tmp_path.iterdir())
     for name, text in (("a", ""), ("b", "data: 3")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "experiment.yaml").write_text(text)
+        (tmp_path / name / "recipe.yaml").write_text(text)
     listed = holdfast("runs", "--runs", tmp_path)
     assert listed.exit_code == 0
     assert run.name[:6] in listed.stdout
     assert listed.stdout.count(" damaged ") == 2
     for text in ("{", "null"):
-        (run / "result.json").write_text(text)
+        next(run.glob("evaluations/*/result.json")).write_text(text)
         for command in (["train", "digits", *TINY], ["show", run.name]):
             shown = holdfast(*command, "--runs", tmp_path)
             assert shown.exit_code == 2
@@ -192,7 +199,7 @@ def test_ctrl_c_keeps_the_state_and_says_so(tmp_path: Path) -> None:
     assert f"the state is kept in {folder}" in errors
     assert "Traceback" not in errors
     assert (folder / "checkpoint" / "last.pt").is_file()
-    assert not (folder / "result.json").exists()
+    assert not list(folder.rglob("result.json"))
 
 
 KILLED = """
@@ -254,7 +261,7 @@ def test_a_full_disk_stops_the_run_and_says_where_the_state_is(tmp_path: Path) -
     assert "the state is kept in" in done.stderr
     assert "Traceback" not in done.stderr
     files = [path.name for path in tmp_path.rglob("*") if path.is_file()]
-    assert sorted(files) == ["environment.json", "experiment.yaml"]
+    assert sorted(files) == ["environment.json", "failed.txt", "recipe.yaml"]
 
 
 def test_the_result_goes_to_standard_output_also_while_a_terminal_shows_progress(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_one_table_for_several_threats_and_methods(run: Path) -> None:
     late = holdfast("evaluate", run, "--threat", "linf:0.015,foo")
     assert late.exit_code == 2
     assert "given 'foo'" in late.output
-    assert not any("0.015" in path.read_text() for path in run.glob("evaluations/*/experiment.yaml"))
+    assert not any("0.015" in path.read_text() for path in run.glob("evaluations/*/recipe.yaml"))
     typo = holdfast("evaluate", run, "--methods", "ibp,crwn")
     assert typo.exit_code == 2
     assert "given 'crwn'" in typo.output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -101,7 +100,7 @@ def test_two_processes_train_through_the_command_line(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.splitlines()[-1])
-    result = json.loads((folder / "result.json").read_text())
+    result = Run(folder).result
     assert 0 <= result["certified"]["bounds"] <= result["attacked"]["pgd"] <= result["standard"] <= 1
     assert done.stdout.count("Standard") == 1
     assert done.stderr.count("epoch 1/2") == 1

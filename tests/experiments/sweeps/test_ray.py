@@ -64,5 +64,5 @@ def test_two_nodes_share_a_sweep_and_a_killed_worker_loses_nothing(cluster: str,
     assert [one.status for one in outcomes] == ["finished"] * 4, outcomes
     assert any("tried again" in text for text in said)
     for one in found:
-        lines = (tmp_path / one.identity / "history.jsonl").read_text().splitlines()
+        lines = (tmp_path / one.training / "history.jsonl").read_text().splitlines()
         assert [json.loads(line)["epoch"] for line in lines] == list(range(1, 121))

@@ -87,38 +87,43 @@ def test_a_failed_run_stops_no_other_and_finished_ones_are_not_repeated(tmp_path
     first = sweep(found, Here(), runs=tmp_path)
     assert [one.status for one in first] == ["finished", "failed"]
     assert "the loss is" in first[1].text
-    before = (tmp_path / found[0].identity / "result.json").stat().st_mtime_ns
+    before = (tmp_path / found[0].folder / "result.json").stat().st_mtime_ns
     ends = Ends()
     again = sweep(
         [*found, *small_plan("objective=cross-entropy", "optimizer.lr=0.02")], Here(), runs=tmp_path, watcher=ends
     )
     assert [one.status for one in again] == ["finished", "failed", "finished"]
     assert (ends.finished, len(ends.ended)) == (1, 2)
-    assert (tmp_path / found[0].identity / "result.json").stat().st_mtime_ns == before
-    assert not (tmp_path / found[0].identity / "progress.json").exists()
+    assert (tmp_path / found[0].folder / "result.json").stat().st_mtime_ns == before
+    assert not (tmp_path / found[0].training / "progress.json").exists()
 
 
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda run: (run / "experiment.yaml").write_text("][ rubbish"),
-        lambda run: (run / "result.json").write_text("rubbish"),
-        lambda run: (run / "experiment.yaml").write_text(
-            (run / "experiment.yaml").read_text().replace("seed: 0", "seed: 9")
+        lambda run, below: (run / "recipe.yaml").write_text("][ rubbish"),
+        lambda run, below: (below / "result.json").write_text("rubbish"),
+        lambda run, below: (run / "recipe.yaml").write_text((run / "recipe.yaml").read_text() + "seed: 9\n"),
+        lambda run, below: (
+            (run / "model.safetensors").unlink(),
+            (run / "checkpoint" / "last.pt").write_bytes(b"rubbish"),
         ),
-        lambda run: ((run / "result.json").unlink(), (run / "checkpoint" / "last.pt").write_bytes(b"rubbish")),
     ],
     ids=["recipe", "result", "another run's", "checkpoint"],
 )
-def test_a_damaged_folder_is_put_aside_and_begun_anew(spoil: Callable[[Path], object], tmp_path: Path) -> None:
+def test_a_damaged_folder_is_put_aside_and_begun_anew(
+    spoil: Callable[[Path, Path], object], tmp_path: Path
+) -> None:
     (one,) = found = small_plan("objective=cross-entropy")
     sweep(found, Here(), runs=tmp_path)
-    expected = Run(tmp_path / one.identity).result["counts"]
-    spoil(tmp_path / one.identity)
+    training, below = tmp_path / one.training, tmp_path / one.folder
+    expected = Run(below).result["counts"]
+    spoil(training, below)
     (outcome,) = sweep(found, Here(), runs=tmp_path)
     assert outcome.status == "finished"
-    assert Run(tmp_path / one.identity).result["counts"] == expected
-    assert [path.name for path in (tmp_path / ".damaged").iterdir()] == [f"{one.identity}-1"]
+    assert Run(below).result["counts"] == expected
+    (aside,) = (tmp_path / ".damaged").iterdir()
+    assert aside.name in (f"{training.name}-1", f"{below.name}-1")
     from holdfast.experiments.records.record import read_records
 
     assert len(read_records(tmp_path)) == 1  # counted once
@@ -158,7 +163,7 @@ def test_what_died_is_tried_again_but_not_for_ever(deaths: int, status: str, tmp
 def test_a_run_in_other_hands_is_left_to_them(tmp_path: Path) -> None:
     (one,) = found = small_plan("objective=cross-entropy")
     ends, outcomes = Ends(), []
-    with Run(tmp_path / one.identity).claimed():
+    with Run(tmp_path / one.training).claimed():
         thread = threading.Thread(target=lambda: outcomes.extend(sweep(found, Here(), runs=tmp_path, watcher=ends)))
         thread.start()
         wait_for(lambda: bool(ends.said))
@@ -171,11 +176,11 @@ def test_work_in_this_process_ends_when_told(tmp_path: Path) -> None:
     (one,) = small_plan("objective=cross-entropy", "training={epochs: 2000, batch_size: 40}")
     launcher = Here()
     (future,) = launcher.submit(module.work, [(one.experiment.model_dump(mode="json"), str(tmp_path))])
-    wait_for(lambda: (tmp_path / one.identity / "history.jsonl").exists())
+    wait_for(lambda: (tmp_path / one.training / "history.jsonl").exists())
     launcher.stop(now=True)
     assert isinstance(future.exception(), Stopped)
-    assert (tmp_path / one.identity / "checkpoint" / "last.pt").exists()
-    assert not Run(tmp_path / one.identity).finished
+    assert (tmp_path / one.training / "checkpoint" / "last.pt").exists()
+    assert not Run(tmp_path / one.training).finished
 
 
 def test_the_cost_is_counted_and_timed() -> None:
