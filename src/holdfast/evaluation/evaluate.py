@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from holdfast.analysis.local_lipschitz import local_lipschitz
 from holdfast.attacks import Attack, AttackResult
-from holdfast.certify import Certificate, Certifier, SmoothingCertifier, SoundnessError
+from holdfast.certify import Certificate, Certifier, SoundnessError
 from holdfast.component import distinct_labels
 from holdfast.evaluation.accuracy import ROUNDING
 from holdfast.evaluation.sanity import (
@@ -192,12 +193,11 @@ class _Making:
             self.report(name, int(certificate.verified.sum()), 0)
 
     def _certificate(self, name: str, certifier: Certifier) -> Certificate:
-        prove: Callable[..., Certificate] = certifier
-        if isinstance(certifier, SmoothingCertifier):
-            tell = _sometimes(partial(_tell_samples, self.report, name), len(self.x))
-            prove = partial(certifier, on_progress=tell)
+        how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size}
+        if "on_progress" in inspect.signature(certifier).parameters:  # a stranger's call may know nothing of it
+            how["on_progress"] = _sometimes(partial(_tell_samples, self.report, name), len(self.x))
         with self._timed(name):
-            return prove(self.model, self.x, self.y, self.threat, seed=self.seed, batch_size=self.batch_size)
+            return certifier(self.model, self.x, self.y, self.threat, **how)
 
     def _enter(self, name: str, certificate: Certificate) -> None:
         """The columns of a certificate. Verified and a radius of at least eps are one and the same."""
@@ -347,7 +347,7 @@ def _sometimes(tell: Callable[[int, int], None], count: int) -> Callable[[int, i
 
 
 def _tell_samples(report: Callable[[str, int, int], None], name: str, left: int, spent: int) -> None:
-    report(f"{name} ({spent} samples)", -1, left)
+    report(f"{name} ({spent} samples)" if spent else name, -1, left)
 
 
 def _joined(pieces: list[AttackResult], x: Tensor, device: torch.device) -> AttackResult:
