@@ -82,7 +82,7 @@ class Bounder:
         if len(shape) == 1:
             logits = interval_of_rows(self.graph, region, interval_values(self.graph, region), one[None])
         else:
-            logits = intervals(self.graph, region)[-1]
+            logits = intervals(self.graph, region)[len(self.graph.nodes)]
         if self.method.method == "ibp":
             return logits
         if self.method.method not in ("crown-ibp", "crown", "cap"):
