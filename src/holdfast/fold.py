@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
-from holdfast.inference import copied_inputs, logits_of
+from holdfast.inference import copied_inputs, frozen_eval, logits_of
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -78,3 +79,10 @@ def _alike(make: Callable[[], nn.Module], x: Tensor, logits: Tensor) -> nn.Modul
         return None
     same = answer.shape == logits.shape and torch.allclose(answer, logits, rtol=1e-3, atol=1e-4)
     return copy if same else None
+
+
+@contextlib.contextmanager
+def frozen_copy(model: nn.Module, x: Tensor) -> Iterator[nn.Module]:
+    """What a search asks: the model in eval mode with frozen parameters (``frozen_eval``), ``folded``."""
+    with frozen_eval(model):
+        yield folded(model, x[:2])

@@ -129,10 +129,7 @@ class CertifiedTraining(Perturbing):
 
     def ramp(self, progress: Progress) -> float:
         """0 until the warm-up ends, 1 from ``ramp_end`` on, growing between."""
-        length = self.ramp_end - self.warmup
-        if length <= 0:
-            return float(progress.fraction >= self.ramp_end)
-        share = min(max((progress.fraction - self.warmup) / length, 0.0), 1.0)
+        share = progress.ramp(self.ramp_end, self.warmup)
         return share if self.ramp_shape == "linear" else smoothed(share)
 
 

@@ -8,14 +8,13 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.attacks.losses import margin
-from holdfast.fold import folded
-from holdfast.inference import frozen_eval
-from holdfast.objectives.objective import Loss, Perturbing, Progress, labels_only
-from holdfast.search import climb, per_example
+from holdfast.fold import frozen_copy
+from holdfast.objectives.objective import Loss, Progress, Searching, labels_only
+from holdfast.search import per_example
 from holdfast.threat import Threat
 
 
-class MMA(Perturbing, name="mma"):
+class MMA(Searching, name="mma"):
     """Cross-entropy where the shortest perturbation found crosses the decision boundary, up to a largest margin
     (Ding et al., 2020).
 
@@ -28,10 +27,6 @@ class MMA(Perturbing, name="mma"):
     """d_max in units of eps; the paper trains up to half as far again as it evaluates."""
     clean: float = Field(default=1 / 3, ge=0, le=1)
     """c."""
-    steps: PositiveInt = 10
-    """Steps of PGD."""
-    step_size: PositiveFloat = 0.25
-    """Length of a step in units of d_max."""
     bisections: PositiveInt = 10
     """Halvings of the way to what PGD found."""
 
@@ -41,8 +36,7 @@ class MMA(Perturbing, name="mma"):
         """The points x', (N, ...), and whether they have a part in the loss, (N,) bool."""
         labels = labels_only(y)
         reach = threat.with_eps(self.hinge * threat.eps)
-        with frozen_eval(model):
-            copy = folded(model, x[:2])
+        with frozen_copy(model, x) as copy:
 
             def soft_margin(points: Tensor, rows: Tensor) -> tuple[Tensor, None]:
                 logits = copy(points)
@@ -50,9 +44,7 @@ class MMA(Perturbing, name="mma"):
                 rivals = logits.scatter(1, own, -torch.inf).logsumexp(1)
                 return rivals - logits.gather(1, own).squeeze(1), None
 
-            length = self.step_size * reach.eps
-            start = progress.random_points(x, reach)
-            far = climb(soft_margin, x, reach, steps=self.steps, step_size=length, start=start)
+            far = self.climbed(soft_margin, x, reach, progress.random_points(x, reach))
             with torch.no_grad():
                 wrong, crosses = (margin(copy(points), y) >= 0 for points in (x, far))
                 inside, outside = x.new_zeros(len(x)), x.new_ones(len(x))
