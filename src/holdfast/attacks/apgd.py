@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -161,6 +161,7 @@ def adaptive_rule(threat: Threat, steps: int) -> StepRule:
 class _APGD(Attack):
     """What the two kinds of APGD share."""
 
+    thorough: ClassVar[bool] = True
     steps: PositiveInt = 100
     """Gradient steps of each attempt."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -31,6 +31,7 @@ TargetName = Literal["next", "least-likely", "random"]
 class _Projected(Attack):
     """What the attacks by projected steepest ascent share."""
 
+    thorough: ClassVar[bool] = True
     steps: PositiveInt = 100
     """Gradient steps of each attempt; the point after the last one is tested as well."""
     restarts: PositiveInt = 1
@@ -157,6 +158,7 @@ class Noise(Attack, name="noise"):
 
     samples: PositiveInt = 1
     """Draws per example; it stops at its first success."""
+    sees: ClassVar[Literal["gradients", "answers"]] = "answers"
 
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         return ascend(

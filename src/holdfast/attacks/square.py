@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
@@ -25,6 +26,7 @@ class Square(Attack, name="square"):
     has to give, to a bump in another. A change stays where it raises the margin. Every query is one forward pass.
     """
 
+    sees: ClassVar[Literal["gradients", "answers"]] = "answers"
     queries: PositiveInt = 5000
     """Forward passes per example; it stops at its first success."""
     restarts: PositiveInt = 1

@@ -139,7 +139,7 @@ def evaluate(
     making.certify(named_certifiers, radii)
     making.attack(named_attacks, audit, store)
     making.measure_steepness(lipschitz_examples)
-    return making.evaluation(named_certifiers)
+    return making.evaluation(named_certifiers, named_attacks)
 
 
 class _Making:
@@ -283,7 +283,7 @@ class _Making:
         self.steep = {"mean": value.mean().item(), "max": value.max().item(), "examples": count}
         self.report(f"local Lipschitz constant: mean {self.steep['mean']:.4g} of {count} examples", -1, 0)
 
-    def evaluation(self, certifiers: dict[str, Certifier]) -> Evaluation:
+    def evaluation(self, certifiers: dict[str, Certifier], attacks: dict[str, Attack]) -> Evaluation:
         """The table, and what follows from it."""
         table = pd.DataFrame(self.columns)
         summary = summarise(table, self.threat, self.guarantees, self.seconds)
@@ -293,7 +293,7 @@ class _Making:
             summary["local_lipschitz"] = self.steep
         sure = table[table["prediction"] >= 0]  # what abstains is no class
         doubts = [*batch_dependence(self.model, self.x), *misplaced_labels(sure), *unpredicted_classes(sure)]
-        summary["warnings"] = [*doubts, *self.doubts, *blind_successes(table)]
+        summary["warnings"] = [*doubts, *self.doubts, *blind_successes(table, attacks)]
         each = pd.DataFrame(self.each)
         return Evaluation(table, summary, self.subject.classifier, each, self.adversarial, certifiers)
 
