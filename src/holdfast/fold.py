@@ -13,7 +13,7 @@ from torch.fx.experimental.optimization import fuse
 
 from holdfast.inference import copied_inputs, frozen_eval, logits_of
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class InBfloat16(nn.Module):
@@ -55,7 +55,7 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
         x: some inputs, (n, ...).
     """
     kinds = {type(module) for module in model.modules()}
-    norms = bool(kinds & set(NORMS))
+    norms = bool(kinds & set(BATCH_NORMS))
     images = nn.Conv2d in kinds and x.dim() == 4 and x.device.type == "cpu"
     lent = not all(parameter.is_leaf for parameter in model.parameters())  # weights that torch.func put in place
     if not len(x) or not (norms or images) or lent:

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.attacks.attack import Attack, Targets
-from holdfast.attacks.losses import margin
+from holdfast.attacks.losses import gap
 from holdfast.search import Ascent, per_example
 from holdfast.threat import Threat
 
@@ -66,7 +66,7 @@ class Square(Attack, name="square"):
         for query in range(self.queries):
             points = best if query == 0 else moves.propose(rows, best, self._side(query, targets.x))
             logits = torch.cat([model(part) for part in points.split(targets.batch_size)])
-            new = margin(logits, targets.y[rows])
+            new = gap(logits, targets.y[rows])
             if not torch.isfinite(new).all():
                 raise FloatingPointError("the model's logits are NaN or inf at a point of the threat set")
             wrong = logits.argmax(1) != targets.y[rows]

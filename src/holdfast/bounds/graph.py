@@ -27,9 +27,9 @@ from holdfast.bounds.operators import (
     walk,
 )
 from holdfast.bounds.rules import MODULES
+from holdfast.fold import BATCH_NORMS
 from holdfast.inference import copied_inputs, eval_mode, weights_named
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _TAKE_INPLACE = {"relu", "relu6", "leaky_relu", "hardtanh", "elu", "dropout"}
 _SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "__len__"}
 

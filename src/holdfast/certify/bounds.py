@@ -23,7 +23,7 @@ class BoundCertifier(Certifier, name="bounds"):
     """Verified where a lower bound of every margin z_y − z_j over the threat set is positive.
 
     The radius is found by doubling and bisection per example and is itself verified: a lower end, never
-    an interpolation. Where that is too dear, it is eps or 0, and what lies beyond has to be asked (see
+    an interpolation. Where that is too expensive, it is eps or 0, and what lies beyond has to be asked (see
     ``radius_search``). Deterministic, up to the rounding of the bound's own floating-point arithmetic.
     """
 
@@ -48,8 +48,8 @@ class BoundCertifier(Certifier, name="bounds"):
 
     @property
     def finds_radii(self) -> bool:
-        dear = any(stage.dear for stage in self._stages())
-        return self.radius_search == "always" or (self.radius_search == "cheap" and not dear)
+        expensive = any(stage.expensive for stage in self._stages())
+        return self.radius_search == "always" or (self.radius_search == "cheap" and not expensive)
 
     def prover(self, model: nn.Module, x: Tensor, threat: Threat) -> Callable[[Examples], Findings]:
         stages = self._stages()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from holdfast.certify.certificate import Certifier, Findings, Tell, just_below
 from holdfast.certify.confidence import anytime_lower, clopper_pearson_lower, log_evidence
 from holdfast.certify.smoothed import SmoothedClassifier
-from holdfast.certify.votes import CHUNK, Noise, Task, Voter
+from holdfast.certify.votes import CHUNK, Task, VoteNoise, Voter
 from holdfast.component import PositiveNumber
 from holdfast.inference import check_logits, predict
 from holdfast.threat import Threat
@@ -51,8 +51,8 @@ class _Smoothing(Certifier):
         return SmoothedClassifier(model, self, self.noise_model)
 
     @property
-    def noise_model(self) -> Noise:
-        return Noise("gaussian", self.sigma)
+    def noise_model(self) -> VoteNoise:
+        return VoteNoise("gaussian", self.sigma)
 
 
 class SmoothingCertifier(_Smoothing, name="smoothing"):
@@ -102,8 +102,8 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         return self.mode == "fixed" or self.tolerance is not None
 
     @property
-    def noise_model(self) -> Noise:
-        return Noise(self.noise, self.sigma, self.grid_bits)
+    def noise_model(self) -> VoteNoise:
+        return VoteNoise(self.noise, self.sigma, self.grid_bits)
 
     @property
     def finds_radii(self) -> bool:
@@ -206,7 +206,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         if self.tolerance is None:
             # To give up what is wanted is no abstention: for that the class must not win at all.
             return self._compared(k, n, wanted) and (wanted == wins or self._compared(k, n, wins))
-        noise = Noise(self.noise, self.sigma)
+        noise = VoteNoise(self.noise, self.sigma)
         low = anytime_lower(k, n, self.alpha)
         high = 1 - anytime_lower(n - k, n, self.alpha)
         return bool(high <= 0.5 or noise.radius(high, 1) - noise.radius(low, 1) <= self.tolerance)

@@ -107,7 +107,7 @@ def evaluate(
         attacks: attacks, their names, or mappings with a name and settings; each run on its own.
         certifiers: certifiers, likewise.
         radii: further radii at which certified accuracy shall be known (``certified_at``): certifiers whose radius
-            is too dear to search are asked at each of them.
+            is too expensive to search are asked at each of them.
         audit: share of the certified examples that are attacked too, 0 to 1.
         lipschitz_examples: measure ``analysis.local_lipschitz`` of the logits, in the 1-norm, around the first so
             many examples. Left out where it means nothing: for a smoothed classifier, in l_0, and at eps = 0.

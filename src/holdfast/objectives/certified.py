@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from holdfast.bounds import Graph, Region, batch_statistics, region_of, trace
-from holdfast.bounds.graph import BATCH_NORMS, Statistics
+from holdfast.bounds.graph import Statistics
+from holdfast.fold import BATCH_NORMS
 from holdfast.inference import mix_seed
 from holdfast.objectives.objective import Loss, Perturbing, Progress, labels_only
 from holdfast.threat import Threat

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.losses import margin
+from holdfast.attacks.losses import gap
 from holdfast.fold import frozen_copy
 from holdfast.objectives.objective import Loss, Progress, Searching, labels_only
 from holdfast.search import per_example
@@ -46,11 +46,11 @@ class MMA(Searching, name="mma"):
 
             far = self.climbed(soft_margin, x, reach, progress.random_points(x, reach))
             with torch.no_grad():
-                wrong, crosses = (margin(copy(points), y) >= 0 for points in (x, far))
+                wrong, crosses = (gap(copy(points), y) >= 0 for points in (x, far))
                 inside, outside = x.new_zeros(len(x)), x.new_ones(len(x))
                 for _ in range(self.bisections):
                     middle = (inside + outside) / 2
-                    beyond = margin(copy(x + per_example(middle, x) * (far - x)), y) >= 0
+                    beyond = gap(copy(x + per_example(middle, x) * (far - x)), y) >= 0
                     inside, outside = torch.where(beyond, inside, middle), torch.where(beyond, middle, outside)
         x_adv = x + per_example(outside.masked_fill(wrong | ~crosses, 0), x) * (far - x)
         return x_adv, wrong | crosses

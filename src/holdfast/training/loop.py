@@ -273,7 +273,7 @@ class _Fitting:
                 with self.averaged():  # all processes estimate its statistics, the first validates
                     if validate and engine.leads:
                         record |= validate(self.model)
-                        if self.perturbs and (text := _collapse(self.history, record)):
+                        if self.perturbs and (text := _catastrophic_overfitting(self.history, record)):
                             reporter.stage(f"warning: {text}")
                         self.best.offer(self.model, record)
                 record["seconds"] += time.perf_counter() - started
@@ -404,7 +404,7 @@ class _Fitting:
         return loss, x_adv
 
 
-def _collapse(history: list[dict[str, Any]], record: dict[str, Any]) -> str | None:
+def _catastrophic_overfitting(history: list[dict[str, Any]], record: dict[str, Any]) -> str | None:
     """Words of warning where training on perturbed inputs has lost the robustness it had, but not the accuracy:
     catastrophic overfitting (Wong et al., 2020), which single-step training is prone to."""
     earlier = [one for one in history if "validation_attacked" in one]

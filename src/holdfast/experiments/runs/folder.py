@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from holdfast.attacks import AttackResult
 from holdfast.component import explain, nearest
 from holdfast.experiments.recipes.experiment import Experiment
-from holdfast.files import claimed, empty, sweep, whole_file, write_bytes, write_json, write_text
+from holdfast.files import claimed, empty, remove_leftovers, whole_file, write_bytes, write_json, write_text
 from holdfast.models.model import Shape
 from holdfast.models.weights import refuse_misfits
 from holdfast.training.checkpoint import Checkpoint
@@ -99,7 +99,7 @@ class Run:
 
     def begin(self, experiment: Experiment, device: torch.device) -> None:
         """Write what is known before the work: the recipe and the environment; clear what a killed run left."""
-        sweep(self.path)
+        remove_leftovers(self.path)
         write_text(
             self.path / "experiment.yaml", yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
         )
