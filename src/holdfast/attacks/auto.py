@@ -31,7 +31,7 @@ class AutoAttack(Attack, name="autoattack"):
 
     thorough: ClassVar[bool] = True
     version: Literal["standard", "plus", "rand", "quick"] = "standard"
-    """Which ensemble."""
+    """Which ensemble of the paper's, or the quick one."""
 
     @property
     def title(self) -> str:

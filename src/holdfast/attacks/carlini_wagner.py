@@ -29,7 +29,7 @@ class CarliniWagner(MinimumNormAttack, name="carlini-wagner"):
     first: PositiveFloat = 0.01
     """The first c; it grows tenfold until it succeeds."""
     confidence: NonNegativeFloat = 0.0
-    """κ, by how much the margin shall be exceeded."""
+    """κ, by how much another class shall lead."""
 
     @property
     def title(self) -> str:

@@ -234,7 +234,7 @@ class PlugInSmoothing(_Smoothing, name="plug-in"):
     sigma: PositiveNumber = 0.125
     """Standard deviation of the noise, in input units."""
     n: PositiveInt = 1000
-    """Samples."""
+    """Noisy copies of each example that vote."""
 
     @property
     def _guarantee(self) -> str:

@@ -79,7 +79,7 @@ class MART(_Attacking, name="mart"):
     """
 
     weight: NonNegativeFloat = 5.0
-    """λ."""
+    """λ, the weight of the divergence between clean and perturbed answers."""
 
     def loss_at(
         self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, progress: Progress

@@ -38,7 +38,7 @@ class TULIP(Perturbing, name="tulip"):
     """
 
     weight: NonNegativeFloat = 1.0
-    """λ."""
+    """λ, the weight of the penalty on the gradient's length."""
     h: PositiveFloat = 1.0
     """Length of the step, in input units."""
     direction: Literal["l2", "threat"] = "l2"
@@ -67,7 +67,7 @@ class InputGradient(Objective, name="input-gradient"):
     """CE + λ · ½ ‖∇_x CE‖₂² by differentiating twice (Drucker & LeCun, 1992; Ross & Doshi-Velez, 2018)."""
 
     weight: NonNegativeFloat = 1.0
-    """λ."""
+    """λ, the weight of the penalty on the gradient's length."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         points = x.clone().requires_grad_(True)
@@ -84,7 +84,7 @@ class CURE(Perturbing, name="cure"):
     et al., 2019)."""
 
     weight: NonNegativeFloat = 4.0
-    """γ."""
+    """γ, the weight of the curvature."""
     h: PositiveFloat = 1.5
     """Length of the step in l_2, in input units."""
 
@@ -114,9 +114,9 @@ class LLR(Searching, name="llr"):
     """
 
     weight: NonNegativeFloat = 4.0
-    """λ."""
+    """λ, the weight of the largest deviation from linearity."""
     mu: NonNegativeFloat = 3.0
-    """μ."""
+    """μ, the weight of the slope along the perturbation found."""
     ramp_end: float = Field(default=0.0, ge=0, le=1)
     """Share of the training at which λ and μ have grown from 0 to their values. At full weight from the first step
     a network whose last layer starts at 0 may never leave the constant answer."""

@@ -24,9 +24,10 @@ class MMA(Searching, name="mma"):
     """
 
     hinge: PositiveFloat = 1.5
-    """d_max in units of eps; the paper trains up to half as far again as it evaluates."""
+    """d_max, the largest margin that is asked for, in units of eps; the paper trains up to half as far again as it
+    evaluates."""
     clean: float = Field(default=1 / 3, ge=0, le=1)
-    """c."""
+    """c, the share of the clean cross-entropy in the loss."""
     bisections: PositiveInt = 10
     """Halvings of the way to what PGD found."""
 

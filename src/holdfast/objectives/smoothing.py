@@ -89,11 +89,11 @@ class MACER(_Noisy, name="macer"):
     copies: PositiveInt = 8
     """Noise vectors per image."""
     weight: NonNegativeFloat = 12.0
-    """λ."""
+    """λ, the weight of the radius hinge."""
     gamma: PositiveFloat = 8.0
-    """γ, in standard deviations."""
+    """γ, beyond which a radius need not grow, in standard deviations of the noise."""
     beta: PositiveFloat = 16.0
-    """β, the inverse temperature."""
+    """β, the inverse temperature of the softmax that radii are taken from."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         noisy = x.repeat(self.copies, *[1] * (x.dim() - 1)) + self.noise(x, self.copies, progress)
@@ -116,9 +116,9 @@ class Consistency(_Noisy, name="consistency"):
     copies: PositiveInt = 2
     """Noise vectors per image."""
     weight: NonNegativeFloat = 10.0
-    """λ."""
+    """λ, the weight of the divergence between the noisy answers."""
     entropy: NonNegativeFloat = 0.5
-    """η."""
+    """η, the weight of the entropy of the mean answer."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         noisy = x.repeat(self.copies, *[1] * (x.dim() - 1)) + self.noise(x, self.copies, progress)
@@ -136,7 +136,7 @@ class Stability(_Noisy, name="stability"):
     """Clean cross-entropy + λ · cross-entropy of the noisy answer to the clean one (Li et al., 2019)."""
 
     weight: NonNegativeFloat = 2.0
-    """λ."""
+    """λ, the weight of the noisy answer's distance from the clean one."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         clean, noisy = model(torch.cat([x, x + self.noise(x, 1, progress)])).chunk(2)
