@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from holdfast import files
-from holdfast.files import CLAIM, claimed, remove, sweep, whole_file, write_json, write_text
+from holdfast.files import CLAIM, claimed, remove, remove_leftovers, whole_file, write_json, write_text
 
 
 def test_a_failed_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_what_a_killed_writer_left_is_swept_and_a_living_one_s_is_not(tmp_path: 
     )
     for path in (stale, fresh, other):
         path.write_text("half")
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert [path.exists() for path in (stale, fresh, other)] == [False, True, True]
 
 
@@ -144,5 +144,5 @@ def test_on_windows_nobody_is_signalled_to_learn_whether_they_run(
     monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel), raising=False)
     monkeypatch.setattr(files.os, "kill", kill)
     monkeypatch.setattr(files.sys, "platform", "win32")
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert half.exists() == runs

@@ -95,7 +95,7 @@ def remove(folder: Path) -> None:
         folder.rmdir()
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that killed writers left in a folder and below it."""
     for path in folder.rglob(".*"):
         writer = path.stem.rpartition(".")[2]

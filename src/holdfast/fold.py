@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
-from holdfast.inference import copied_inputs, logits_of
+from holdfast.inference import copied_inputs, frozen_eval, logits_of
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class InBfloat16(nn.Module):
@@ -54,7 +55,7 @@ def folded(model: nn.Module, x: Tensor) -> nn.Module:
         x: some inputs, (n, ...).
     """
     kinds = {type(module) for module in model.modules()}
-    norms = bool(kinds & set(NORMS))
+    norms = bool(kinds & set(BATCH_NORMS))
     images = nn.Conv2d in kinds and x.dim() == 4 and x.device.type == "cpu"
     lent = not all(parameter.is_leaf for parameter in model.parameters())  # weights that torch.func put in place
     if not len(x) or not (norms or images) or lent:
@@ -78,3 +79,10 @@ def _alike(make: Callable[[], nn.Module], x: Tensor, logits: Tensor) -> nn.Modul
         return None
     same = answer.shape == logits.shape and torch.allclose(answer, logits, rtol=1e-3, atol=1e-4)
     return copy if same else None
+
+
+@contextlib.contextmanager
+def frozen_copy(model: nn.Module, x: Tensor) -> Iterator[nn.Module]:
+    """What a search asks: the model in eval mode with frozen parameters (``frozen_eval``), ``folded``."""
+    with frozen_eval(model):
+        yield folded(model, x[:2])

@@ -54,7 +54,9 @@ def test_leaves_no_trace_and_the_split_changes_nothing(certifier: Certifier) -> 
     trace = Trace(model)
     whole = certifier(model, x, y, threat)
     trace.check()
-    split = certifier(model, x, y, threat, batch_size=7)
+    told: list[tuple[int, int]] = []
+    split = certifier(model, x, y, threat, batch_size=7, on_progress=lambda *news: told.append(news))
+    assert told == [(left, 0) for left in (23, 16, 9, 2, 0)]
     assert torch.equal(split.verified, whole.verified)
     assert torch.allclose(split.radius, whole.radius, rtol=1e-3)
     assert split.status == whole.status

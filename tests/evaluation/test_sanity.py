@@ -10,7 +10,7 @@ from helpers import images, linear_model, small_cnn
 from torch import Tensor, nn
 
 from holdfast import Threat, evaluate
-from holdfast.attacks import PGD
+from holdfast.attacks import PGD, Attack
 from holdfast.data import load_data
 from holdfast.evaluation.sanity import batch_dependence, misplaced_labels, suspicions, unpredicted_classes
 
@@ -75,6 +75,15 @@ def test_honest_models_raise_no_doubts() -> None:
     x, _ = images(60)
     for model in (small_cnn(), linear_model(classes=4, shape=(1, 8, 8))):
         assert suspicions(model, x, model.eval()(x).argmax(1), THREAT) == []
+
+
+def test_an_attack_knows_which_of_its_parts_see_answers_only() -> None:
+    attack, square = Attack.parse("autoattack"), Attack.parse("square")
+    blind = {part.name: attack.found_blindly(part.describe(0, 3)) for part in attack.parts(THREAT, 10)}
+    assert blind == {"apgd": False, "apgd-t": False, "fab": False, "square": True}
+    assert square.found_blindly(square.describe(0, 3))
+    thorough = {name for name, member in Attack.registry.items() if member.thorough}
+    assert thorough == {"pgd", "multi-targeted", "apgd", "apgd-t", "autoattack"}
 
 
 def test_what_only_a_blind_attack_breaks_is_told() -> None:

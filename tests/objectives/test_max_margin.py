@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from helpers import linear_model, linear_radius
 
 from holdfast import Threat
-from holdfast.attacks.losses import margin
+from holdfast.attacks.losses import gap
 from holdfast.objectives import MMA, Progress
 
 
@@ -30,7 +30,7 @@ def test_the_boundary_of_a_linear_model(norm: str) -> None:
     distance = threat.distance(x, loss.x_adv)
     assert (distance[wrong | beyond] == 0).all()
     assert (distance[near] >= radius[near] * (1 - 1e-6)).all()
-    assert torch.allclose(margin(model(loss.x_adv), y)[near], torch.zeros(int(near.sum())).double(), atol=1e-6)
+    assert torch.allclose(gap(model(loss.x_adv), y)[near], torch.zeros(int(near.sum())).double(), atol=1e-6)
     # PGD from a random start of a linear model ends where its gradient points, up to the ball's corners.
     assert (distance[near] / radius[near]).median() < 1.1
     counts = (distance > 0) | wrong

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.bounds.ball import certified_gains, lipschitz_constant, node_gain
 from holdfast.bounds.graph import trace
-from holdfast.bounds.operators import Affine, Graph, LipschitzMap, apply
+from holdfast.bounds.operators import Affine, LipschitzMap, apply, computed
 from holdfast.inference import check_inputs, example_generators, frozen_eval
 from holdfast.search import Steepest, ascend
 from holdfast.threat import Threat
@@ -95,7 +95,8 @@ def network_constant(model: nn.Module, x: Tensor, threat: Threat, *, seed: int =
         verified = float(lipschitz_constant(graph, gains, x[:1]))
         modules = dict(model.named_modules())
         layers = []
-        values = _values(graph, x)
+        with torch.no_grad():
+            values = computed(graph, {0: x})
         for number, node in enumerate(graph.nodes):
             module = modules.get(node.path.strip("'"))
             operator = node.operator
@@ -113,12 +114,3 @@ def network_constant(model: nn.Module, x: Tensor, threat: Threat, *, seed: int =
             layers.append(LayerConstant(node.path.strip("'"), type(module).__name__, above, float(below)))
         slopes = [jacobian_norm(model, x, seed=seed).max(), steepest_quotient(model, x, threat, seed=seed).max()]
     return NetworkConstant(layers, verified, float(max(slopes)))
-
-
-@torch.no_grad()
-def _values(graph: Graph, x: Tensor) -> list[Tensor]:
-    """Everything that the graph computes on the way."""
-    values = [x]
-    for node in graph.nodes:
-        values.append(apply(node.operator, *(values[i] for i in node.inputs)))
-    return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -16,9 +16,9 @@ from holdfast.attacks.losses import (
     LogitLoss,
     cross_entropy,
     dlr,
-    margin,
+    gap,
     targeted_dlr,
-    targeted_margin,
+    targeted_gap,
     until_wrong,
     until_wrong_towards,
 )
@@ -161,6 +161,7 @@ def adaptive_rule(threat: Threat, steps: int) -> StepRule:
 class _APGD(Attack):
     """What the two kinds of APGD share."""
 
+    thorough: ClassVar[bool] = True
     steps: PositiveInt = 100
     """Gradient steps of each attempt."""
 
@@ -228,7 +229,7 @@ class APGD(_APGD, name="apgd"):
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         loss: LogitLoss = cross_entropy
         if self.loss == "dlr":
-            loss = dlr if targets.logits.shape[1] > 2 else margin
+            loss = dlr if targets.logits.shape[1] > 2 else gap
         function = until_wrong(model, targets.y, loss, self.samples)
         result = self.ascend(function, targets, threat, restarts=self.restarts, salt=0)
         result.forwards.mul_(self.samples)
@@ -251,7 +252,7 @@ class APGDTargeted(_APGD, name="apgd-t"):
         return self.model_copy(update={"targets": min(self.targets, 3), "steps": min(self.steps, 30)})
 
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
-        loss: Callable[..., Tensor] = targeted_dlr if targets.logits.shape[1] > 3 else targeted_margin
+        loss: Callable[..., Tensor] = targeted_dlr if targets.logits.shape[1] > 3 else targeted_gap
         result = Ascent.before(targets.x)
         for number, target in enumerate(likeliest(targets, self.targets)):
             rows = result.unfinished

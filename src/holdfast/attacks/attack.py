@@ -78,6 +78,10 @@ class Attack(Component, family="attacks"):
     """Of the attack's own passes; with ``bf16`` every success is confirmed in the model's own precision."""
     minimum_norm: ClassVar[bool] = False
     """Whether it looks for the nearest adversarial example, beyond eps if need be."""
+    sees: ClassVar[Literal["gradients", "answers"]] = "gradients"
+    """What of the model it looks at."""
+    thorough: ClassVar[bool] = False
+    """Whether it follows gradients far enough that its failure says something of the model."""
     folds: ClassVar[bool] = True
     """Whether it attacks a copy with BatchNorm folded away."""
 
@@ -167,6 +171,11 @@ class Attack(Component, family="attacks"):
     def describe(self, restart: int, step: int) -> str:
         """An attempt and a step in words."""
         return f"{self.name} restart {restart} step {step}"
+
+    def found_blindly(self, origin: str) -> bool:
+        """Whether it, or the part of it that this origin names, sees answers only."""
+        part = self.registry.get(origin.partition(" ")[0], self)
+        return bool(part.sees == "answers")
 
 
 class MinimumNormAttack(Attack):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -29,8 +29,9 @@ class AutoAttack(Attack, name="autoattack"):
     stands for the DLR loss.
     """
 
+    thorough: ClassVar[bool] = True
     version: Literal["standard", "plus", "rand", "quick"] = "standard"
-    """Which ensemble."""
+    """Which ensemble of the paper's, or the quick one."""
 
     @property
     def title(self) -> str:

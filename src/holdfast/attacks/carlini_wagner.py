@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 
 from holdfast.attacks.attack import MinimumNormAttack, Nearest, Targets
-from holdfast.attacks.losses import margin
+from holdfast.attacks.losses import gap
 from holdfast.threat import Threat
 
 
@@ -29,7 +29,7 @@ class CarliniWagner(MinimumNormAttack, name="carlini-wagner"):
     first: PositiveFloat = 0.01
     """The first c; it grows tenfold until it succeeds."""
     confidence: NonNegativeFloat = 0.0
-    """κ, by how much the margin shall be exceeded."""
+    """κ, by how much another class shall lead."""
 
     @property
     def title(self) -> str:
@@ -50,7 +50,7 @@ class CarliniWagner(MinimumNormAttack, name="carlini-wagner"):
             for step in range(self.steps + 1):
                 with torch.enable_grad():
                     points = middle + half * torch.tanh(w)
-                    gain = margin(model(points), y)
+                    gain = gap(model(points), y)
                     cost = (points - x).flatten(1).square().sum(1) + c * (self.confidence - gain).clamp(min=0)
                 wrong = gain.detach() > 0
                 reached |= gain.detach() >= self.confidence

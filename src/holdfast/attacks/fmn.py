@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
 from holdfast.attacks.attack import MinimumNormAttack, Nearest, Targets
-from holdfast.attacks.losses import margin
+from holdfast.attacks.losses import gap
 from holdfast.search import gradient_of, per_example
 from holdfast.threat import Threat
 
@@ -48,7 +48,7 @@ class FMN(MinimumNormAttack, name="fmn"):
         for step in range(self.steps + 1):
             points = points.detach().requires_grad_(step < self.steps)
             with torch.enable_grad():
-                gain = margin(model(points), y)
+                gain = gap(model(points), y)
             wrong = gain.detach() > 0
             found = torch.isfinite(nearest.distance)
             distance = nearest.offer(points, wrong, step)

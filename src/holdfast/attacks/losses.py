@@ -20,22 +20,22 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
-def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{j≠y} z_j − z_y: positive where the model is wrong."""
+def gap(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{j≠y} z_j − z_y, the margin with the other sign: positive where the model is wrong."""
     own = logits.gather(1, y[:, None])
     return (logits.scatter(1, y[:, None], -torch.inf).amax(1, keepdim=True) - own).squeeze(1)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce & Hein, 2020): the margin over z_(1) − z_(3), the largest and the third.
+    """Difference of logits ratio (Croce & Hein, 2020): the gap over z_(1) − z_(3), the largest and the third.
 
     The scale of the logits does not change it. Needs three classes.
     """
     largest = logits.topk(3, dim=1).values
-    return margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
+    return gap(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
 
 
-def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+def targeted_gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """z_t − z_y."""
     return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
 
@@ -43,7 +43,7 @@ def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """(z_t − z_y) / (z_(1) − (z_(3) + z_(4)) / 2) (Croce & Hein, 2020). Needs four classes."""
     largest = logits.topk(4, dim=1).values
-    return targeted_margin(logits, y, target) / (largest[:, 0] - largest[:, 2:].sum(1) / 2 + 1e-12)
+    return targeted_gap(logits, y, target) / (largest[:, 0] - largest[:, 2:].sum(1) / 2 + 1e-12)
 
 
 def divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:

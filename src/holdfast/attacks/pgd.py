@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -16,8 +16,8 @@ from holdfast.attacks.losses import (
     cross_entropy,
     divergence,
     dlr,
-    margin,
-    targeted_margin,
+    gap,
+    targeted_gap,
     until_wrong,
     until_wrong_towards,
 )
@@ -31,6 +31,7 @@ TargetName = Literal["next", "least-likely", "random"]
 class _Projected(Attack):
     """What the attacks by projected steepest ascent share."""
 
+    thorough: ClassVar[bool] = True
     steps: PositiveInt = 100
     """Gradient steps of each attempt; the point after the last one is tested as well."""
     restarts: PositiveInt = 1
@@ -85,7 +86,7 @@ class PGD(_Projected, name="pgd"):
         elif self.loss == "kl":
             function = _until_wrong_from(model, targets)
         else:
-            losses: dict[str, LogitLoss] = {"cross-entropy": cross_entropy, "dlr": dlr, "margin": margin}
+            losses: dict[str, LogitLoss] = {"cross-entropy": cross_entropy, "dlr": dlr, "margin": gap}
             loss = self.loss if self.loss != "dlr" or targets.logits.shape[1] > 2 else "margin"
             function = until_wrong(model, targets.y, losses[loss])
         return self.ascend(function, targets, threat)
@@ -133,7 +134,7 @@ class MultiTargeted(_Projected, name="multi-targeted"):
         for number, target in enumerate(likeliest(targets, self.targets)):
             rows = result.unfinished
             part = targets.take(rows)
-            function = until_wrong_towards(model, part.y, target[rows], targeted_margin)
+            function = until_wrong_towards(model, part.y, target[rows], targeted_gap)
             result.absorb(rows, self.ascend(function, part, threat, salt=number), number)
         return result
 
@@ -157,10 +158,11 @@ class Noise(Attack, name="noise"):
 
     samples: PositiveInt = 1
     """Draws per example; it stops at its first success."""
+    sees: ClassVar[Literal["gradients", "answers"]] = "answers"
 
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         return ascend(
-            until_wrong(model, targets.y, margin),
+            until_wrong(model, targets.y, gap),
             targets.x,
             Steepest(threat, 0.0),
             steps=0,

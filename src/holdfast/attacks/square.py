@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.attacks.attack import Attack, Targets
-from holdfast.attacks.losses import margin
+from holdfast.attacks.losses import gap
 from holdfast.search import Ascent, per_example
 from holdfast.threat import Threat
 
@@ -25,6 +26,7 @@ class Square(Attack, name="square"):
     has to give, to a bump in another. A change stays where it raises the margin. Every query is one forward pass.
     """
 
+    sees: ClassVar[Literal["gradients", "answers"]] = "answers"
     queries: PositiveInt = 5000
     """Forward passes per example; it stops at its first success."""
     restarts: PositiveInt = 1
@@ -64,7 +66,7 @@ class Square(Attack, name="square"):
         for query in range(self.queries):
             points = best if query == 0 else moves.propose(rows, best, self._side(query, targets.x))
             logits = torch.cat([model(part) for part in points.split(targets.batch_size)])
-            new = margin(logits, targets.y[rows])
+            new = gap(logits, targets.y[rows])
             if not torch.isfinite(new).all():
                 raise FloatingPointError("the model's logits are NaN or inf at a point of the threat set")
             wrong = logits.argmax(1) != targets.y[rows]

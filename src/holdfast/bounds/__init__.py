@@ -5,7 +5,7 @@
 
 from holdfast.bounds.bound import METHODS, Bounder, BoundMethod, bound_margins, bound_outputs
 from holdfast.bounds.graph import batch_statistics, trace
-from holdfast.bounds.interval import Interval, propagate
+from holdfast.bounds.interval import Interval
 from holdfast.bounds.operators import (
     Affine,
     Concatenate,
@@ -45,7 +45,6 @@ __all__ = [
     "bound_outputs",
     "interval_margins",
     "margin_rows",
-    "propagate",
     "region_of",
     "register",
     "robust_cross_entropy",

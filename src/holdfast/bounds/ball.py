@@ -29,7 +29,9 @@ from holdfast.bounds.operators import (
     Sum,
     UnsupportedOperator,
     apply,
+    computed,
     transposed,
+    walk,
 )
 from holdfast.bounds.region import Ball, Region
 from holdfast.bounds.specification import margin_rows
@@ -99,10 +101,11 @@ def _(operator: Concatenate, gain: None, *values: CutBall) -> CutBall:
 
 def cut_balls(graph: Graph, region: Region, gains: Gains, stop: int | None = None) -> list[CutBall]:
     """Ball and box of every value, or of those up to number ``stop``."""
-    values = [_start(region)]
-    for number, node in enumerate(graph.nodes[:stop]):
-        values.append(advance(node.operator, gains.get(number), *(values[i] for i in node.inputs)))
-    return values
+
+    def step(number: int, operator: Operator, *values: CutBall) -> CutBall:
+        return advance(operator, gains.get(number), *values)
+
+    return list(walk(graph, {0: _start(region)}, step, range(len(graph.nodes))[:stop]).values())
 
 
 def _start(region: Region) -> CutBall:
@@ -136,7 +139,7 @@ def ball_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> Tenso
 def lipschitz_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> Tensor:
     """The same by the ball alone: z_y − z_j − r ‖W_y − W_j‖₂, the pairwise form of Lipschitz-margin training."""
     tail, radii = tail_of(graph, region.box.centre), ball_radii(graph, region, gains)
-    margins, rows = _at_the_end(tail, _run_to(tail, ball_centre(region)), y)
+    margins, rows = _at_the_end(tail, computed(graph, {0: ball_centre(region)}, range(tail.stop)), y)
     for source, each in rows.items():
         margins = margins - radii[source][:, None] * each.norm(dim=2)
     return margins
@@ -154,10 +157,10 @@ def ball_radii(graph: Graph, region: Region, gains: Gains) -> list[Tensor]:
 
 
 def _grown(graph: Graph, radius: Tensor, gains: Gains, stop: int | None) -> list[Tensor]:
-    radii = [radius]
-    for number, node in enumerate(graph.nodes[:stop]):
-        radii.append(_radius(node.operator, gains.get(number), *(radii[i] for i in node.inputs)))
-    return radii
+    def step(number: int, operator: Operator, *radii: Tensor) -> Tensor:
+        return _radius(operator, gains.get(number), *radii)
+
+    return list(walk(graph, {0: radius}, step, range(len(graph.nodes))[:stop]).values())
 
 
 def lipschitz_constant(graph: Graph, gains: Gains, like: Tensor) -> Tensor:
@@ -188,20 +191,12 @@ def lipschitz_radii(graph: Graph, x: Tensor, y: Tensor, gains: Gains) -> Tensor:
     begins at several values, their L ‖W_y − W_j‖₂ add up.
     """
     tail = tail_of(graph, x)
-    margins, rows = _at_the_end(tail, _run_to(tail, x), y)
+    margins, rows = _at_the_end(tail, computed(graph, {0: x}, range(tail.stop)), y)
     constants = _grown(graph, torch.ones((), dtype=torch.float64, device=x.device), gains, tail.stop)
     slopes = sum(constants[source] * each.double().norm(dim=2) for source, each in rows.items())
     assert isinstance(slopes, Tensor)
     # Equal rows make equal logits but for the bias: what is positive then stays so.
     return (margins.double() / slopes.clamp(min=1e-30)).amin(1)
-
-
-def _run_to(tail: Tail, x: Tensor) -> dict[int, Tensor]:
-    """What the network computes from x where the affine end begins."""
-    values = [x]
-    for node in tail.graph.nodes[: tail.stop]:
-        values.append(apply(node.operator, *(values[i] for i in node.inputs)))
-    return {source: values[source] for source in tail.sources}
 
 
 def _at_the_end(tail: Tail, centres: dict[int, Tensor], y: Tensor) -> tuple[Tensor, dict[int, Tensor]]:

@@ -45,7 +45,7 @@ class BoundMethod(BaseModel):
     """Of random slopes."""
 
     @property
-    def dear(self) -> bool:
+    def expensive(self) -> bool:
         """Whether it makes a backward pass from every unstable neuron."""
         return self.method in ("crown", "cap", "alpha-crown")
 
@@ -82,7 +82,7 @@ class Bounder:
         if len(shape) == 1:
             logits = interval_of_rows(self.graph, region, interval_values(self.graph, region), one[None])
         else:
-            logits = intervals(self.graph, region)[-1]
+            logits = intervals(self.graph, region)[len(self.graph.nodes)]
         if self.method.method == "ibp":
             return logits
         if self.method.method not in ("crown-ibp", "crown", "cap"):
@@ -97,7 +97,7 @@ class Bounder:
         slopes = slopes_by(
             "same-slope" if self.method.method == "cap" else self.method.relaxation, self.method.seed
         )
-        return sweep(self.graph, region, slopes, tighten=self.method.dear, intersect=self.method.intersect)
+        return sweep(self.graph, region, slopes, tighten=self.method.expensive, intersect=self.method.intersect)
 
 
 def bound_outputs(

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils import _pytree
 
 from holdfast.bounds.functions import FUNCTIONS, Argument, Call
-from holdfast.bounds.interval import Interval, propagate
+from holdfast.bounds.interval import Interval, rule
 from holdfast.bounds.kinds import batch_norm
 from holdfast.bounds.operators import (
     Affine,
@@ -24,11 +24,12 @@ from holdfast.bounds.operators import (
     Operator,
     UnsupportedOperator,
     outside_inference_mode,
+    walk,
 )
 from holdfast.bounds.rules import MODULES
+from holdfast.fold import BATCH_NORMS
 from holdfast.inference import copied_inputs, eval_mode, weights_named
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _TAKE_INPLACE = {"relu", "relu6", "leaky_relu", "hardtanh", "elu", "dropout"}
 _SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "__len__"}
 
@@ -254,7 +255,9 @@ def _check(graph: Graph, model: nn.Module, points: Tensor) -> None:
     with torch.no_grad():
         logits = model(points.clone())
         try:
-            traced = propagate(graph, Interval.point(points)).centre
+            traced = walk(graph, {0: Interval.point(points)}, lambda number, operator, *v: rule(operator, *v))[
+                len(graph.nodes)
+            ].centre
         except RuntimeError as fault:
             raise UnsupportedOperator(
                 f"{type(model).__name__} computes something from the size of the batch: {fault}"

@@ -8,7 +8,7 @@ from functools import cached_property, singledispatch
 import torch
 from torch import Tensor
 
-from holdfast.bounds.operators import Affine, Concatenate, Elementwise, Graph, LipschitzMap, Monotone, Operator, Sum
+from holdfast.bounds.operators import Affine, Concatenate, Elementwise, LipschitzMap, Monotone, Operator, Sum
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,3 @@ def _(operator: Concatenate, *values: Interval) -> Interval:
         torch.cat([value.centre for value in values], operator.dim),
         torch.cat([value.radius for value in values], operator.dim),
     )
-
-
-def propagate(graph: Graph, box: Interval, stop: int | None = None) -> Interval:
-    """The interval of the last value of the graph, or of value number ``stop``."""
-    values = [box]
-    for node in graph.nodes[:stop]:
-        values.append(rule(node.operator, *(values[i] for i in node.inputs)))
-    return values[-1]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from holdfast.bounds.interval import Interval, rule
-from holdfast.bounds.operators import Affine, Concatenate, Graph, Linear, Operator, Rectifier, Sum
+from holdfast.bounds.operators import Affine, Concatenate, Graph, Linear, Operator, Rectifier, Sum, walk
 from holdfast.bounds.region import Ball, Box, Region
 from holdfast.bounds.relaxation import Relaxation, Slopes, relax
 from holdfast.search import per_example
@@ -108,7 +108,7 @@ def is_exact(operator: Operator) -> bool:
 class Sweep:
     """What a forward sweep knows of every value of a graph."""
 
-    values: list[Interval]
+    values: dict[int, Interval]
     """By the number of the value."""
     relaxations: Relaxations
 
@@ -137,26 +137,29 @@ def sweep(
         stop: number of the last value wanted.
     """
     images = BallImages(graph, region)
-    done = Sweep([region.box], {})
-    for number, node in enumerate(graph.nodes[:stop]):
-        if not is_exact(node.operator):
-            source = node.inputs[0]
+    done = Sweep({0: region.box}, {})
+
+    def step(number: int, operator: Operator, *inputs: Interval) -> Interval:
+        if not is_exact(operator):
+            source = graph.nodes[number].inputs[0]
             if tighten and not is_exact_interval(graph, region, source):
-                done.values[source] = tightened(graph, region, done, source, node.operator, intersect)
-            done.relaxations[number] = relax(node.operator, done.values[source], slopes(number))
-        value = rule(node.operator, *(done.values[i] for i in node.inputs))
-        done.values.append(images.tighten(number, value))
+                done.values[source] = tightened(graph, region, done, source, operator, intersect)
+            inputs = (done.values[source],)
+            done.relaxations[number] = relax(operator, inputs[0], slopes(number))
+        return images.tighten(number, rule(operator, *inputs))
+
+    walk(graph, done.values, step, range(len(graph.nodes))[:stop])
     return done
 
 
-def intervals(graph: Graph, region: Region, stop: int | None = None) -> list[Interval]:
+def intervals(graph: Graph, region: Region, stop: int | None = None) -> dict[int, Interval]:
     """The interval of every value: IBP, and affine images of the ball itself where the region is one."""
     images = BallImages(graph, region)
-    values = [region.box]
-    for number, node in enumerate(graph.nodes[:stop]):
-        value = rule(node.operator, *(values[i] for i in node.inputs))
-        values.append(images.tighten(number, value))
-    return values
+
+    def step(number: int, operator: Operator, *inputs: Interval) -> Interval:
+        return images.tighten(number, rule(operator, *inputs))
+
+    return walk(graph, {0: region.box}, step, range(len(graph.nodes))[:stop])
 
 
 class BallImages:

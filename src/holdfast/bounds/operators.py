@@ -7,16 +7,17 @@ a kind does in an abstract domain is that domain's affair.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import singledispatch
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Map = Callable[[Tensor], Tensor]
+Value = TypeVar("Value")
 Shape = tuple[int, ...]
 """Of one example, without the batch dimension."""
 
@@ -265,12 +266,30 @@ def _(operator: Concatenate, *values: Tensor) -> Tensor:
     return torch.cat(values, operator.dim)
 
 
+def walk(
+    graph: Graph, known: dict[int, Value], step: Callable[..., Value], numbers: Iterable[int] | None = None
+) -> dict[int, Value]:
+    """The one way forward through a graph, in whatever domain: values by number, added to what is known.
+
+    Args:
+        step: (number of the node, its operator, its inputs...) → its value.
+        numbers: of the nodes, ascending; all by default.
+    """
+    for number in range(len(graph.nodes)) if numbers is None else numbers:
+        node = graph.nodes[number]
+        known[number + 1] = step(number, node.operator, *(known[i] for i in node.inputs))
+    return known
+
+
+def computed(graph: Graph, known: dict[int, Tensor], numbers: Iterable[int] | None = None) -> dict[int, Tensor]:
+    """What the network itself computes."""
+    return walk(graph, known, lambda number, operator, *values: apply(operator, *values), numbers)
+
+
 def run(graph: Graph, value: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
     """What the graph computes from value number ``start``, which nothing after it may look past; (N, ...)."""
-    values = {start: value}
-    for number, node in enumerate(graph.nodes[start:stop], start):
-        values[number + 1] = apply(node.operator, *(values[i] for i in node.inputs))
-    return values[len(graph.nodes) if stop is None else stop]
+    stop = len(graph.nodes) if stop is None else stop
+    return computed(graph, {start: value}, range(start, stop))[stop]
 
 
 def positive(function: Map) -> Affine:

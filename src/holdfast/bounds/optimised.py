@@ -93,7 +93,7 @@ class _Pass:
     slopes: dict[int, Tensor]
     """By the number of the node, (M, S, ...)."""
 
-    def bound(self, graph: Graph, region: Region, values: list[Interval]) -> Tensor:
+    def bound(self, graph: Graph, region: Region, values: dict[int, Interval]) -> Tensor:
         """(M, S)."""
         relaxations: Relaxations = {}
         for number, node in enumerate(graph.nodes[: self.value]):
@@ -145,7 +145,7 @@ def optimised_margins(graph: Graph, region: Region, y: Tensor, iterations: int, 
 
 def _margins(graph: Graph, region: Region, base: Sweep, passes: list[_Pass]) -> Tensor:
     """The margins after one round of all passes, each on the intervals that those before it left."""
-    values = list(base.values)
+    values = dict(base.values)
     for inner in passes[:-1]:
         bounds, known = inner.bound(graph, region, values), values[inner.value]
         lower, upper, place = known.lower.flatten(1), known.upper.flatten(1), (inner.owner, inner.neuron)

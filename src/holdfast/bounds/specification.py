@@ -25,12 +25,12 @@ def interval_margins(graph: Graph, region: Region, y: Tensor) -> Tensor:
     return interval_margins_at(graph, region, interval_values(graph, region), y).lower
 
 
-def interval_values(graph: Graph, region: Region) -> list[Interval]:
+def interval_values(graph: Graph, region: Region) -> dict[int, Interval]:
     """The intervals of the values that those of the margins follow from."""
     return intervals(graph, region, tail_of(graph, region.box.centre).stop)
 
 
-def interval_margins_at(graph: Graph, region: Region, values: list[Interval], y: Tensor) -> Interval:
+def interval_margins_at(graph: Graph, region: Region, values: dict[int, Interval], y: Tensor) -> Interval:
     """The intervals of z_y − z_j, (N, K−1), given those of the values before the affine end of the graph.
 
     With a dense last layer W the rows W_y − W_j are bounded in one step (last-layer elision): tighter
@@ -40,7 +40,7 @@ def interval_margins_at(graph: Graph, region: Region, values: list[Interval], y:
     return interval_of_rows(graph, region, values, rows)
 
 
-def interval_of_rows(graph: Graph, region: Region, values: list[Interval], rows: Tensor) -> Interval:
+def interval_of_rows(graph: Graph, region: Region, values: dict[int, Interval], rows: Tensor) -> Interval:
     """The intervals of linear functions of the logits, (N, M).
 
     Args:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from holdfast.bounds.linear import is_exact, split
-from holdfast.bounds.operators import Affine, Graph, Operator, Shape, apply, outside_inference_mode
+from holdfast.bounds.operators import Affine, Graph, Operator, Shape, computed, outside_inference_mode
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,7 @@ class Tail:
 
     def logits(self, values: Mapping[int, Tensor]) -> Tensor:
         """The logits (N, K) at points of the sources, (N, ...) each."""
-        known = dict(values)
-        for number in self.inner:
-            node = self.graph.nodes[number]
-            known[number + 1] = apply(node.operator, *(known[i] for i in node.inputs))
-        return known[len(self.graph.nodes)]
+        return computed(self.graph, dict(values), self.inner)[len(self.graph.nodes)]
 
     def matrices(self, like: Tensor) -> dict[int, Tensor]:
         """W_v of each source, (K, its entries); differentiable in the weights."""

@@ -1,7 +1,7 @@
 """Certificates: what no perturbation of a threat set can change."""
 
 from holdfast.certify.bounds import BoundCertifier
-from holdfast.certify.certificate import Certificate, Certifier, SoundnessError
+from holdfast.certify.certificate import Certificate, Certifier, Examples, Findings, SoundnessError
 from holdfast.certify.confidence import clopper_pearson_lower, smoothing_radius
 from holdfast.certify.export import export_problems
 from holdfast.certify.lipschitz import LipschitzCertifier
@@ -13,6 +13,8 @@ __all__ = [
     "BoundCertifier",
     "Certificate",
     "Certifier",
+    "Examples",
+    "Findings",
     "LipschitzCertifier",
     "NearestNeighbourCertifier",
     "PlugInSmoothing",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from holdfast.bounds import Bounder, BoundMethod, region_of, trace
 from holdfast.bounds.relaxation import SlopeRule
-from holdfast.certify.certificate import Certificate, Certifier
-from holdfast.inference import check_inputs, check_logits, frozen_eval, predict
+from holdfast.certify.certificate import Certifier, Examples, Findings
 from holdfast.threat import Threat
 
 CASCADE: tuple[Literal["ibp", "crown-ibp", "crown"], ...] = ("ibp", "crown-ibp", "crown")
@@ -24,7 +23,7 @@ class BoundCertifier(Certifier, name="bounds"):
     """Verified where a lower bound of every margin z_y − z_j over the threat set is positive.
 
     The radius is found by doubling and bisection per example and is itself verified: a lower end, never
-    an interpolation. Where that is too dear, it is eps or 0, and what lies beyond has to be asked (see
+    an interpolation. Where that is too expensive, it is eps or 0, and what lies beyond has to be asked (see
     ``radius_search``). Deterministic, up to the rounding of the bound's own floating-point arithmetic.
     """
 
@@ -47,43 +46,25 @@ class BoundCertifier(Certifier, name="bounds"):
     def title(self) -> str:
         return self.method.upper()
 
-    @torch.no_grad()
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, batch_size: int = 256
-    ) -> Certificate:
-        y = check_inputs(x, y, threat)
-        empty = torch.zeros_like(y[:0])
-        parts = [(empty, empty.bool(), empty.double(), x.flatten(1)[:0, 0], empty.double())]
-        status: list[str] = []
-        methods: list[str] = []
-        with frozen_eval(model):
-            for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True) if len(x) else ():
-                logits = predict(model, batch, batch_size)
-                check_logits(logits.nan_to_num(), labels)
-                prediction = logits.argmax(1)
-                right = (prediction == labels) & logits.isfinite().all(1)
-                started = time.perf_counter()
-                bound = _MarginBound(model, batch, labels, threat, self._stages())
-                bound.spend(started, torch.arange(len(batch), device=batch.device))
-                lowest, stage = bound(torch.full_like(batch.flatten(1)[:, 0], threat.eps), right=right)
-                # At eps = 0 there is but the image itself, and no bound to make of it.
-                holds = right & ((lowest > 0) | (threat.eps == 0)) & lowest.isfinite()
-                radius = self._radius(bound, right, holds, threat)
-                parts.append((prediction, holds, radius, lowest, bound.seconds))
-                methods += [self._stages()[number].method for number in stage.tolist()]
-                status += [
-                    "error" if not math.isfinite(low) else "verified" if ok else "undecided" if hit else "wrong"
-                    for low, ok, hit in zip(lowest.tolist(), holds.tolist(), right.tolist(), strict=True)
-                ]
-        prediction, verified, radius, margin, spent = (torch.cat(column) for column in zip(*parts, strict=True))
-        open_from = torch.full_like(radius, threat.eps).masked_fill(verified, torch.inf)
-        unproven = None if self._searches else open_from
-        return Certificate(prediction, verified, radius, status, "deterministic", unproven, margin, methods, spent)
-
     @property
-    def _searches(self) -> bool:
-        dear = any(stage.dear for stage in self._stages())
-        return self.radius_search == "always" or (self.radius_search == "cheap" and not dear)
+    def finds_radii(self) -> bool:
+        expensive = any(stage.expensive for stage in self._stages())
+        return self.radius_search == "always" or (self.radius_search == "cheap" and not expensive)
+
+    def prover(self, model: nn.Module, x: Tensor, threat: Threat) -> Callable[[Examples], Findings]:
+        stages = self._stages()
+
+        def prove(batch: Examples) -> Findings:
+            started = time.perf_counter()
+            bound = _MarginBound(model, batch.x, batch.y, threat, stages)
+            bound.spend(started, torch.arange(len(batch.x), device=batch.x.device))
+            lowest, stage = bound(torch.full_like(batch.x.flatten(1)[:, 0], threat.eps), right=batch.right)
+            # At eps = 0 there is but the image itself, and no bound to make of it.
+            holds = batch.right & ((lowest > 0) | (threat.eps == 0)) & lowest.isfinite()
+            radius, methods = self._radius(bound, batch.right, holds, threat), [stages[n].method for n in stage]
+            return Findings(radius, None, ~lowest.isfinite(), lowest, methods, bound.seconds)
+
+        return prove
 
     def _stages(self) -> list[BoundMethod]:
         common = {"relaxation": self.relaxation, "intersect": self.intersect, "iterations": self.iterations}
@@ -96,7 +77,7 @@ class BoundCertifier(Certifier, name="bounds"):
         unit = min(threat.eps or 1.0, cap)
         low = holds.double() * threat.eps  # verified
         high = torch.full_like(low, threat.eps).masked_fill(holds, torch.inf)  # tried in vain, or inf
-        for _ in range(64) if self._searches else ():
+        for _ in range(64) if self.finds_radii else ():
             open_ends = right & (low < cap) & (high - low > self.radius_tolerance * unit)
             rows = open_ends.nonzero().squeeze(1)
             if not len(rows):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.component import Component
+from holdfast.inference import check_inputs, check_logits, frozen_eval, predict
 from holdfast.threat import Threat
+
+Tell = Callable[[int, int], None]
+"""(examples left, noisy samples spent so far)."""
 
 
 class SoundnessError(RuntimeError):
@@ -56,8 +61,55 @@ def just_below(radius: Tensor) -> Tensor:
     return torch.nextafter(radius, torch.zeros_like(radius)).clamp(min=0)
 
 
+class Examples(NamedTuple):
+    """A batch to certify, and what the network answers on it."""
+
+    x: Tensor
+    """(N, ...), in the threat's box."""
+    y: Tensor
+    """(N,) int64."""
+    logits: Tensor
+    """(N, K); NaN or inf make an error of the example, whatever is found of it."""
+
+    @property
+    def right(self) -> Tensor:
+        """(N,) bool."""
+        return (self.logits.argmax(1) == self.y) & self.logits.isfinite().all(1)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a method finds of N examples, before it is asked whether they are right: (N,) each."""
+
+    radius: Tensor
+    """The prediction holds within it, float64: at least eps where it holds on the threat set."""
+    prediction: Tensor | None = None
+    """The class, where it is not that of the network's largest logit."""
+    error: Tensor | None = None
+    """Where a bound is NaN or inf."""
+    margin: Tensor | None = None
+    method: list[str] | None = None
+    seconds: Tensor | None = None
+    samples: Tensor | None = None
+    abstained: Tensor | None = None
+
+    @classmethod
+    def joined(cls, parts: list[Findings]) -> Findings:
+        """Those of several batches, in order."""
+
+        def join(columns: list[Any]) -> Any:
+            if isinstance(columns[0], list):
+                return [entry for column in columns for entry in column]
+            return None if columns[0] is None else torch.cat(columns)
+
+        return cls(**{field.name: join([getattr(part, field.name) for part in parts]) for field in fields(cls)})
+
+
 class Certifier(Component, family="certifiers"):
-    """Proves predictions constant on the threat set around each input."""
+    """Proves predictions constant on the threat set around each input.
+
+    A member implements ``prover``, of the network itself, or ``findings``, of what it makes of the network.
+    """
 
     def subject(self, model: nn.Module) -> nn.Module:
         """The classifier that the certificates speak of, where it is another one than the model."""
@@ -68,9 +120,27 @@ class Certifier(Component, family="certifiers"):
         """Whether it answers about radii other than the threat's eps, when it is asked."""
         return True
 
-    @abstractmethod
+    @property
+    def finds_radii(self) -> bool:
+        """Whether its ``radius`` is the largest it can find; otherwise it says of eps alone whether it holds."""
+        return True
+
+    @property
+    def _guarantee(self) -> str:
+        """What its certificates are (see ``Certificate.guarantee``)."""
+        return "deterministic"
+
+    @torch.no_grad()
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, batch_size: int = 256
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        *,
+        seed: int = 0,
+        batch_size: int = 256,
+        on_progress: Tell | None = None,
     ) -> Certificate:
         """Certify every example; the model is left exactly as it was.
 
@@ -79,8 +149,67 @@ class Certifier(Component, family="certifiers"):
             x: inputs in the threat's box, (N, ...), floating.
             y: labels, (N,) integers in 0..K−1.
             seed: what a sampling certifier draws for an example depends on it and the example's number only.
-            batch_size: at most so many examples at once.
+            batch_size: at most so many examples, or noisy copies of them, at once.
+            on_progress: told how many examples are left and how many samples were spent.
 
         Raises:
             ValueError: inputs or labels that make no sense, or a model the method cannot handle.
         """
+        y = check_inputs(x, y, threat)
+        if not len(x):
+            return Certificate(y, y.bool(), y.double(), [], self._guarantee)
+        with frozen_eval(model):
+            found = self.findings(model, x, y, threat, seed, batch_size, on_progress or (lambda left, spent: None))
+        return self._certificate(found, y, threat)
+
+    def findings(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch_size: int, tell: Tell
+    ) -> Findings:
+        """What is found of all examples, N ≥ 1: of the network's own predictions, batch by batch."""
+        prove = self.prover(model, x[:batch_size], threat)
+        parts, left = [], len(x)
+        for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+            logits = predict(model, batch, batch_size)
+            check_logits(logits.nan_to_num(), labels)
+            found, error = prove(Examples(batch, labels, logits)), ~logits.isfinite().all(1)
+            error = error if found.error is None else error | found.error
+            parts.append(replace(found, prediction=logits.argmax(1), error=error))
+            left -= len(batch)
+            tell(left, 0)
+        return Findings.joined(parts)
+
+    def prover(self, model: nn.Module, x: Tensor, threat: Threat) -> Callable[[Examples], Findings]:
+        """What proves a batch after the other; whatever all of them share is made here, once.
+
+        Args:
+            x: the first batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has neither a prover nor findings of its own")
+
+    def _certificate(self, found: Findings, y: Tensor, threat: Threat) -> Certificate:
+        """Verified is what is right and has a radius of at least eps."""
+        assert found.prediction is not None
+        nobody = torch.zeros_like(y, dtype=torch.bool)
+        error = nobody if found.error is None else found.error
+        known = ~(error | (nobody if found.abstained is None else found.abstained))
+        right = known & (found.prediction == y)
+        verified = right & (found.radius >= threat.eps)
+        columns = {"error": error, "verified": verified, "wrong": known & ~right}
+        status = ["undecided"] * len(y)
+        for word, rows in columns.items():
+            for row in rows.nonzero().squeeze(1).tolist():
+                status[row] = word
+        open_from = torch.full_like(found.radius, threat.eps).masked_fill(verified, torch.inf)
+        return Certificate(
+            found.prediction,
+            verified,
+            torch.where(right, found.radius, 0.0),
+            status,
+            self._guarantee,
+            None if self.finds_radii else open_from,
+            found.margin,
+            found.method,
+            found.seconds,
+            found.samples,
+            found.abstained,
+        )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from holdfast.bounds.ball import Gains, certified_gains, lipschitz_radii
+from holdfast.bounds.ball import certified_gains, lipschitz_radii
 from holdfast.bounds.graph import trace
-from holdfast.bounds.operators import Graph
-from holdfast.certify.certificate import Certificate, Certifier, just_below
-from holdfast.inference import check_inputs, check_logits, frozen_eval, predict
+from holdfast.certify.certificate import Certifier, Examples, Findings, just_below
 from holdfast.threat import Threat
 
 
@@ -28,33 +28,18 @@ class LipschitzCertifier(Certifier, name="lipschitz"):
     def title(self) -> str:
         return "LIPSCHITZ"
 
-    @torch.no_grad()
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, batch_size: int = 256
-    ) -> Certificate:
-        y = check_inputs(x, y, threat)
-        unit = threat.euclidean_eps(x[0].numel()) if len(x) else 1.0
-        parts = [(y[:0], y[:0].double())]
-        with frozen_eval(model):
-            graph, gains = self._prepared(model, x[:batch_size], threat)
-            for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True) if len(x) else ():
-                logits = predict(model, batch, batch_size)
-                check_logits(logits.nan_to_num(), labels)
-                within = lipschitz_radii(graph, batch, labels, gains) / unit
-                parts.append((logits.argmax(1), torch.where(logits.isfinite().all(1), within, torch.nan)))
-        prediction, radius = (torch.cat(column) for column in zip(*parts, strict=True))
-        error = ~radius.isfinite()
-        right = (prediction == y) & ~error
-        covered = radius >= threat.covering_eps(x[0].numel()) if len(x) else error
-        # Up to the radius, but not on it, the margin is positive.
-        radius = just_below(torch.where(right, radius, 0.0)).masked_fill(right & covered, torch.inf)
-        verified = right & (radius >= threat.eps)
-        status = [
-            "error" if bad else "verified" if holds else "undecided" if hit else "wrong"
-            for bad, holds, hit in zip(error.tolist(), verified.tolist(), right.tolist(), strict=True)
-        ]
-        return Certificate(prediction, verified, radius, status, "deterministic")
-
-    def _prepared(self, model: nn.Module, x: Tensor, threat: Threat) -> tuple[Graph, Gains]:
+    def prover(self, model: nn.Module, x: Tensor, threat: Threat) -> Callable[[Examples], Findings]:
+        dimensions = x[0].numel()
+        unit, covering = threat.euclidean_eps(dimensions), threat.covering_eps(dimensions)
         graph = trace(model, x, box=threat.interval(x))
-        return graph, certified_gains(graph, x[:1])
+        gains = certified_gains(graph, x[:1])
+
+        def prove(batch: Examples) -> Findings:
+            radius = lipschitz_radii(graph, batch.x, batch.y, gains) / unit
+            error = ~radius.isfinite()
+            covered = ~error & (radius >= covering)
+            # Up to the radius, but not on it, the margin is positive.
+            radius = just_below(radius.masked_fill(error, 0)).masked_fill(covered, torch.inf)
+            return Findings(radius, error=error)
+
+        return prove

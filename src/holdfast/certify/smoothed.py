@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks import AttackResult
 from holdfast.certify.certificate import Certificate, Certifier
-from holdfast.certify.votes import CHUNK, Noise, Voter
+from holdfast.certify.votes import CHUNK, VoteNoise, Voter
 from holdfast.inference import frozen_eval, mix_seed
 from holdfast.search import climb
 from holdfast.threat import Threat
@@ -30,7 +30,7 @@ class SmoothedClassifier(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, certifier: Certifier, noise: Noise, *, samples: int = 32, seed: int = 0
+        self, model: nn.Module, certifier: Certifier, noise: VoteNoise, *, samples: int = 32, seed: int = 0
     ) -> None:
         super().__init__()
         self.model, self.certifier, self.samples, self.seed = model, certifier, samples, seed

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from typing import Literal, Self
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from holdfast.certify.certificate import Certificate, Certifier, just_below
+from holdfast.certify.certificate import Certifier, Findings, Tell, just_below
 from holdfast.certify.confidence import anytime_lower, clopper_pearson_lower, log_evidence
 from holdfast.certify.smoothed import SmoothedClassifier
-from holdfast.certify.votes import CHUNK, Noise, Task, Voter
+from holdfast.certify.votes import CHUNK, Task, VoteNoise, Voter
 from holdfast.component import PositiveNumber
-from holdfast.inference import check_inputs, check_logits, frozen_eval, predict
+from holdfast.inference import check_logits, predict
 from holdfast.threat import Threat
 
 
@@ -52,8 +51,8 @@ class _Smoothing(Certifier):
         return SmoothedClassifier(model, self, self.noise_model)
 
     @property
-    def noise_model(self) -> Noise:
-        return Noise("gaussian", self.sigma)
+    def noise_model(self) -> VoteNoise:
+        return VoteNoise("gaussian", self.sigma)
 
 
 class SmoothingCertifier(_Smoothing, name="smoothing"):
@@ -95,7 +94,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         return f"smoothing σ={self.sigma:g}"
 
     @property
-    def guarantee(self) -> str:
+    def _guarantee(self) -> str:
         return f"probabilistic({self.alpha:g})"
 
     @property
@@ -103,66 +102,43 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         return self.mode == "fixed" or self.tolerance is not None
 
     @property
-    def noise_model(self) -> Noise:
-        return Noise(self.noise, self.sigma, self.grid_bits)
+    def noise_model(self) -> VoteNoise:
+        return VoteNoise(self.noise, self.sigma, self.grid_bits)
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        y: Tensor,
-        threat: Threat,
-        *,
-        seed: int = 0,
-        batch_size: int = 256,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> Certificate:
-        """As every certifier.
+    @property
+    def finds_radii(self) -> bool:
+        return self.knows_radii
+
+    def findings(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch_size: int, tell: Tell
+    ) -> Findings:
+        """Of the vote.
 
         Args:
             batch_size: noisy samples in a forward pass, at least 64, of as many examples as are pending.
-            on_progress: told how many examples are left and how many samples were spent.
 
         Raises:
             ValueError: a threat of another norm than the noise is for, or settings that cannot certify any input.
         """
-        y = check_inputs(x, y, threat)
-        self._check(threat, x[0].numel() if len(x) else 1)
-        if not len(x):
-            none = y.double()
-            return Certificate(y, y.bool(), none, [], self.guarantee, samples=y, abstained=y.bool())
-        report = on_progress or (lambda left, spent: None)
-        with frozen_eval(model):
-            voter = Voter(model, x, self.noise_model, seed, batch_size)
-            classes = _classes(model, voter.x, y)
-            votes = voter.counts(self.n0, classes, 0)
-            candidate = votes.argmax(1)
-            if self.mode == "fixed":
-                counts = voter.counts(self.n, classes, 1, lambda left: report(left, (len(x) - left) * self.n))
-                hits = counts.gather(1, candidate[:, None])[:, 0].tolist()
-                spent = [self.n] * len(x)
-                lower = [clopper_pearson_lower(k, self.n, self.alpha) for k in hits]
-            else:
-                lower, spent = self._sequential(voter, candidate, y, threat, report)
         dimensions = x[0].numel()
+        self._check(threat, dimensions)
+        voter = Voter(model, x, self.noise_model, seed, batch_size)
+        classes = _classes(model, voter.x, y)
+        candidate = voter.counts(self.n0, classes, 0).argmax(1)
+        if self.mode == "fixed":
+            counts = voter.counts(self.n, classes, 1, lambda left: tell(left, (len(x) - left) * self.n))
+            hits = counts.gather(1, candidate[:, None])[:, 0].tolist()
+            spent = [self.n] * len(x)
+            lower = [clopper_pearson_lower(k, self.n, self.alpha) for k in hits]
+        else:
+            lower, spent = self._sequential(voter, candidate, y, threat, tell)
         radius = torch.tensor([self.noise_model.radius(p, dimensions) for p in lower], dtype=torch.float64)
         radius = just_below(radius.to(x.device))  # the theorem is of the open ball
-        sure = radius > 0
-        right = (candidate == y) & sure
-        verified = right & (radius >= threat.eps)
-        status = [
-            "verified" if holds else "wrong" if known and not hit else "undecided"
-            for holds, hit, known in zip(verified.tolist(), right.tolist(), sure.tolist(), strict=True)
-        ]
-        radius, unproven = torch.where(right, radius, 0.0), None
-        if not self.knows_radii:
-            radius = torch.full_like(radius, threat.eps).masked_fill(~verified, 0)
-            unproven = torch.full_like(radius, threat.eps).masked_fill(verified, torch.inf)
+        abstained = radius <= 0
+        if not self.finds_radii:
+            radius = torch.full_like(radius, threat.eps).masked_fill(radius < threat.eps, 0)
         samples = torch.tensor(spent, device=x.device) + self.n0
-        return Certificate(
-            candidate, verified, radius, status, self.guarantee, unproven, samples=samples, abstained=~sure
-        )
+        return Findings(radius, candidate, samples=samples, abstained=abstained)
 
     def _check(self, threat: Threat, dimensions: int) -> None:
         """Refuse what cannot certify anything."""
@@ -184,7 +160,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
             )
 
     def _sequential(
-        self, voter: Voter, candidate: Tensor, y: Tensor, threat: Threat, report: Callable[[int, int], None]
+        self, voter: Voter, candidate: Tensor, y: Tensor, threat: Threat, tell: Tell
     ) -> tuple[list[float], list[int]]:
         """The lower bound of each probability, and the samples it took.
 
@@ -221,7 +197,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
                     lower[i] = anytime_lower(hits[i], spent[i], self.alpha)
                     done.add(i)
             pending = [i for i in pending if i not in done]
-            report(len(pending), sum(spent))
+            tell(len(pending), sum(spent))
         return lower, spent
 
     def _decided(self, k: int, n: int, wins: float, wanted: float) -> bool:
@@ -230,7 +206,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         if self.tolerance is None:
             # To give up what is wanted is no abstention: for that the class must not win at all.
             return self._compared(k, n, wanted) and (wanted == wins or self._compared(k, n, wins))
-        noise = Noise(self.noise, self.sigma)
+        noise = VoteNoise(self.noise, self.sigma)
         low = anytime_lower(k, n, self.alpha)
         high = 1 - anytime_lower(n - k, n, self.alpha)
         return bool(high <= 0.5 or noise.radius(high, 1) - noise.radius(low, 1) <= self.tolerance)
@@ -258,26 +234,17 @@ class PlugInSmoothing(_Smoothing, name="plug-in"):
     sigma: PositiveNumber = 0.125
     """Standard deviation of the noise, in input units."""
     n: PositiveInt = 1000
-    """Samples."""
+    """Noisy copies of each example that vote."""
 
-    @torch.no_grad()
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, batch_size: int = 256
-    ) -> Certificate:
-        y = check_inputs(x, y, threat)
+    @property
+    def _guarantee(self) -> str:
+        return "estimate"
+
+    def findings(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch_size: int, tell: Tell
+    ) -> Findings:
         if threat.norm != "l2":
             raise ValueError(f"gaussian noise certifies l2, the threat is {threat}")
-        if not len(x):
-            return Certificate(y, y.bool(), y.double(), [], "estimate")
-        with frozen_eval(model):
-            classes = _classes(model, x, y)
-            counts = Voter(model, x, self.noise_model, seed, batch_size).counts(self.n, classes, 1)
-        prediction = counts.argmax(1)
-        radius = plug_in_radius(counts, y, self.sigma)
-        right = prediction == y
-        verified = right & (radius >= threat.eps)
-        status = [
-            "verified" if holds else "undecided" if hit else "wrong"
-            for holds, hit in zip(verified.tolist(), right.tolist(), strict=True)
-        ]
-        return Certificate(prediction, verified, torch.where(right, radius, 0.0).clamp(min=0), status, "estimate")
+        voter, classes = Voter(model, x, self.noise_model, seed, batch_size), _classes(model, x, y)
+        counts = voter.counts(self.n, classes, 1, lambda left: tell(left, (len(x) - left) * self.n))
+        return Findings(plug_in_radius(counts, y, self.sigma).clamp(min=0), counts.argmax(1))

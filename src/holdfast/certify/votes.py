@@ -19,7 +19,7 @@ CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Noise:
+class VoteNoise:
     """What is added to the inputs."""
 
     kind: Literal["gaussian", "uniform"]
@@ -82,7 +82,7 @@ class Task:
 class Voter:
     """Draws noisy copies of examples and counts the classes that the network gives them."""
 
-    def __init__(self, model: nn.Module, x: Tensor, noise: Noise, seed: int, batch_size: int) -> None:
+    def __init__(self, model: nn.Module, x: Tensor, noise: VoteNoise, seed: int, batch_size: int) -> None:
         self.model, self.x, self.noise, self.seed = model, noise.on_grid(x), noise, seed
         self.tasks = max(1, batch_size // CHUNK)
         """In a forward pass: of whichever examples are pending."""

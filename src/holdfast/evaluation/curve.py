@@ -33,9 +33,9 @@ def sandwich_curve(
     """Certified and attacked accuracy at each radius: columns ``eps``, ``standard``, ``attacked``, ``certified``.
 
     At the evaluation's own eps it shows the evaluation's own numbers, at 0 the standard accuracy. At other radii a
-    certifier whose radius was too dear to search is asked again, and attacks that are not minimum-norm run once
-    more, those of thousands of passes in a cheaper form (``Attack.brief``): below eps on what they broke at eps,
-    beyond it on what stands; never on what is deterministically certified there. ``attacked`` is NaN where no
+    certifier whose radius was too expensive to search is asked again, and attacks that are not minimum-norm run
+    once more, those of thousands of passes in a cheaper form (``Attack.brief``): below eps on what they broke at
+    eps, beyond it on what stands; never on what is deterministically certified there. ``attacked`` is NaN where no
     attack ran, ``certified`` where nothing but estimates were made, or sequential smoothing leaves a radius open.
 
     Args:

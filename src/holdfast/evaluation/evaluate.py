@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from holdfast.analysis.local_lipschitz import local_lipschitz
 from holdfast.attacks import Attack, AttackResult
-from holdfast.certify import Certificate, Certifier, SmoothingCertifier, SoundnessError
+from holdfast.certify import Certificate, Certifier, SoundnessError
 from holdfast.component import distinct_labels
 from holdfast.evaluation.accuracy import ROUNDING
 from holdfast.evaluation.sanity import (
@@ -106,7 +107,7 @@ def evaluate(
         attacks: attacks, their names, or mappings with a name and settings; each run on its own.
         certifiers: certifiers, likewise.
         radii: further radii at which certified accuracy shall be known (``certified_at``): certifiers whose radius
-            is too dear to search are asked at each of them.
+            is too expensive to search are asked at each of them.
         audit: share of the certified examples that are attacked too, 0 to 1.
         lipschitz_examples: measure ``analysis.local_lipschitz`` of the logits, in the 1-norm, around the first so
             many examples. Left out where it means nothing: for a smoothed classifier, in l_0, and at eps = 0.
@@ -138,7 +139,7 @@ def evaluate(
     making.certify(named_certifiers, radii)
     making.attack(named_attacks, audit, store)
     making.measure_steepness(lipschitz_examples)
-    return making.evaluation(named_certifiers)
+    return making.evaluation(named_certifiers, named_attacks)
 
 
 class _Making:
@@ -192,12 +193,11 @@ class _Making:
             self.report(name, int(certificate.verified.sum()), 0)
 
     def _certificate(self, name: str, certifier: Certifier) -> Certificate:
-        prove: Callable[..., Certificate] = certifier
-        if isinstance(certifier, SmoothingCertifier):
-            tell = _sometimes(partial(_tell_samples, self.report, name), len(self.x))
-            prove = partial(certifier, on_progress=tell)
+        how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size}
+        if "on_progress" in inspect.signature(certifier).parameters:  # a stranger's call may know nothing of it
+            how["on_progress"] = _sometimes(partial(_tell_samples, self.report, name), len(self.x))
         with self._timed(name):
-            return prove(self.model, self.x, self.y, self.threat, seed=self.seed, batch_size=self.batch_size)
+            return certifier(self.model, self.x, self.y, self.threat, **how)
 
     def _enter(self, name: str, certificate: Certificate) -> None:
         """The columns of a certificate. Verified and a radius of at least eps are one and the same."""
@@ -283,7 +283,7 @@ class _Making:
         self.steep = {"mean": value.mean().item(), "max": value.max().item(), "examples": count}
         self.report(f"local Lipschitz constant: mean {self.steep['mean']:.4g} of {count} examples", -1, 0)
 
-    def evaluation(self, certifiers: dict[str, Certifier]) -> Evaluation:
+    def evaluation(self, certifiers: dict[str, Certifier], attacks: dict[str, Attack]) -> Evaluation:
         """The table, and what follows from it."""
         table = pd.DataFrame(self.columns)
         summary = summarise(table, self.threat, self.guarantees, self.seconds)
@@ -293,7 +293,7 @@ class _Making:
             summary["local_lipschitz"] = self.steep
         sure = table[table["prediction"] >= 0]  # what abstains is no class
         doubts = [*batch_dependence(self.model, self.x), *misplaced_labels(sure), *unpredicted_classes(sure)]
-        summary["warnings"] = [*doubts, *self.doubts, *blind_successes(table)]
+        summary["warnings"] = [*doubts, *self.doubts, *blind_successes(table, attacks)]
         each = pd.DataFrame(self.each)
         return Evaluation(table, summary, self.subject.classifier, each, self.adversarial, certifiers)
 
@@ -347,7 +347,7 @@ def _sometimes(tell: Callable[[int, int], None], count: int) -> Callable[[int, i
 
 
 def _tell_samples(report: Callable[[str, int, int], None], name: str, left: int, spent: int) -> None:
-    report(f"{name} ({spent} samples)", -1, left)
+    report(f"{name} ({spent} samples)" if spent else name, -1, left)
 
 
 def _joined(pieces: list[AttackResult], x: Tensor, device: torch.device) -> AttackResult:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 import torch
@@ -9,18 +11,14 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
 from torch import Tensor, nn
 
+from holdfast.attacks import Attack
 from holdfast.attacks.losses import cross_entropy, until_wrong
-from holdfast.evaluation.accuracy import names
 from holdfast.inference import frozen_eval, predict
 from holdfast.search import climb, gradient_of
 from holdfast.threat import Threat
 
 FEW = 64
 """Examples that are looked at."""
-BLIND = ("square", "noise")
-"""Attacks that look at answers only."""
-THOROUGH = ("pgd", "apgd", "multi-targeted", "autoattack")
-"""Attacks by gradient whose failure says something."""
 SIGNIFICANCE = 1e-6
 """Probability below which a count is no accident: thousands of evaluations raise no false alarm."""
 ENOUGH = 10
@@ -223,18 +221,20 @@ def _loss_after(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: i
     return cross_entropy(predict(model, x_adv), y).mean().item()
 
 
-def blind_successes(table: pd.DataFrame) -> list[str]:
-    """Whether attacks that see answers only break what attacks by gradient leave standing."""
+def blind_successes(table: pd.DataFrame, attacks: Mapping[str, Attack]) -> list[str]:
+    """Whether attacks that see answers only break what attacks by gradient leave standing.
+
+    Args:
+        attacks: by the names that they have in the table.
+    """
     by_gradient = pd.Series(False, index=table.index)
     by_answers = pd.Series(False, index=table.index)
-    tried = False
-    for name in names(table, "success"):
-        blind = table[f"{name}.origin"].str.startswith(BLIND)
-        tried |= name.startswith(THOROUGH)
+    for name, attack in attacks.items():
+        blind = table[f"{name}.origin"].map(attack.found_blindly).astype(bool)
         by_gradient |= table[f"{name}.success"] & ~blind
         by_answers |= table[f"{name}.success"] & blind
     only = int((by_answers & ~by_gradient & table["correct"]).sum())
-    if not tried or only < max(3, len(table) / 100):
+    if not any(attack.thorough for attack in attacks.values()) or only < max(3, len(table) / 100):
         return []
     return [
         f"{only} examples fall to an attack that sees answers only, and to none that follows gradients: those run "

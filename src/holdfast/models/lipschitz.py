@@ -158,7 +158,7 @@ class LipschitzConvNet(Model, name="lipschitz-convnet"):
     """
 
     layer: Layer = "aol"
-    """Which convolution."""
+    """The kind of 1-Lipschitz convolution."""
     size: Literal["XS", "S", "M", "L"] = "XS"
     """First width 16, 32, 64 or 128."""
     blocks: PositiveInt = Field(default=5, ge=2)

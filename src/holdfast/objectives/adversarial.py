@@ -4,50 +4,36 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 
 from holdfast.attacks.losses import divergence
-from holdfast.fold import folded
-from holdfast.inference import frozen_eval
-from holdfast.objectives.objective import Loss, Perturbing, Progress, labels_only
-from holdfast.search import climb
+from holdfast.fold import frozen_copy
+from holdfast.objectives.objective import Loss, Progress, Searching, labels_only
 from holdfast.threat import Threat
 
 
-class _Attacking(Perturbing):
+class PGDTraining(Searching):
     """What they share: the last point of PGD on the cross-entropy, in eval mode."""
 
-    steps: PositiveInt = 10
-    """Steps of the inner PGD."""
-    step_size: PositiveFloat = 0.25
-    """Length of a step in units of eps."""
+    def last_of_pgd(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, start: Tensor) -> Tensor:
+        """That point, (N, ...)."""
+        with frozen_copy(model, x) as copy:
+            return self.climbed(
+                lambda points, rows: (F.cross_entropy(copy(points), y[rows], reduction="none"), None),
+                x,
+                threat,
+                start,
+            )
+
+
+class _Attacking(PGDTraining):
     random_start: bool = True
     """Start at a uniform point of the threat set; from the input itself otherwise."""
 
     def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         start = progress.random_points(x, threat) if self.random_start else x
-        return last_of_pgd(model, x, y, threat, self.steps, self.step_size, start)
-
-
-def last_of_pgd(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int, step_size: float, start: Tensor
-) -> Tensor:
-    """The last point of PGD on the cross-entropy, in eval mode, (N, ...).
-
-    Args:
-        step_size: in units of eps.
-    """
-    with frozen_eval(model):
-        copy = folded(model, x[:2])
-        return climb(
-            lambda points, rows: (F.cross_entropy(copy(points), y[rows], reduction="none"), None),
-            x,
-            threat,
-            steps=steps,
-            step_size=step_size * threat.eps,
-            start=start,
-        )
+        return self.last_of_pgd(model, x, y, threat, start)
 
 
 class AdversarialTraining(_Attacking, name="adversarial"):
@@ -93,7 +79,7 @@ class MART(_Attacking, name="mart"):
     """
 
     weight: NonNegativeFloat = 5.0
-    """λ."""
+    """λ, the weight of the divergence between clean and perturbed answers."""
 
     def loss_at(
         self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, progress: Progress

@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from holdfast.bounds import Graph, Region, batch_statistics, region_of, trace
-from holdfast.bounds.graph import BATCH_NORMS, Statistics
+from holdfast.bounds.graph import Statistics
+from holdfast.fold import BATCH_NORMS
 from holdfast.inference import mix_seed
 from holdfast.objectives.objective import Loss, Perturbing, Progress, labels_only
 from holdfast.threat import Threat
@@ -129,10 +130,7 @@ class CertifiedTraining(Perturbing):
 
     def ramp(self, progress: Progress) -> float:
         """0 until the warm-up ends, 1 from ``ramp_end`` on, growing between."""
-        length = self.ramp_end - self.warmup
-        if length <= 0:
-            return float(progress.fraction >= self.ramp_end)
-        share = min(max((progress.fraction - self.warmup) / length, 0.0), 1.0)
+        share = progress.ramp(self.ramp_end, self.warmup)
         return share if self.ramp_shape == "linear" else smoothed(share)
 
 

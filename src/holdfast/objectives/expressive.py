@@ -11,14 +11,14 @@ from holdfast.bounds.linear import intervals
 from holdfast.bounds.operators import run
 from holdfast.bounds.region import Region, region_of
 from holdfast.bounds.specification import interval_margins_at, interval_values
-from holdfast.objectives.adversarial import last_of_pgd
+from holdfast.objectives.adversarial import PGDTraining
 from holdfast.objectives.certified import Batch, CertifiedTraining, Robust
 from holdfast.objectives.objective import Progress
 from holdfast.search import climb
 from holdfast.threat import Threat
 
 
-class _Attacking(CertifiedTraining):
+class _Attacking(PGDTraining, CertifiedTraining):
     """What they share: an attack on the network in eval mode."""
 
     steps: PositiveInt = 8
@@ -29,7 +29,7 @@ class _Attacking(CertifiedTraining):
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         searched = threat.with_eps(self.searched * threat.eps)
         start = progress.random_points(x, searched)
-        return last_of_pgd(model, x, y, searched, self.steps, self.step_size, start)
+        return self.last_of_pgd(model, x, y, searched, start)
 
     @property
     def searched(self) -> float:

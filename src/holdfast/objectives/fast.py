@@ -29,7 +29,7 @@ class FastAT(Perturbing, name="fast-at"):
     step_size: PositiveFloat = 1.25
     """Length of the step in units of eps; N-FGSM takes 1."""
     grad_align: NonNegativeFloat = 0.0
-    """λ; the paper has 0.2 for 8/255."""
+    """λ, the weight of the misalignment of gradients (GradAlign); 0 for none. The paper has 0.2 for 8/255."""
 
     def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         wide = self.start == "wide"
@@ -70,7 +70,7 @@ class FreeAT(Objective, name="free-at"):
     """
 
     replays: PositiveInt = 8
-    """m."""
+    """m, how often each batch is replayed: optimiser steps per batch."""
     step_size: PositiveFloat = 1.0
     """Length of a step in units of eps."""
     _last: tuple[int, int, Tensor] | None = PrivateAttr(default=None)

@@ -40,7 +40,7 @@ class IBP(CertifiedTraining, name="ibp"):
 
 
 def interval_regulariser(
-    graph: Graph, values: list[Interval], tolerance: float, mean: Callable[[Tensor], Tensor] = lambda own: own
+    graph: Graph, values: dict[int, Interval], tolerance: float, mean: Callable[[Tensor], Tensor] = lambda own: own
 ) -> Tensor:
     """Tightness and balance of Shi et al. (2021, section 3.2), a scalar.
 
@@ -51,7 +51,7 @@ def interval_regulariser(
         mean: means over a batch that several processes share, from those over the examples at hand.
     """
     read = [node.inputs[0] for node in graph.nodes if isinstance(node.operator, Rectifier)]
-    inner = [values[n] for n in read if n < len(values)]
+    inner = [values[n] for n in read if n in values]
     if not inner:
         return values[0].centre.new_zeros(())
     masks = [(value.lower >= 0, value.upper <= 0) for value in inner]

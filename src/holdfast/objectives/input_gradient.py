@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.fold import folded
+from holdfast.fold import frozen_copy
 from holdfast.inference import frozen_eval
-from holdfast.objectives.objective import Loss, Objective, Perturbing, Progress, repeated
-from holdfast.search import climb, per_example
+from holdfast.objectives.objective import Loss, Objective, Perturbing, Progress, Searching, repeated
+from holdfast.search import per_example
 from holdfast.threat import Threat
 
 
@@ -38,7 +38,7 @@ class TULIP(Perturbing, name="tulip"):
     """
 
     weight: NonNegativeFloat = 1.0
-    """λ."""
+    """λ, the weight of the penalty on the gradient's length."""
     h: PositiveFloat = 1.0
     """Length of the step, in input units."""
     direction: Literal["l2", "threat"] = "l2"
@@ -67,7 +67,7 @@ class InputGradient(Objective, name="input-gradient"):
     """CE + λ · ½ ‖∇_x CE‖₂² by differentiating twice (Drucker & LeCun, 1992; Ross & Doshi-Velez, 2018)."""
 
     weight: NonNegativeFloat = 1.0
-    """λ."""
+    """λ, the weight of the penalty on the gradient's length."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         points = x.clone().requires_grad_(True)
@@ -84,7 +84,7 @@ class CURE(Perturbing, name="cure"):
     et al., 2019)."""
 
     weight: NonNegativeFloat = 4.0
-    """γ."""
+    """γ, the weight of the curvature."""
     h: PositiveFloat = 1.5
     """Length of the step in l_2, in input units."""
 
@@ -105,7 +105,7 @@ class CURE(Perturbing, name="cure"):
         return Loss(natural + self.weight * penalty, parts)
 
 
-class LLR(Perturbing, name="llr"):
+class LLR(Searching, name="llr"):
     """CE + λ γ + μ |⟨δ, ∇CE⟩|: the loss shall be linear in the threat set (Qin et al., 2019).
 
     γ = |CE(x + δ) − CE(x) − ⟨δ, ∇CE(x)⟩|, with the δ for which ascent finds it largest. Everything is per
@@ -114,21 +114,21 @@ class LLR(Perturbing, name="llr"):
     """
 
     weight: NonNegativeFloat = 4.0
-    """λ."""
+    """λ, the weight of the largest deviation from linearity."""
     mu: NonNegativeFloat = 3.0
-    """μ."""
+    """μ, the weight of the slope along the perturbation found."""
     ramp_end: float = Field(default=0.0, ge=0, le=1)
     """Share of the training at which λ and μ have grown from 0 to their values. At full weight from the first step
     a network whose last layer starts at 0 may never leave the constant answer."""
     steps: PositiveInt = 2
-    """Of the inner ascent."""
+    """Steps of the inner ascent."""
     step_size: PositiveFloat = 0.5
     """Length of a step in units of eps."""
 
     def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         gradient = gradient_in_eval(model, x, y)
-        with frozen_eval(model):
-            copy = folded(model, x[:2])
+        start = threat.project(x, x + 0.001 * progress.normal(x))
+        with frozen_copy(model, x) as copy:
             with torch.no_grad():
                 clean = F.cross_entropy(copy(x), y, reduction="none")
 
@@ -136,14 +136,7 @@ class LLR(Perturbing, name="llr"):
                 there = F.cross_entropy(copy(points), y[rows], reduction="none")
                 return (there - clean[rows] - directional(gradient[rows], points - x[rows])).abs(), None
 
-            return climb(
-                deviation,
-                x,
-                threat,
-                steps=self.steps,
-                step_size=self.step_size * threat.eps,
-                start=threat.project(x, x + 0.001 * progress.normal(x)),
-            )
+            return self.climbed(deviation, x, threat, start)
 
     def loss_at(
         self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat, progress: Progress
@@ -156,5 +149,5 @@ class LLR(Perturbing, name="llr"):
         linear = directional(slope, delta)
         natural, gamma, drop = here.mean(), (there - here - linear).abs().mean(), linear.abs().mean()
         parts = {"cross_entropy": natural.detach(), "gamma": gamma.detach(), "slope": drop.detach()}
-        share = min(1.0, progress.fraction / self.ramp_end) if self.ramp_end else 1.0
+        share = progress.ramp(self.ramp_end)
         return Loss(natural + share * (self.weight * gamma + self.mu * drop), parts, x_adv)

@@ -36,9 +36,9 @@ class OffsetCrossEntropy(Objective, name="offset-cross-entropy"):
     """
 
     offset: Number = math.sqrt(2) * 36 / 255
-    """o, in logits."""
+    """o, the lead over the other logits that is asked for, in logits."""
     temperature: PositiveNumber = 0.25
-    """t, in logits."""
+    """t, the temperature, in logits: the smaller, the less counts what leads by more."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         total = offset_cross_entropy(model(x), y, self.offset, self.temperature).mean()
@@ -49,7 +49,7 @@ class MarginHinge(Objective, name="margin-hinge"):
     """max(0, m − (z_y − max_j z_j)): nothing beyond the margin counts (Anil et al., 2019)."""
 
     margin: PositiveNumber = 2 * math.sqrt(2) * 36 / 255
-    """m, in logits."""
+    """m, the margin beyond which nothing counts, in logits."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         total = (self.margin - logit_margins(model(x), y)).clamp(min=0).mean()
@@ -60,7 +60,7 @@ class CertificateRegularisation(Objective, name="certificate-regularisation"):
     """Cross-entropy − γ · max(0, margin) / √2: certified radii shall grow (Singla et al., 2022)."""
 
     gamma: NonNegativeFloat = 0.5
-    """γ, per input unit."""
+    """γ, the reward of a radius, per input unit."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         logits = model(x)

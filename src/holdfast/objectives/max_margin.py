@@ -7,15 +7,14 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.losses import margin
-from holdfast.fold import folded
-from holdfast.inference import frozen_eval
-from holdfast.objectives.objective import Loss, Perturbing, Progress, labels_only
-from holdfast.search import climb, per_example
+from holdfast.attacks.losses import gap
+from holdfast.fold import frozen_copy
+from holdfast.objectives.objective import Loss, Progress, Searching, labels_only
+from holdfast.search import per_example
 from holdfast.threat import Threat
 
 
-class MMA(Perturbing, name="mma"):
+class MMA(Searching, name="mma"):
     """Cross-entropy where the shortest perturbation found crosses the decision boundary, up to a largest margin
     (Ding et al., 2020).
 
@@ -25,13 +24,10 @@ class MMA(Perturbing, name="mma"):
     """
 
     hinge: PositiveFloat = 1.5
-    """d_max in units of eps; the paper trains up to half as far again as it evaluates."""
+    """d_max, the largest margin that is asked for, in units of eps; the paper trains up to half as far again as it
+    evaluates."""
     clean: float = Field(default=1 / 3, ge=0, le=1)
-    """c."""
-    steps: PositiveInt = 10
-    """Steps of PGD."""
-    step_size: PositiveFloat = 0.25
-    """Length of a step in units of d_max."""
+    """c, the share of the clean cross-entropy in the loss."""
     bisections: PositiveInt = 10
     """Halvings of the way to what PGD found."""
 
@@ -41,8 +37,7 @@ class MMA(Perturbing, name="mma"):
         """The points x', (N, ...), and whether they have a part in the loss, (N,) bool."""
         labels = labels_only(y)
         reach = threat.with_eps(self.hinge * threat.eps)
-        with frozen_eval(model):
-            copy = folded(model, x[:2])
+        with frozen_copy(model, x) as copy:
 
             def soft_margin(points: Tensor, rows: Tensor) -> tuple[Tensor, None]:
                 logits = copy(points)
@@ -50,15 +45,13 @@ class MMA(Perturbing, name="mma"):
                 rivals = logits.scatter(1, own, -torch.inf).logsumexp(1)
                 return rivals - logits.gather(1, own).squeeze(1), None
 
-            length = self.step_size * reach.eps
-            start = progress.random_points(x, reach)
-            far = climb(soft_margin, x, reach, steps=self.steps, step_size=length, start=start)
+            far = self.climbed(soft_margin, x, reach, progress.random_points(x, reach))
             with torch.no_grad():
-                wrong, crosses = (margin(copy(points), y) >= 0 for points in (x, far))
+                wrong, crosses = (gap(copy(points), y) >= 0 for points in (x, far))
                 inside, outside = x.new_zeros(len(x)), x.new_ones(len(x))
                 for _ in range(self.bisections):
                     middle = (inside + outside) / 2
-                    beyond = margin(copy(x + per_example(middle, x) * (far - x)), y) >= 0
+                    beyond = gap(copy(x + per_example(middle, x) * (far - x)), y) >= 0
                     inside, outside = torch.where(beyond, inside, middle), torch.where(beyond, middle, outside)
         x_adv = x + per_example(outside.masked_fill(wrong | ~crosses, 0), x) * (far - x)
         return x_adv, wrong | crosses

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.component import Component
 from holdfast.inference import example_generators, mix_seed
+from holdfast.search import Function, climb
 from holdfast.threat import Threat
 
 
@@ -40,6 +42,12 @@ class Progress:
     def fraction(self) -> float:
         """0 at the first step, towards 1 at the last."""
         return self.step / self.total_steps
+
+    def ramp(self, end: float, begin: float = 0.0) -> float:
+        """0 up to the share ``begin`` of the training, 1 from the share ``end`` on, a straight line between."""
+        if end <= begin:
+            return float(self.fraction >= end)
+        return min(max((self.fraction - begin) / (end - begin), 0.0), 1.0)
 
     @property
     def alone(self) -> Progress:
@@ -176,3 +184,16 @@ class Perturbing(Objective):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         x_adv = self.perturbed(model, x, y, threat, progress)
         return self.loss_at(model, x, y, x_adv, threat, progress)
+
+
+class Searching(Perturbing):
+    """A loss of inputs that one ascent found: its last point, as the methods are defined."""
+
+    steps: PositiveInt = 10
+    """Steps of the inner ascent."""
+    step_size: PositiveFloat = 0.25
+    """Length of a step in units of the radius that is searched: eps, if nothing else is said."""
+
+    def climbed(self, function: Function, x: Tensor, threat: Threat, start: Tensor) -> Tensor:
+        """Where the ascent of this function ends, (N, ...)."""
+        return climb(function, x, threat, steps=self.steps, step_size=self.step_size * threat.eps, start=start)

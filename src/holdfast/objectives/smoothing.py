@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.component import PositiveNumber
 from holdfast.inference import frozen_eval
-from holdfast.objectives.objective import Loss, Objective, Perturbing, Progress, labels_only, repeated
-from holdfast.search import climb
+from holdfast.objectives.objective import Loss, Objective, Progress, Searching, labels_only, repeated
 from holdfast.threat import Threat
 
 
@@ -35,7 +34,7 @@ class GaussianNoise(_Noisy, name="gaussian-noise"):
         return Loss(total, {"cross_entropy": total.detach()})
 
 
-class SmoothAdv(_Noisy, Perturbing, name="smooth-adv"):
+class SmoothAdv(_Noisy, Searching, name="smooth-adv"):
     """Cross-entropy on noisy adversarial examples of the smoothed classifier (Salman et al., 2019).
 
     PGD raises −log of the mean probability of the label over the copies; training sees the same noise.
@@ -44,7 +43,7 @@ class SmoothAdv(_Noisy, Perturbing, name="smooth-adv"):
     copies: PositiveInt = 2
     """Noise vectors per image."""
     steps: PositiveInt = 4
-    """Of the search."""
+    """Steps of the inner ascent."""
     step_size: PositiveFloat = 0.5
     """Length of a step in units of eps."""
     ramp_end: NonNegativeFloat = 0.2
@@ -54,8 +53,7 @@ class SmoothAdv(_Noisy, Perturbing, name="smooth-adv"):
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress
     ) -> tuple[Tensor, Tensor]:
         """The images before the noise, (N, ...), and the noise, (copies, N, ...)."""
-        ramp = min(progress.fraction / self.ramp_end, 1.0) if self.ramp_end else 1.0
-        now = threat.with_eps(ramp * threat.eps)
+        now = threat.with_eps(progress.ramp(self.ramp_end) * threat.eps)
         noise = self.noise(x, self.copies, progress).view(self.copies, *x.shape)
 
         def function(points: Tensor, rows: Tensor) -> tuple[Tensor, None]:
@@ -65,8 +63,7 @@ class SmoothAdv(_Noisy, Perturbing, name="smooth-adv"):
             return math.log(self.copies) - log_probability.logsumexp(0), None
 
         with frozen_eval(model):
-            step_size = self.step_size * now.eps
-            x_adv = climb(function, x, now, steps=self.steps, step_size=step_size, start=x) if now.eps else x
+            x_adv = self.climbed(function, x, now, x) if now.eps else x
         return x_adv, noise
 
     def loss_at(
@@ -92,11 +89,11 @@ class MACER(_Noisy, name="macer"):
     copies: PositiveInt = 8
     """Noise vectors per image."""
     weight: NonNegativeFloat = 12.0
-    """λ."""
+    """λ, the weight of the radius hinge."""
     gamma: PositiveFloat = 8.0
-    """γ, in standard deviations."""
+    """γ, beyond which a radius need not grow, in standard deviations of the noise."""
     beta: PositiveFloat = 16.0
-    """β, the inverse temperature."""
+    """β, the inverse temperature of the softmax that radii are taken from."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         noisy = x.repeat(self.copies, *[1] * (x.dim() - 1)) + self.noise(x, self.copies, progress)
@@ -119,9 +116,9 @@ class Consistency(_Noisy, name="consistency"):
     copies: PositiveInt = 2
     """Noise vectors per image."""
     weight: NonNegativeFloat = 10.0
-    """λ."""
+    """λ, the weight of the divergence between the noisy answers."""
     entropy: NonNegativeFloat = 0.5
-    """η."""
+    """η, the weight of the entropy of the mean answer."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         noisy = x.repeat(self.copies, *[1] * (x.dim() - 1)) + self.noise(x, self.copies, progress)
@@ -139,7 +136,7 @@ class Stability(_Noisy, name="stability"):
     """Clean cross-entropy + λ · cross-entropy of the noisy answer to the clean one (Li et al., 2019)."""
 
     weight: NonNegativeFloat = 2.0
-    """λ."""
+    """λ, the weight of the noisy answer's distance from the clean one."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         clean, noisy = model(torch.cat([x, x + self.noise(x, 1, progress)])).chunk(2)

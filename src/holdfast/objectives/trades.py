@@ -7,23 +7,17 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat
 from torch import Tensor, nn
 
 from holdfast.attacks.losses import divergence
-from holdfast.fold import folded
-from holdfast.inference import eval_mode, frozen_eval
-from holdfast.objectives.objective import Loss, Perturbing, Progress
-from holdfast.search import Function, climb
+from holdfast.fold import frozen_copy
+from holdfast.inference import eval_mode
+from holdfast.objectives.objective import Loss, Progress, Searching
 from holdfast.threat import Threat
 
 
-def divergence_from(model: nn.Module, clean_logits: Tensor) -> Function:
-    """The function under ascent: the divergence between the clean and the perturbed answer."""
-    return lambda points, rows: (divergence(clean_logits[rows], model(points)), None)
-
-
-class TRADES(Perturbing, name="trades"):
+class TRADES(Searching, name="trades"):
     """Clean cross-entropy plus β times the divergence of the perturbed from the clean answer
     (Zhang et al., 2019, equation 5).
 
@@ -34,10 +28,6 @@ class TRADES(Perturbing, name="trades"):
 
     beta: NonNegativeFloat = 6.0
     """Weight of the divergence."""
-    steps: PositiveInt = 10
-    """Steps of the inner ascent."""
-    step_size: PositiveFloat = 0.25
-    """Length of a step in units of eps."""
     frozen_statistics: bool = False
     """Make the training forward in eval mode, so that a BatchNorm keeps the statistics it started with: what the
     code of Su et al. (2024) does, and no other."""
@@ -47,16 +37,12 @@ class TRADES(Perturbing, name="trades"):
 
     def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         # At x itself the divergence has no slope, so the ascent starts a hair away from it.
-        with frozen_eval(model):
+        start = threat.project(x, x + 0.001 * progress.normal(x))
+        with frozen_copy(model, x) as copy:
             with torch.no_grad():
-                clean_logits = model(x)
-            return climb(
-                divergence_from(folded(model, x[:2]), clean_logits),
-                x,
-                threat,
-                steps=self.steps,
-                step_size=self.step_size * threat.eps,
-                start=threat.project(x, x + 0.001 * progress.normal(x)),
+                clean = model(x)
+            return self.climbed(
+                lambda points, rows: (divergence(clean[rows], copy(points)), None), x, threat, start
             )
 
     def loss_at(

@@ -30,7 +30,7 @@ class AWP(Objective, name="awp"):
     objective: Objective = AdversarialTraining()
     """The loss that is made flat."""
     gamma: PositiveNumber = 0.005
-    """γ: relative size of the step."""
+    """γ, the length of the step of the weights relative to their own."""
     begin: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training before which the weights are left where they are."""
 

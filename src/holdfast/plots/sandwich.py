@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 from holdfast.plots.style import BLACK, BLUE, GREY, VERMILION
 from holdfast.threat import Threat
 
-NORMS = {"linf": "$\\ell_\\infty$", "l2": "$\\ell_2$", "l1": "$\\ell_1$", "l0": "$\\ell_0$"}
+NORM_LABELS = {"linf": "$\\ell_\\infty$", "l2": "$\\ell_2$", "l1": "$\\ell_1$", "l0": "$\\ell_0$"}
 
 
 def sandwich_figure(curve: pd.DataFrame, threat: Threat, *, examples: int, guarantee: str | None = None) -> Figure:
@@ -35,7 +35,7 @@ def sandwich_figure(curve: pd.DataFrame, threat: Threat, *, examples: int, guara
     axes.set(
         xlim=(0, curve["eps"].max()),
         ylim=(0, 1.02),
-        xlabel=f"{NORMS[threat.norm]} radius eps, in input units",
+        xlabel=f"{NORM_LABELS[threat.norm]} radius eps, in input units",
         ylabel=f"accuracy on {examples} images",
     )
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))

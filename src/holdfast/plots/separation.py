@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from holdfast.plots.sandwich import NORMS
+from holdfast.plots.sandwich import NORM_LABELS
 from holdfast.plots.style import BLACK, BLUE, VERMILION
 from holdfast.threat import Threat
 
@@ -36,7 +36,7 @@ def distances_figure(table: pd.DataFrame, threat: Threat) -> Figure:
         )
     if threat.eps:
         axes.axvline(2 * threat.eps, color=BLACK, lw=1, ls="--", label=f"2 eps = {2 * threat.eps:.3g}")
-    axes.set(xlabel=f"{NORMS[threat.norm]} distance to the nearest other class", ylabel="share of images")
+    axes.set(xlabel=f"{NORM_LABELS[threat.norm]} distance to the nearest other class", ylabel="share of images")
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)

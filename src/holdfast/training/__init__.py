@@ -1,7 +1,8 @@
 """The training loop and what it needs."""
 
+from holdfast.listeners import Observer, Reporter
 from holdfast.training.averaging import Averaging, estimate_batch_norm
-from holdfast.training.loop import Observer, Reporter, TrainingDiverged, fit
+from holdfast.training.loop import TrainingDiverged, fit
 from holdfast.training.optimizers import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
 from holdfast.training.plan import Training
 from holdfast.training.schedules import (

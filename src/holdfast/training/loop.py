@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from holdfast.data import Images
 from holdfast.inference import mix_seed, own_inputs
 from holdfast.layers import shared_weights
+from holdfast.listeners import Observer, Reporter
 from holdfast.objectives import Objective, Progress
 from holdfast.threat import Threat
 from holdfast.training.averaging import Forward, WeightAverage, estimate_batch_norm
@@ -35,50 +35,6 @@ costs each of them as much as a step. The running average of a BatchNorm in trai
 
 class TrainingDiverged(ArithmeticError):
     """The loss became NaN or inf; the last checkpoint is from before."""
-
-
-class Reporter:
-    """Told how a training gets on. This one keeps quiet."""
-
-    def begin(self, folder: Path) -> None:
-        """A run starts (or goes on) and keeps its state in this folder."""
-
-    def train(self, steps: int, per_epoch: int, finished: int) -> None:
-        """Training starts: so many steps, so many of them an epoch, of which some are finished already."""
-
-    def step(self, loss: Tensor) -> None:
-        """A step was made."""
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """An epoch was finished; the record is its line in the history."""
-
-    def stage(self, text: str) -> None:
-        """Something else begins or was found."""
-
-    def work(self, text: str, done: int, total: int) -> None:
-        """So much of some other work is done."""
-
-
-class Observer:
-    """Sees what is trained on, such as a meter of neural collapse. This one looks away.
-
-    Where several processes train, each has its own, which sees its share of every batch.
-    """
-
-    def begin(self, epoch: int, seen: Sequence[dict[str, Any]]) -> None:
-        """An epoch begins, from 1 on, after what these ``state`` gave of it: none, one before a training was cut
-        off, or at the end those of all processes."""
-
-    def observe(self, x: Tensor, y: Tensor, x_adv: Tensor | None, progress: Progress) -> None:
-        """The clean inputs, their labels, what the objective perturbed them to, and when; after the step."""
-
-    def record(self) -> dict[str, Any]:
-        """What goes into the epoch's line of the history, numbers and lists."""
-        return {}
-
-    def state(self) -> dict[str, Any]:
-        """What it has seen of the epoch under way, for a checkpoint: tensors, numbers and lists of them."""
-        return {}
 
 
 class _TrainingStep(nn.Module):
@@ -273,7 +229,7 @@ class _Fitting:
                 with self.averaged():  # all processes estimate its statistics, the first validates
                     if validate and engine.leads:
                         record |= validate(self.model)
-                        if self.perturbs and (text := _collapse(self.history, record)):
+                        if self.perturbs and (text := _catastrophic_overfitting(self.history, record)):
                             reporter.stage(f"warning: {text}")
                         self.best.offer(self.model, record)
                 record["seconds"] += time.perf_counter() - started
@@ -404,7 +360,7 @@ class _Fitting:
         return loss, x_adv
 
 
-def _collapse(history: list[dict[str, Any]], record: dict[str, Any]) -> str | None:
+def _catastrophic_overfitting(history: list[dict[str, Any]], record: dict[str, Any]) -> str | None:
     """Words of warning where training on perturbed inputs has lost the robustness it had, but not the accuracy:
     catastrophic overfitting (Wong et al., 2020), which single-step training is prone to."""
     earlier = [one for one in history if "validation_attacked" in one]

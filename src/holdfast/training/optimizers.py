@@ -12,7 +12,7 @@ from torch import nn
 
 from holdfast.component import Component
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 class Optimizer(Component, family="optimizers"):
@@ -111,5 +111,5 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None
 def _norms_and_biases(model: nn.Module) -> Iterator[nn.Parameter]:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if name == "bias" or isinstance(module, NORMS):
+            if name == "bias" or isinstance(module, NORMALISATIONS):
                 yield parameter

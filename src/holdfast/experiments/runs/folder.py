@@ -32,7 +32,7 @@ from holdfast.experiments.recipes.experiment import Experiment
 from holdfast.experiments.records.record import EVALUATIONS, FAILED, OLD_RECIPE, RECIPE
 from holdfast.experiments.runs import foreign
 from holdfast.experiments.schema import SCHEMA, schema_of, upgrade
-from holdfast.files import claimed, empty, sweep, whole_file, write_bytes, write_json, write_text
+from holdfast.files import claimed, empty, remove_leftovers, whole_file, write_bytes, write_json, write_text
 from holdfast.models.model import Shape
 from holdfast.models.weights import refuse_misfits
 from holdfast.training.checkpoint import Checkpoint
@@ -197,7 +197,7 @@ class Run:
             recipe: what is stored of the recipe.
             settings: all of it, with what is the default today, for whoever lists runs.
         """
-        sweep(self.path)
+        remove_leftovers(self.path)
         text = yaml.safe_dump({"schema": SCHEMA, **recipe}, sort_keys=False, allow_unicode=True)
         write_text(self.path / RECIPE, text)
         write_json(self.path / "environment.json", {**environment(device), "settings": settings})

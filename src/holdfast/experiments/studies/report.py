@@ -221,7 +221,7 @@ def _draw(
         table = _bands(records, labels)
         save_figure(band_figure(table), stem, table)
         return [stem.with_suffix(".png")]
-    return _collapse(records, labels, folder)
+    return _collapse_figures(records, labels, folder)
 
 
 def _bands(records: Sequence[Record], labels: Sequence[str]) -> pd.DataFrame:
@@ -235,7 +235,7 @@ def _bands(records: Sequence[Record], labels: Sequence[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _collapse(records: Sequence[Record], labels: Sequence[str], folder: Path) -> list[Path]:
+def _collapse_figures(records: Sequence[Record], labels: Sequence[str], folder: Path) -> list[Path]:
     """A figure for each combination of labels, mean and range over its seeds."""
     groups: dict[str, list[pd.DataFrame]] = {}
     for one in records:
