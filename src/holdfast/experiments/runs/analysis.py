@@ -123,7 +123,7 @@ def _analyze_data(
 
 def _label(analysis: Analysis, threat: Threat, data: str = "", settings: dict[str, Any] | None = None) -> str:
     """A folder's name: what was measured, and a digest where any setting is not the default."""
-    parts = [analysis.name, *([data] if data else []), str(threat).replace("/", "_").replace(":", "-")]
+    parts = [analysis.short_name, *([data] if data else []), str(threat).replace("/", "_").replace(":", "-")]
     plain = analysis == type(analysis)() and (not settings or settings == {"name": data} | _defaults(data))
     digest = fingerprint(analysis.model_dump_json(), settings or {})[:6]
     return "-".join(parts if plain else [*parts, digest])
@@ -166,7 +166,7 @@ def _title(run: Run) -> str:
     own = [
         f"{k}={v}" for k, v in one.model_dump().items() if k != "name" and v != type(one).model_fields[k].default
     ]
-    objective = f"{one.name} ({', '.join(own)})" if own and experiment.objective else one.name
+    objective = f"{one.short_name} ({', '.join(own)})" if own and experiment.objective else one.short_name
     return f"{objective}, {experiment.threat} ({run.path.name[:6]})"
 
 
