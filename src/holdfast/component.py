@@ -27,7 +27,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     GetCoreSchemaHandler,
-    PrivateAttr,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -88,15 +87,14 @@ class Component(Settings):
     family_class: ClassVar[Any]
     """The family's abstract class."""
     name: ClassVar[str]
-    """That under which it registers; the name of the class where it does not."""
-    _written: str = PrivateAttr(default="")
-    """How it was named, where the class would be named otherwise."""
+    """That under which it registers; the name of the class where it says none."""
 
     def __init_subclass__(cls, *, family: str | None = None, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.name = name or cls.__name__
         if family is not None:
             cls.family, cls.registry, cls.family_class = family, {}, cls
+        chosen = (own for base in cls.__mro__ if (own := vars(base).get("name", base.__name__)) != base.__name__)
+        cls.name = name or next(chosen, cls.__name__)
         if name is not None:
             known = cls.registry.get(name, cls)
             if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):  # else defined anew
@@ -169,7 +167,7 @@ class Component(Settings):
     @classmethod
     def _placeholder(cls, name: str, given: dict[str, Any]) -> Self:
         member = _placeholders(cls.family_class).model_construct(**given)
-        member._written, member._given = name, given
+        member.__dict__ |= {"_written": name, "_given": given}  # no settings: outside what is compared
         kept: Self = member
         return kept
 
@@ -186,12 +184,13 @@ class Component(Settings):
     @property
     def spelling(self) -> str:
         """What a recipe calls it: the name in the registry, or the path by which others can import it."""
-        return self._written or _spelling(type(self))
+        written: str = self.__dict__.get("_written", "")
+        return written or _spelling(type(self))
 
     @property
     def short_name(self) -> str:
-        """A short name for tables, figures and files; the same whether or not the member was imported."""
-        return foreign.short_name(self.spelling)
+        """For tables, figures and files; of a path its last word, whether or not the member was imported."""
+        return foreign.short_name(self.__dict__.get("_written", "")) or self.name
 
     @property
     def imported_paths(self) -> tuple[str, ...]:
@@ -212,7 +211,8 @@ class Component(Settings):
         return {"name": self.spelling, **handler(self)}
 
     def __repr_name__(self) -> str:
-        return self.spelling if self.is_foreign() else type(self).__name__
+        own = type(self)
+        return f"{own.__module__}:{own.__qualname__}" if self.is_foreign() else own.__name__
 
     @classmethod
     def summary(cls) -> str:
@@ -247,8 +247,8 @@ def _make(member: type[Any], given: dict[str, Any], name: object) -> Any:
     except Exception as fault:  # a constructor of one's own
         text = " ".join(str(fault).split())
         raise ValueError(f"{name!r} cannot be made of the settings {given}: {text}") from fault
-    if member.is_foreign() and name != made.spelling:
-        made._written = str(name)
+    if member.is_foreign():
+        made.__dict__["_written"] = name
     return made
 
 
@@ -274,21 +274,20 @@ def _placeholders(family: type[Component]) -> type[Any]:
         raise ValueError(f"{self.spelling!r} of the {self.family} was not imported, as this only looks at a recipe")
 
     def serialise(self: Component, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {"name": self.spelling, **self._given}  # type: ignore[attr-defined]
+        return {"name": self.spelling, **self.__dict__["_given"]}
 
     bases = family.__mro__[: family.__mro__.index(Component)]
+    taken = {name for base in Component.__mro__ for name in vars(base)}
     methods = {
         name: refuse
         for base in bases
         for name, value in vars(base).items()
-        if inspect.isfunction(value) and not hasattr(Component, name) and (name[0] != "_" or name == "__call__")
+        if inspect.isfunction(value) and name not in taken and (name[0] != "_" or name == "__call__")
     }
     namespace = {
         "__module__": family.__module__,
         "__qualname__": f"Placeholder[{family.__name__}]",
         "model_config": ConfigDict(extra="allow"),
-        "__annotations__": {"_given": dict[str, Any]},
-        "_given": PrivateAttr(),
         "is_placeholder": property(lambda self: True),
         "imported_paths": property(lambda self: (self.spelling,)),
         "_serialise": model_serializer(mode="wrap")(serialise),
