@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from holdfast.cli import app
@@ -97,23 +101,94 @@ def test_the_commands_of_a_study(name: str, tmp_path: Path, monkeypatch: pytest.
         assert chosen.staircase or "published" not in (folder / "table.csv").read_text()  # of other data
 
 
-def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    text = (DOCS / "tutorial.md").read_text("utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "mymodel.py").write_text(blocks[0])
-    for block in blocks[1:]:
-        exec(block, {})
+FORKS = """
+import gc, json, os, sys
+import holdfast.experiments.runs.training, holdfast.experiments.catalogue, holdfast.plots.results
+from holdfast.cli import main
+for arguments in json.load(sys.stdin):
+    gc.freeze()
+    if (child := os.fork()) == 0:
+        sys.argv, code = ["holdfast", *arguments], 0
+        try:
+            main()
+        except SystemExit as done:
+            code = done.code or 0
+        sys.stdout.flush()
+        os._exit(code)
+    if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        sys.exit(f"holdfast {' '.join(arguments)}: exit code {code}")
+"""
+"""Commands one after another as the installed one would run them: with a search path that lacks the current folder
+(-P). What takes longest, importing torch, is done once."""
+
+
+class Desk:
+    """An empty folder and an empty home, where nothing but the installed command is known."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, home = folder / "empty", folder / "home"
+        self.folder.mkdir()
+        home.mkdir()
+        self.environment = {**os.environ, "HOME": str(home), "HF_HUB_OFFLINE": "1"}
+
+    def write(self, page: str) -> None:
+        """The files of a page: blocks that begin with their name."""
+        for name, text in re.findall(r"```\w+\n# (\w+\.\w+)\n(.*?)```", page, re.DOTALL):
+            (self.folder / name).write_text(text)
+
+    def run(self, arguments: list[str], given: str = "") -> str:
+        done = subprocess.run(
+            arguments,
+            cwd=self.folder,
+            env=self.environment,
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (arguments, done.stdout[-2000:], done.stderr[-3000:])
+        return done.stdout
+
+    def installed(self, command: str, *more: str) -> str:
+        """By the console script itself."""
+        program = Path(sys.executable).with_name("holdfast")
+        return self.run([str(program), *shlex.split(command)[1:], *more])
+
+    def several(self, commands: list[list[str]]) -> str:
+        return self.run([sys.executable, "-P", "-c", FORKS], json.dumps([one[1:] for one in commands]))
+
+
+def test_the_tutorial(tmp_path: Path) -> None:
+    desk, text = Desk(tmp_path), (DOCS / "tutorial.md").read_text("utf-8")
+    desk.write(text)
+    for number, block in enumerate(re.findall(r"```python\n(?!# \w+\.py)(.*?)```", text, re.DOTALL)):
+        (desk.folder / f"block{number}.py").write_text(block)
+        desk.run([sys.executable, f"block{number}.py"])
     short = ["data.train_size=100", *(one for one in TINY if not one.startswith("training"))]
+    chosen = []
     for command in commands(text):
-        more = short if command.startswith(("holdfast sweep", "holdfast study mnist-bcp")) else []
         command = re.sub(
             r"training\.epochs=(30|10)", lambda match: f"training.epochs={int(match[1]) // 10}", command
         )
-        holdfast(command.replace("--workers 2", "--workers 0"), *more)
-    assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"sandwich.png", "bars.svg", "table.tex"}
-    sys.modules.pop("mymodel")
+        more = [*short, "--workers", "0"] if command.startswith(("holdfast sweep", "holdfast study mnist")) else []
+        chosen.append([*shlex.split(command.replace("--workers 2", "")), *more])
+    desk.several(chosen)
+    made = {path.name for path in (desk.folder / "figures").iterdir()}
+    assert made >= {"sandwich.png", "bars.svg", "table.tex"}
+
+
+def test_your_own_by_name(tmp_path: Path) -> None:
+    desk, text = Desk(tmp_path), (DOCS / "extending.md").read_text("utf-8")
+    desk.write(text)
+    first, *rest = commands(text)
+    assert "temperature" in desk.installed(first)  # the console script finds the file beside you
+    small = [one for one in TINY if not one.startswith(("training.p", "training.v", "evaluation.attacks"))]
+    chosen = [[*shlex.split(one), *small] for one in rest if "holdfast evaluate" not in one]
+    chosen += [[*shlex.split(one), *small[2:]] for one in rest if "holdfast evaluate" in one]
+    desk.several(chosen)
+    recipes = [yaml.safe_load(path.read_text()) for path in (desk.folder / "runs").glob("*/experiment.yaml")]
+    assert {"ownloss:Warm", "ibp"} <= {one["objective"]["name"] for one in recipes if one["objective"]}
+    assert any(one["evaluation"]["certifiers"] == [{"name": "ownproof:Crown"}] for one in recipes)
 
 
 def test_links_lead_somewhere() -> None:

@@ -157,18 +157,16 @@ def print_run(run: Run) -> None:
 
     Of a training with several evaluations it is the latest one's, unless another was asked for.
     """
-    from holdfast.component import distinct_labels
-
     result, settings = run.result, run.experiment.evaluation
     rows = [_row("Standard", result, "standard")]
-    for label, attack in zip(distinct_labels(settings.attacks), settings.attacks, strict=True):
+    for label, attack in zip(result["attacked"], settings.attacks, strict=True):
         rows.append(_row(attack.title, result, "attacked", label))
-    for label, certifier in zip(distinct_labels(settings.certifiers), settings.certifiers, strict=True):
+    for label, certifier in zip(result["certified"], settings.certifiers, strict=True):
         title = f"Certified ({certifier.title}, {result['guarantees'][label]})"
         rows.append(_row(title, result, "certified", label))
     objective = run.experiment.objective
-    how = objective.name if objective else run.experiment.model.name
-    title = f"{how} on {run.experiment.test_data.name}, {result['threat']}"
+    how = (objective or run.experiment.model).short_name
+    title = f"{how} on {run.experiment.test_data.short_name}, {result['threat']}"
     print_table(title, ["", "accuracy", "95 % interval", "count"], rows)
     for name, spent in result.get("sampling", {}).items():
         text = f"{name}: {spent['samples']:.0f} samples per image, at most {spent['n0'] + spent['n']}"
@@ -215,12 +213,10 @@ def _beside(result: dict[str, Any]) -> Iterator[str]:
 
 def print_runs(runs: Sequence[Run]) -> None:
     """One column for each threat; on the last line the folder of the last evaluation."""
-    from holdfast.component import distinct_labels
-
     settings = runs[0].experiment.evaluation
     rows = [["Standard", *(percent(run.result["standard"]) for run in runs)]]
     for kind, parts in (("attacked", settings.attacks), ("certified", settings.certifiers)):
-        for label, part in zip(distinct_labels(parts), parts, strict=True):
+        for label, part in zip(runs[0].result[kind], parts, strict=True):
             title = part.title if kind == "attacked" else f"Certified ({part.title})"
             rows.append([title, *(percent(run.result[kind][label]) for run in runs)])
     title = f"accuracy on {runs[0].result['examples']} examples"

@@ -29,6 +29,7 @@ def table(
     with answer_for() as progress:
         from holdfast.experiments.records.defences import cells, defence_table, latex
         from holdfast.experiments.runs.folder import all_evaluations, all_runs, find_run
+        from holdfast.foreign import no_imports
 
         chosen = (
             [find_run(name, runs) for name in names]
@@ -40,8 +41,9 @@ def table(
         readable = []
         for run in chosen:
             try:
-                if run.finished and run.result and run.experiment:
-                    readable.append(run)
+                with no_imports():  # looking at a folder runs no code that it names
+                    if run.finished and run.result and run.experiment:
+                        readable.append(run)
             except ValueError as fault:  # one damaged run does not hide the others
                 progress.stage(f"left out: {fault}")
         found = defence_table(readable)

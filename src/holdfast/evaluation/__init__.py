@@ -2,7 +2,7 @@
 
 from holdfast.evaluation.accuracy import broken_from, certified, stands
 from holdfast.evaluation.curve import sandwich_curve
-from holdfast.evaluation.evaluate import Evaluation, evaluate
+from holdfast.evaluation.sandwich import Evaluation, evaluate
 from holdfast.evaluation.summary import certified_at, proportion_interval
 
 __all__ = [

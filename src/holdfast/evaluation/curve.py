@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from holdfast.attacks import Attack
 from holdfast.component import distinct_labels
 from holdfast.evaluation.accuracy import broken_from, certified, names, radius_known
-from holdfast.evaluation.evaluate import Evaluation, ask_at, ring_if_unsound
+from holdfast.evaluation.sandwich import Evaluation, ask_at, ring_if_unsound
 from holdfast.evaluation.subject import subject_of
 from holdfast.inference import device_of
 from holdfast.threat import Threat

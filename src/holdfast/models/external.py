@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
 from torch import nn
 
+from holdfast import foreign
 from holdfast.models.model import Model, Shape
 
 
@@ -30,22 +32,86 @@ class Timm(Model, name="timm"):
 
 
 class Factory(Model, name="factory"):
-    """Whatever an importable function returns: ``path: package.module:function``."""
+    """Whatever an importable function returns, or a module class: ``path: package.module:function``.
+
+    It takes ``input_shape`` and ``num_classes``, or one of them, or nothing, and the arguments below.
+    """
 
     path: str
-    """``package.module:function``; called with input_shape and num_classes, and the arguments below."""
+    """``package.module:function``, or the name of a class of modules."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Further keyword arguments."""
 
+    @property
+    def imported_paths(self) -> tuple[str, ...]:
+        return (self.path,)
+
+    @property
+    def short_name(self) -> str:
+        return foreign.short_name(self.path)
+
     def network(self, input_shape: Shape, num_classes: int) -> nn.Module:
-        module, separator, name = self.path.partition(":")
-        if not separator:
-            raise ValueError(f"expected package.module:function, given {self.path!r}")
+        factory = foreign.fetch(self.path)
+        positional, by_name = self._call(factory, {"input_shape": input_shape, "num_classes": num_classes})
         try:
-            function = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as fault:
-            raise ValueError(f"{self.path!r} cannot be imported: {fault}") from fault
-        model = function(input_shape=input_shape, num_classes=num_classes, **self.arguments)
+            model = factory(*positional, **by_name)
+        except Exception as fault:  # whatever somebody else's code raises
+            text = " ".join(str(fault).split())
+            raise ValueError(f"{self.path!r} raises {type(fault).__name__}{f': {text}' if text else ''}") from fault
         if not isinstance(model, nn.Module):
             raise ValueError(f"{self.path!r} returned {type(model).__name__}, not a module")
         return model
+
+    def _call(self, factory: Any, known: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """What a factory is called with: as much of what is known as it takes, by name where it gives it one.
+
+        Raises:
+            ValueError: it is no function, or needs other arguments.
+        """
+        if isinstance(factory, nn.Module) or not callable(factory):
+            raise ValueError(f"{self.path!r} is {type(factory).__name__}, not a function that returns a module")
+        if isinstance(factory, type) and factory.__init__ is nn.Module.__init__:  # type: ignore[misc]
+            return [], self.arguments
+        try:
+            signature = inspect.signature(factory)
+        except (TypeError, ValueError):  # some that are written in C tell nothing
+            return [], {**known, **self.arguments}
+        for positional, by_name in _WAYS:
+            call = [known[name] for name in positional], {name: known[name] for name in by_name} | self.arguments
+            if _fits(signature, positional, call[1]):
+                return call
+        raise ValueError(
+            f"{self.path!r} takes {signature}, expected (input_shape, num_classes), (num_classes) or nothing, and "
+            f"whatever else as model.arguments"
+        )
+
+
+_WAYS = (
+    ((), ("input_shape", "num_classes")),
+    ((), ("num_classes",)),
+    ((), ("input_shape",)),
+    (("input_shape", "num_classes"), ()),
+    (("input_shape",), ("num_classes",)),
+    (("num_classes",), ()),
+    (("input_shape",), ()),
+    ((), ()),
+)
+"""How a factory may be called, the fullest first: what goes by position, and what by name."""
+
+
+def _fits(signature: inspect.Signature, positional: Sequence[str], by_name: Mapping[str, Any]) -> bool:
+    """Whether it can be called so; by position goes only what has no other name there, and must be given."""
+    try:
+        signature.bind(*positional, **by_name)
+    except TypeError:
+        return False
+    taken = list(signature.parameters.values())
+    for place, name in enumerate(positional):
+        one = taken[min(place, len(taken) - 1)]
+        if one.kind is one.POSITIONAL_ONLY and one.name != name:
+            strange = one.name not in ("input_shape", "num_classes") and one.default is one.empty
+            if not strange:
+                return False
+        elif one.kind not in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL):
+            return False
+    return True

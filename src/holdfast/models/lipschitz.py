@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 from torch import nn
 
+from holdfast import foreign
+from holdfast.component import nearest
 from holdfast.layers import (
     AOLConv2d,
     AOLLinear,
@@ -36,8 +38,7 @@ from holdfast.layers import (
 )
 from holdfast.models.model import Model, Shape
 
-Layer = Literal["aol", "bcop", "cayley", "cpl", "lot", "sandwich", "sll", "soc"]
-_CONVOLUTIONS: dict[Layer, type[LipschitzLayer]] = {
+_CONVOLUTIONS: dict[str, type[LipschitzLayer]] = {
     "aol": AOLConv2d,
     "bcop": BCOPConv2d,
     "cayley": CayleyConv2d,
@@ -47,6 +48,30 @@ _CONVOLUTIONS: dict[Layer, type[LipschitzLayer]] = {
     "sll": SLLConv2d,
     "soc": SOCConv2d,
 }
+
+
+def _known_layer(name: str) -> str:
+    if name not in _CONVOLUTIONS and not foreign.is_path(name):
+        raise ValueError(f"{name!r} is not one of the layers; {nearest(name, _CONVOLUTIONS)}")
+    return name
+
+
+Layer = Annotated[str, AfterValidator(_known_layer)]
+"""A convolution by its name, or as ``package.module:Class``."""
+
+
+def _convolution(name: str) -> Any:
+    """The class of a layer.
+
+    Raises:
+        ValueError: it cannot be imported, or is no 1-Lipschitz layer.
+    """
+    kind = foreign.fetch(name) if foreign.is_path(name) else _CONVOLUTIONS[name]
+    if not (isinstance(kind, type) and issubclass(kind, LipschitzLayer)):
+        raise ValueError(f"{name!r} is not one of the layers: expected a class of holdfast.layers.LipschitzLayer")
+    return kind
+
+
 _WIDTHS = {"XS": 16, "S": 32, "M": 64, "L": 128}
 
 
@@ -158,7 +183,7 @@ class LipschitzConvNet(Model, name="lipschitz-convnet"):
     """
 
     layer: Layer = "aol"
-    """The kind of 1-Lipschitz convolution."""
+    """Which convolution: aol, bcop, cayley, cpl, lot, sandwich, sll, soc, or ``package.module:Class``."""
     size: Literal["XS", "S", "M", "L"] = "XS"
     """First width 16, 32, 64 or 128."""
     blocks: PositiveInt = Field(default=5, ge=2)
@@ -168,10 +193,14 @@ class LipschitzConvNet(Model, name="lipschitz-convnet"):
     normalized_head: bool = False
     """End in a layer with rows of length 1, certified by pairs of classes."""
 
+    @property
+    def imported_paths(self) -> tuple[str, ...]:
+        return (*super().imported_paths, *([self.layer] if foreign.is_path(self.layer) else []))
+
     def network(self, input_shape: Shape, num_classes: int) -> nn.Module:
         width = _WIDTHS[self.size]
         first = _frame(input_shape, self.blocks, width).layers
-        kind: Any = _CONVOLUTIONS[self.layer]
+        kind = _convolution(self.layer)
 
         def layer(channels: int, kernel: int) -> nn.Module:
             convolution: nn.Module = kind(channels, channels, kernel)

@@ -11,6 +11,7 @@ from typing import Any, Self
 from pydantic import Field
 from torch import nn
 
+from holdfast import foreign
 from holdfast.component import Component, Settings
 from holdfast.layers import Normalize
 from holdfast.models.weights import load_weights
@@ -37,16 +38,15 @@ class Model(Component, family="models"):
 
     @classmethod
     def parse(cls, value: object) -> Self:
-        """As every component, and ``timm:NAME`` or ``package.module:factory`` in the place of a name."""
+        """As every component; and in the place of a name ``timm:NAME``, or ``package.module:factory``."""
         settings = {"name": value} if isinstance(value, str) else value
-        if isinstance(settings, Mapping) and ":" in str(settings.get("name")):
-            source, _, name = str(settings["name"]).partition(":")
-            own = (
-                {"name": "timm", "architecture": name}
-                if source == "timm"
-                else {"name": "factory", "path": f"{source}:{name}"}
-            )
-            settings = {**settings, **own}
+        if isinstance(settings, Mapping) and foreign.is_path(str(settings.get("name"))):
+            path = str(settings["name"])
+            source, _, name = path.partition(":")
+            if source == "timm":
+                settings = {**settings, "name": "timm", "architecture": name}
+            elif not foreign.only_looking() and not _is_component(foreign.fetch(path)):
+                settings = {**settings, "name": "factory", "path": path}
         return super().parse(settings)
 
     @abstractmethod
@@ -74,6 +74,10 @@ class Model(Component, family="models"):
         if self.weights is not None:
             load_weights(model, self.weights)
         return model
+
+
+def _is_component(found: object) -> bool:
+    return isinstance(found, type) and issubclass(found, Component)
 
 
 def build(name: str, *, input_shape: Shape, num_classes: int, **settings: Any) -> nn.Module:

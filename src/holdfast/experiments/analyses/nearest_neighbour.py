@@ -13,10 +13,10 @@ from holdfast.certify.nearest_neighbour import NearestNeighbourCertifier
 from holdfast.data import Images
 from holdfast.evaluation import evaluate
 from holdfast.experiments.analyses.analysis import DataAnalysis, Findings
+from holdfast.listeners import Reporter
 from holdfast.models.nearest_neighbour import NearestNeighbour
 from holdfast.plots.separation import radii_figure
 from holdfast.threat import Threat
-from holdfast.training import Reporter
 
 
 class NearestNeighbourAnalysis(DataAnalysis, name="nearest-neighbour"):

@@ -16,9 +16,9 @@ from torch import Tensor
 from holdfast.analysis.separation import separation
 from holdfast.data import Images
 from holdfast.experiments.analyses.analysis import DataAnalysis, Findings
+from holdfast.listeners import Reporter
 from holdfast.plots.separation import distances_figure, pairs_figure
 from holdfast.threat import Threat
-from holdfast.training import Reporter
 
 PARTS = ("train", "test")
 

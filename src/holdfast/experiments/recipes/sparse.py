@@ -17,7 +17,12 @@ from holdfast.threat import Threat
 def sparse(settings: BaseModel, *, without: frozenset[str] = frozenset()) -> dict[str, Any]:
     """The settings that differ from their defaults as a plain mapping, which validates to the same settings; of a
     component also its name."""
-    found = {"name": settings.model_dump(include={"name"})["name"]} if isinstance(settings, Component) else {}
+    found: dict[str, Any] = {}
+    if isinstance(settings, Component):
+        if settings.is_foreign() or settings.is_placeholder:  # whoever only looks does not know its defaults
+            whole: dict[str, Any] = settings.model_dump(mode="json")
+            return whole
+        found["name"] = settings.spelling
     for name, field in type(settings).model_fields.items():
         value = getattr(settings, name)
         if name in without or (not field.is_required() and value == field.get_default(call_default_factory=True)):

@@ -44,7 +44,7 @@ def defence_table(runs: Sequence[Run]) -> pd.DataFrame:
     for members, one, model, defence in zip(groups.values(), firsts, models, defences, strict=True):
         numbers = pd.DataFrame([_numbers(run.result) for run in members], columns=list(COLUMNS))
         row: dict[str, Any] = {
-            "data": one.data.name,
+            "data": one.data.short_name,
             "model": model,
             "threat": str(one.test_threat),
             "defence": defence,

@@ -16,6 +16,7 @@ import yaml
 from holdfast.component import nearest, parse_number
 from holdfast.experiments.schema import TRAINS_ALIKE_SINCE, schema_of, upgrade
 from holdfast.files import is_claimed
+from holdfast.foreign import short_name
 
 Status = Literal["finished", "running", "failed", "cut off", "damaged", "old"]
 """``old`` is a result file of the code of Prach and Lampert."""
@@ -108,7 +109,9 @@ def read_record(path: Path, of: str = "trainings") -> Record:
         return Record(path, "damaged", {"fault": " ".join(str(fault).split())})
     values = flatten(settings) | flatten(result or {}) | flatten({"last": _last_epoch(training)})
     for key in [key for key in values if key.endswith(".name")]:
-        values.setdefault(key.removesuffix(".name"), values[key])
+        values.setdefault(key.removesuffix(".name"), short_name(str(values[key])) or values[key])
+    if values.get("model") == "factory" and values.get("model.path"):
+        values["model"] = short_name(values["model.path"])
     for side in SIDES:
         values.setdefault(side, values.get(f"bracket.{side}"))
     for name, key in (("gap", "standard"), ("attacked_gap", "bracket.attacked")):

@@ -22,9 +22,9 @@ from holdfast.experiments.recipes.overrides import apply, apply_all
 from holdfast.experiments.runs.folder import Run, find_run
 from holdfast.files import write_text
 from holdfast.inference import fingerprint, frozen_eval, rehearse
+from holdfast.listeners import Reporter
 from holdfast.plots import save_figure
 from holdfast.threat import Threat
-from holdfast.training import Reporter
 
 EXAMPLES = 1000
 """Test images that an analysis is given."""
@@ -131,7 +131,7 @@ def _analyze_data(
 
 def _label(analysis: Analysis, threat: Threat, data: str = "", settings: dict[str, Any] | None = None) -> str:
     """A folder's name: what was measured, and a digest where any setting is not the default."""
-    parts = [analysis.name, *([data] if data else []), str(threat).replace("/", "_").replace(":", "-")]
+    parts = [analysis.short_name, *([data] if data else []), str(threat).replace("/", "_").replace(":", "-")]
     plain = analysis == type(analysis)() and (not settings or settings == {"name": data} | _defaults(data))
     digest = fingerprint(analysis.model_dump_json(), settings or {})[:6]
     return "-".join(parts if plain else [*parts, digest])
@@ -175,7 +175,7 @@ def _title(run: Run) -> str:
     own = [
         f"{k}={v}" for k, v in one.model_dump().items() if k != "name" and v != type(one).model_fields[k].default
     ]
-    objective = f"{one.name} ({', '.join(own)})" if own and experiment.objective else one.name
+    objective = f"{one.short_name} ({', '.join(own)})" if own and experiment.objective else one.short_name
     return f"{objective}, {experiment.threat} ({run.path.name[:6]})"
 
 

@@ -17,17 +17,18 @@ from torch import Tensor, nn
 
 from holdfast.attacks import PGD
 from holdfast.certify import SoundnessError
+from holdfast.component import foreign_modules
 from holdfast.data import Images, Splits, drawn
 from holdfast.evaluation import Evaluation, certified_at, evaluate, sandwich_curve
 from holdfast.experiments.recipes.experiment import Experiment
 from holdfast.experiments.recipes.overrides import apply_all
-from holdfast.experiments.runs import foreign
+from holdfast.experiments.runs import untrained
 from holdfast.experiments.runs.folder import Run, find_run
 from holdfast.files import whole_file, write_json
 from holdfast.inference import check_inputs, check_logits, device_of, frozen_eval, mix_seed, predict, rehearse
+from holdfast.listeners import Reporter
 from holdfast.plots import contact_sheet, sandwich_figure, save_figure
 from holdfast.threat import Threat
-from holdfast.training import Reporter
 
 
 def evaluate_run(
@@ -63,6 +64,7 @@ def evaluate_run(
     if any(override.startswith("data.") for override in overrides):
         asked["data"] = asked["data"] or settings["data"]
     experiment = apply_all(settings, [_of_evaluation(override) for override in overrides])
+    tell_imports(experiment, reporter)
     run = trained.evaluation(experiment)
     if run.finished and not again:
         reporter.stage(f"{run.path} is finished already")
@@ -74,6 +76,16 @@ def evaluate_run(
     reporter.stage(experiment.data.told(splits))
     evaluate_into(run, experiment, model, splits, reporter)
     return run
+
+
+def tell_imports(experiment: Experiment, reporter: Reporter) -> None:
+    """Say what code from elsewhere a recipe brings in.
+
+    Raises:
+        ValueError: some of it cannot be imported.
+    """
+    for module, file in foreign_modules(experiment).items():
+        reporter.stage(f"imports {module} from {file}")
 
 
 def _of_evaluation(override: str) -> str:
@@ -111,6 +123,7 @@ def evaluate_model(
     """
     experiment = apply_all(copy.deepcopy(dict(recipe)), overrides)
     reporter = reporter or Reporter()
+    tell_imports(experiment, reporter)
     engine = experiment.engine.start(alone=True)
     splits = experiment.data.load()
     reporter.stage(experiment.data.told(splits))
@@ -122,7 +135,7 @@ def evaluate_model(
         raise ValueError("the model's weights are on the device meta, where they have no values: load them first")
     model = model.to(engine.device)
     rehearse_evaluation(experiment, model, test)
-    about = Run(foreign.folder_of(model, Path(runs)))
+    about = Run(untrained.folder_of(model, Path(runs)))
     run = about.evaluation(experiment)
     if run.finished and not again:
         reporter.stage(f"{run.path} is finished already")
@@ -131,8 +144,8 @@ def evaluate_model(
         run.clear()
     if not (about.path / "model.json").is_file():
         about.begin(experiment.training_recipe(), experiment.model_dump(mode="json"), engine.device)
-        probes, _ = test.batch(drawn(test.labels, foreign.PROBES, 0))
-        foreign.write(about.path, model, probes, len(test.classes), seed)
+        probes, _ = test.batch(drawn(test.labels, untrained.PROBES, 0))
+        untrained.write(about.path, model, probes, len(test.classes), seed)
     evaluate_into(run, experiment, model, splits, reporter)
     return run
 

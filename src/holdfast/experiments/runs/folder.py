@@ -30,7 +30,7 @@ from holdfast.attacks import AttackResult
 from holdfast.component import explain, nearest
 from holdfast.experiments.recipes.experiment import Experiment
 from holdfast.experiments.records.record import EVALUATIONS, FAILED, OLD_RECIPE, RECIPE
-from holdfast.experiments.runs import foreign
+from holdfast.experiments.runs import untrained
 from holdfast.experiments.schema import SCHEMA, schema_of, upgrade
 from holdfast.files import claimed, empty, remove_leftovers, whole_file, write_bytes, write_json, write_text
 from holdfast.models.model import Shape
@@ -299,7 +299,7 @@ class Run:
         if self.is_evaluation:
             return self.training.model()
         if (self.path / "model.json").is_file():
-            return foreign.rebuild(self.path, self.experiment.model)
+            return untrained.rebuild(self.path, self.experiment.model)
         path = self.path / "model.safetensors"
         if not path.is_file():
             raise FileNotFoundError(f"{self.path} holds no trained model yet; run its training to the end")

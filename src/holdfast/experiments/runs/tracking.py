@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from holdfast.component import nearest
-from holdfast.training import Reporter
+from holdfast.listeners import Reporter
 
 
 class Tracker(Protocol):

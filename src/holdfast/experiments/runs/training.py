@@ -17,7 +17,13 @@ from holdfast.evaluation import evaluate
 from holdfast.experiments.recipes.experiment import Experiment
 from holdfast.experiments.recipes.overrides import resolve
 from holdfast.experiments.recipes.sparse import plain
-from holdfast.experiments.runs.evaluation import alarm_kept, evaluate_into, rehearse_evaluation, test_images
+from holdfast.experiments.runs.evaluation import (
+    alarm_kept,
+    evaluate_into,
+    rehearse_evaluation,
+    tell_imports,
+    test_images,
+)
 from holdfast.experiments.runs.folder import Run, find_run
 from holdfast.experiments.runs.tracking import TrackedReporter, Tracker, trackers
 from holdfast.inference import eval_mode, mix_seed, own_inputs, rehearse
@@ -63,6 +69,7 @@ def train(
     reporter = (leads and reporter) or Reporter()
     if experiment.objective is None:
         raise ValueError("the recipe has no objective: there is nothing to train")
+    tell_imports(experiment, reporter)
     run = Run(Path(runs) / experiment.identity)
     evaluation = run.evaluation(experiment)
     # What was not measured while it trained takes another training.
@@ -221,5 +228,5 @@ class _Aside(nn.Module):
 def _rehearse_loss(objective: Objective, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> None:
     try:
         objective.loss(model, x, y, threat, Progress.end())
-    except (RuntimeError, TypeError) as fault:
+    except (RuntimeError, TypeError, ImportError) as fault:
         raise ValueError(f"the objective {objective.name} cannot be computed for this model: {fault}") from fault

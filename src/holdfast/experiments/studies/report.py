@@ -19,6 +19,7 @@ from holdfast.experiments.runs.analysis import analyze
 from holdfast.experiments.studies.study import Published, Study, View
 from holdfast.experiments.sweeps.sweep import Planned
 from holdfast.files import write_text
+from holdfast.listeners import Reporter
 from holdfast.numbers import NONE, Mean
 from holdfast.plots import save_figure
 from holdfast.plots.landscape import band_figure
@@ -26,7 +27,6 @@ from holdfast.plots.neural_collapse import collapse_figure
 from holdfast.plots.results import bars_figure, curves_figure, lines_figure, scatter_figure
 from holdfast.plots.staircase import staircase_figure
 from holdfast.threat import Threat
-from holdfast.training import Reporter
 
 
 @dataclass(frozen=True)

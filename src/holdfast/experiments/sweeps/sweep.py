@@ -24,7 +24,7 @@ from holdfast.experiments.runs.training import train
 from holdfast.experiments.sweeps.axes import Axis, Drawn, Listed, in_words
 from holdfast.experiments.sweeps.launchers import Here, Launcher, Stopped
 from holdfast.files import is_claimed
-from holdfast.training import Reporter
+from holdfast.listeners import Reporter
 from holdfast.training.checkpoint import DamagedCheckpoint
 
 TRIES = 3
