@@ -21,7 +21,7 @@ from holdfast.component import Component
 collect_ignore = [] if os.environ.get("HOLDFAST_DATA") else ["test_real_data.py", "attacks/test_peers.py"]
 
 if not os.environ.get("HOLDFAST_RAY"):  # make test-ray installs Ray and sets it
-    collect_ignore.append("experiments/test_ray.py")
+    collect_ignore.append("experiments/sweeps/test_ray.py")
 
 OTHERS = ("PYTEST", "PYTORCH", "TORCH", "_TORCH", "TRITON")  # variables that these set for themselves
 REFERENCE = Path(__file__).parent / "reference"

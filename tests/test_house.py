@@ -36,6 +36,7 @@ ORDER = [
     "inference",
     "threat",
     "component",
+    "foreign",
     "norms",
     "files",
     "numbers",

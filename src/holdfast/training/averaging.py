@@ -75,7 +75,7 @@ class WeightAverage:
 
 
 def estimate_batch_norm(
-    model: nn.Module, forwards: Iterable[Forward], total: Callable[[Tensor], Tensor] = lambda own: own
+    model: nn.Module, forwards: Iterable[Forward], total: Callable[[Tensor], Tensor] | None = None
 ) -> None:
     """Running statistics of BatchNorm and BatchCentering as plain means over batches, in place of what they were.
 
@@ -85,7 +85,7 @@ def estimate_batch_norm(
 
     Args:
         forwards: each lets the model read one batch, of two images at least, as in training.
-        total: the sum over several processes, where each makes forwards of its own.
+        total: the sum over several processes, where each makes forwards of its own; of this one alone by default.
     """
     batch_norm: Any = nn.modules.batchnorm._BatchNorm
     norms: list[Any] = [m for m in model.modules() if isinstance(m, batch_norm | BatchCentering)]
@@ -114,10 +114,11 @@ def estimate_batch_norm(
             module.training = training
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+    added = total or torch.clone
     for norm, count, values in zip(norms, counts, found, strict=True):
-        everywhere = float(total(values[0].new_tensor(count)))
+        everywhere = float(added(values[0].new_tensor(count)))
         for own, value in zip(_statistics(norm), values, strict=True):
-            summed = total(count * value)
+            summed = added(count * value)
             if everywhere:
                 own.copy_(summed / everywhere)
 
