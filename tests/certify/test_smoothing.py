@@ -275,3 +275,45 @@ def test_the_standard_accuracy_of_a_vote_is_what_it_is_sure_of() -> None:
             assert not table["fgsm.attacked"][:20].any()
         else:
             assert 20 / 50 < summary["standard"] < 40 / 50
+
+
+class Coin(HalfSpace):
+    """Every image at a distance of nothing: under Gaussian noise, class 1 with probability ½."""
+
+
+@pytest.mark.parametrize("mode", ["fixed", "sequential"])
+def test_a_vote_that_abstains_everywhere_is_evaluated(mode: str) -> None:
+    x, y = at(*[0.0] * 5)
+    for rows in (slice(None), slice(1)):
+        summary = evaluate(
+            Coin(), x[rows], y[rows], L2, ["fgsm"], [SmoothingCertifier(sigma=0.25, n=1000, mode=mode)]
+        ).summary
+        assert (summary["standard"], summary["attacked"]["fgsm"], summary["not_surely_wrong"]) == (0, 0, 1)
+
+
+def test_a_radius_known_well_enough_is_no_abstention() -> None:
+    """A wide tolerance is met before it is known whether the class wins."""
+    x, y = at(*[0.0632] * 20)  # probability 0.6
+    for tolerance in (0.25, 0.1, 0.02):
+        certifier = SmoothingCertifier(sigma=0.25, n0=2000, n=20_000, tolerance=tolerance)
+        certificate = certifier(HalfSpace(), x, y, Threat("l2", 0.05))
+        assert not certificate.abstained.any()
+        assert (certificate.radius <= 0.0632).all()
+
+
+@pytest.mark.parametrize("mode", ["fixed", "sequential"])
+def test_rounding_to_a_grid_shrinks_radii_and_makes_nobody_abstain(mode: str) -> None:
+    x, y = at(*[0.0632] * 10)
+    x = x.repeat(1, 1, 8, 8)  # 256 dimensions: radii shrink by 1/16
+    certifier = SmoothingCertifier(sigma=0.25, n0=2000, n=3000, mode=mode, grid_bits=8)
+    certificate = certifier(HalfSpace(), x, y, Threat("l2", 0.01))
+    assert not certificate.abstained.any()
+    assert not certificate.verified.any()
+
+
+def test_an_estimate_beside_a_certificate_changes_no_standard_accuracy() -> None:
+    x, y = at(*[0.0] * 8, 0.3)
+    certifier, estimate = SmoothingCertifier(sigma=0.25, n=2000), PlugInSmoothing(sigma=0.25, n=200)
+    alone, both = (evaluate(HalfSpace(), x, y, L2, [], parts) for parts in ([certifier], [certifier, estimate]))
+    assert alone.summary["standard"] == both.summary["standard"] == 1 / 9
+    assert both.summary["certified"]["plug-in"] <= both.summary["standard"]

@@ -14,7 +14,7 @@ from torch import nn
 
 from holdfast import Threat, evaluate
 from holdfast.attacks import Attack
-from holdfast.certify import SmoothingCertifier
+from holdfast.certify import Certifier, Findings, SmoothingCertifier, SoundnessError
 from holdfast.evaluation import broken_from, certified, certified_at, sandwich_curve, stands
 
 LINF, L2 = Threat("linf", 0.02), Threat("l2", 0.15)
@@ -138,3 +138,64 @@ def test_certificates_that_may_each_be_wrong_say_what_they_are_together() -> Non
     assert found.summary["bracket_guarantee"] == "deterministic"
     with pytest.raises(ValueError, match="stops as soon as eps is decided"):
         evaluate(model, x, y, L2, certifiers=["smoothing"], radii=[0.1])
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.3])
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown"])
+def test_a_radius_that_was_searched_coarsely_is_asked_where_it_is_wanted(method: str, eps: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 3))
+    x, certifier = torch.rand(80, 1, 4, 4), bounds(method)
+    y, threat, radii = model(x).argmax(1), Threat("linf", eps), [0.002, 0.004, 0.01]
+    found = evaluate(model, x, y, threat, certifiers=[certifier], radii=radii)
+    shares = list(certified_at(found.table, threat, radii)["bounds"].values())[:-1]
+    curve = sandwich_curve(model, x, y, threat, evaluate(model, x, y, threat, certifiers=[certifier]), [], radii)
+    direct = [
+        evaluate(model, x, y, Threat("linf", r), certifiers=[certifier]).summary["certified"]["bounds"]
+        for r in radii
+    ]
+    assert shares == list(curve["certified"]) == direct
+
+
+class Liar(Certifier):
+    """Says yes to whatever is right, at every radius that it is asked about."""
+
+    name = "liar"
+
+    @property
+    def finds_radii(self) -> bool:
+        return False
+
+    def prover(self, model: nn.Module, x: torch.Tensor, threat: Threat) -> Any:
+        return lambda batch: Findings(torch.full((len(batch.x),), threat.eps, dtype=torch.float64))
+
+
+def test_what_is_certified_beyond_eps_is_watched_over_too() -> None:
+    model, (x, y) = small_cnn(), images(30)
+    with torch.no_grad():
+        y = model.eval()(x).argmax(1)
+    with pytest.raises(SoundnessError, match=r"certified by liar up to 2 in l2:0\.0001"):
+        evaluate(model, x, y, Threat("l2", 1e-4), ["fmn"], [Liar()], radii=[2.0], audit=1.0)
+    found = evaluate(model, x, y, Threat("l2", 1e-4), ["fmn"], [Liar()], audit=1.0)
+    with pytest.raises(SoundnessError, match=r"certified up to 2 in l2:0\.0001, but fmn broke it at"):
+        sandwich_curve(model, x, y, Threat("l2", 1e-4), found, [], [0.0, 2.0])
+
+
+def test_what_one_certifier_leaves_open_another_may_know() -> None:
+    model, (x, y) = small_cnn(), images(20)
+    both = [SmoothingCertifier(sigma=0.1, n=300), SmoothingCertifier(sigma=0.1, n=300, mode="fixed")]
+    found = evaluate(model, x, y, L2, certifiers=both)
+    curve = sandwich_curve(found.subject, x, y, L2, found, [], [0.0, 0.05, 0.15, 0.2])
+    assert curve["certified"].notna().all()
+    assert (np.diff(curve["certified"]) <= 0).all()
+    evaluate(model, x, y, L2, certifiers=["smoothing"], radii=[0.0, L2.eps])  # it answers those
+    with pytest.raises(ValueError, match="needs radii"):
+        sandwich_curve(found.subject, x, y, L2, found, [], [])
+
+
+def test_attacks_that_did_not_run_at_a_radius_say_nothing_of_it() -> None:
+    model, (x, y) = small_cnn(), images(20)
+    found = evaluate(model, x, y, LINF, [PGD])
+    curve = sandwich_curve(model, x, y, LINF, found, [], [0.0, 0.01, 0.02, 0.03]).set_index("eps")["attacked"]
+    assert curve.notna().tolist() == [True, False, True, False]
+    assert curve[0.02] == found.summary["bracket"]["attacked"]

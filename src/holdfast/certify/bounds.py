@@ -61,8 +61,9 @@ class BoundCertifier(Certifier, name="bounds"):
             lowest, stage = bound(torch.full_like(batch.x.flatten(1)[:, 0], threat.eps), right=batch.right)
             # At eps = 0 there is but the image itself, and no bound to make of it.
             holds = batch.right & ((lowest > 0) | (threat.eps == 0)) & lowest.isfinite()
-            radius, methods = self._radius(bound, batch.right, holds, threat), [stages[n].method for n in stage]
-            return Findings(radius, None, ~lowest.isfinite(), lowest, methods, bound.seconds)
+            radius, above = self._radius(bound, batch.right, holds, threat)
+            methods = [stages[number].method for number in stage]
+            return Findings(radius, None, ~lowest.isfinite(), above, lowest, methods, bound.seconds)
 
         return prove
 
@@ -71,8 +72,9 @@ class BoundCertifier(Certifier, name="bounds"):
         names = CASCADE if self.method == "cascade" else (self.method,)
         return [BoundMethod.model_validate({"method": name, **common}) for name in names]
 
-    def _radius(self, bound: _MarginBound, right: Tensor, holds: Tensor, threat: Threat) -> Tensor:
-        """The largest radius per example that was verified: doubled from eps, then bisected."""
+    def _radius(self, bound: _MarginBound, right: Tensor, holds: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
+        """Per example the largest radius that was verified, and the smallest tried in vain: doubled from eps, then
+        bisected."""
         cap = threat.covering_eps(bound.x[0].numel())
         unit = min(threat.eps or 1.0, cap)
         low = holds.double() * threat.eps  # verified
@@ -88,7 +90,7 @@ class BoundCertifier(Certifier, name="bounds"):
             proven = (lowest > 0) & lowest.isfinite()
             low[rows] = torch.where(proven, trial, low[rows])
             high[rows] = torch.where(proven, high[rows], trial)
-        return torch.where(low >= cap, torch.inf, low)
+        return torch.where(low >= cap, torch.inf, low), high
 
 
 class _MarginBound:

@@ -44,6 +44,8 @@ class Certificate:
     unproven: Tensor | None = None
     """The smallest radius that was asked in vain, (N,) float64, inf where none was: of those between ``radius`` and
     it nothing is known. None where the method's own ``radius`` was found, to within its tolerance."""
+    above: Tensor | None = None
+    """Where the radius was searched, the smallest that was tried in vain, (N,) float64, inf where none was."""
     margin: Tensor | None = None
     """The lowest margin bound on the threat set, (N,), where the method has one."""
     method: list[str] | None = None
@@ -87,6 +89,7 @@ class Findings:
     """The class, where it is not that of the network's largest logit."""
     error: Tensor | None = None
     """Where a bound is NaN or inf."""
+    above: Tensor | None = None
     margin: Tensor | None = None
     method: list[str] | None = None
     seconds: Tensor | None = None
@@ -207,6 +210,7 @@ class Certifier(Component, family="certifiers"):
             status,
             self._guarantee,
             None if self.finds_radii else open_from,
+            found.above if self.finds_radii else None,
             found.margin,
             found.method,
             found.seconds,

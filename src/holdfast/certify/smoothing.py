@@ -9,7 +9,6 @@ bound p from below.
 from __future__ import annotations
 
 import math
-import sys
 from typing import Literal, Self
 
 import torch
@@ -134,7 +133,8 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
             lower, spent = self._sequential(voter, candidate, y, threat, tell)
         radius = torch.tensor([self.noise_model.radius(p, dimensions) for p in lower], dtype=torch.float64)
         radius = just_below(radius.to(x.device))  # the theorem is of the open ball
-        abstained = radius <= 0
+        # Rounding to a grid shrinks radii, but no class: at the image itself that of more than half wins.
+        abstained = torch.tensor([bound <= 0.5 for bound in lower], device=x.device)
         if not self.finds_radii:
             radius = torch.full_like(radius, threat.eps).masked_fill(radius < threat.eps, 0)
         samples = torch.tensor(spent, device=x.device) + self.n0
@@ -168,10 +168,9 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         packed into batches.
         """
         dimensions = voter.x[0].numel()
-        wins = self.noise_model.probability(sys.float_info.min, dimensions)
-        eps = max(wins, self.noise_model.probability(threat.eps, dimensions))
+        p_eps = self.noise_model.probability(threat.eps, dimensions)
         # Of a wrong class it is asked only whether it wins.
-        wanted, candidates = torch.where(candidate == y, eps, wins).tolist(), candidate.tolist()
+        wanted, candidates = [p_eps if hit else None for hit in (candidate == y).tolist()], candidate.tolist()
         hits, spent, number = [0] * len(candidates), [0] * len(candidates), [0] * len(candidates)
         lower = [0.0] * len(candidates)
         pending = list(range(len(candidates)))
@@ -193,19 +192,29 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
                 if i in done:
                     continue
                 hits[i], spent[i], number[i] = hits[i] + agree, spent[i] + task.count, number[i] + 1
-                if self._decided(hits[i], spent[i], wins, wanted[i]):
+                if self._decided(hits[i], spent[i], wanted[i]):
                     lower[i] = anytime_lower(hits[i], spent[i], self.alpha)
                     done.add(i)
             pending = [i for i in pending if i not in done]
             tell(len(pending), sum(spent))
         return lower, spent
 
-    def _decided(self, k: int, n: int, wins: float, wanted: float) -> bool:
+    def _decided(self, k: int, n: int, wanted: float | None) -> bool:
+        """Whether sampling may end: it is decided if the class wins, and what is wanted of its probability.
+
+        To give up a radius is no abstention: for that the class must not win at all.
+
+        Args:
+            wanted: what the probability must exceed for the threat's eps; None where nothing else is asked.
+        """
         if n >= self.n:
             return True
+        if not self._compared(k, n, 0.5):
+            return False
+        if wanted is None:
+            return True
         if self.tolerance is None:
-            # To give up what is wanted is no abstention: for that the class must not win at all.
-            return self._compared(k, n, wanted) and (wanted == wins or self._compared(k, n, wins))
+            return self._compared(k, n, wanted)
         noise = VoteNoise(self.noise, self.sigma)
         low = anytime_lower(k, n, self.alpha)
         high = 1 - anytime_lower(n - k, n, self.alpha)

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from holdfast.listeners import Reporter
+
 if TYPE_CHECKING:
     from holdfast.experiments import Run
 
@@ -21,8 +23,8 @@ RUNS = Path("runs")
 DONE, FAILED, BAD_INPUT, ALARM = 0, 1, 2, 3
 
 
-class ProgressLine:
-    """A ``Reporter`` that shows loss, validation accuracies and time left on standard error."""
+class ProgressLine(Reporter):
+    """Shows loss, validation accuracies and time left on standard error."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks import Attack
+from holdfast.certify import SoundnessError
 from holdfast.component import distinct_labels
-from holdfast.evaluation.accuracy import broken_from, certified, names, radius_known
-from holdfast.evaluation.sandwich import Evaluation, ask_at, ring_if_unsound
+from holdfast.evaluation.accuracy import ROUNDING, broken_from, names, radius_known
+from holdfast.evaluation.sandwich import Evaluation, ask_at, in_vain, ring_if_unsound
 from holdfast.evaluation.subject import subject_of
 from holdfast.inference import device_of
 from holdfast.threat import Threat
@@ -32,11 +33,12 @@ def sandwich_curve(
 ) -> pd.DataFrame:
     """Certified and attacked accuracy at each radius: columns ``eps``, ``standard``, ``attacked``, ``certified``.
 
-    At the evaluation's own eps it shows the evaluation's own numbers, at 0 the standard accuracy. At other radii a
-    certifier whose radius was too expensive to search is asked again, and attacks that are not minimum-norm run
-    once more, those of thousands of passes in a cheaper form (``Attack.brief``): below eps on what they broke at
-    eps, beyond it on what stands; never on what is deterministically certified there. ``attacked`` is NaN where no
-    attack ran, ``certified`` where nothing but estimates were made, or sequential smoothing leaves a radius open.
+    At the evaluation's own eps it shows the evaluation's own numbers of these images, at 0 the standard accuracy.
+    At other radii certifiers are asked again about what their radii leave open, and attacks that are not
+    minimum-norm run once more, those of thousands of passes in a cheaper form (``Attack.brief``): below eps on what
+    they broke at eps, beyond it on what stands; never on what is deterministically certified there. Without attacks
+    ``attacked`` is known at 0 and eps only, if there; with others than the evaluation's it may lie lower at eps.
+    ``certified`` is NaN where nothing but estimates were made, or sequential smoothing leaves a radius open.
 
     Args:
         model: the classifier that the evaluation is about, ``evaluation.subject``.
@@ -50,6 +52,8 @@ def sandwich_curve(
     """
     if list(radii) != sorted(radii):
         raise ValueError("the radii must ascend: what a smaller one broke is not attacked again")
+    if not len(radii):
+        raise ValueError("a curve needs radii")
     device, subject = device_of(model), subject_of(model)
     x, y = images.to(device), labels.to(device)
     table = evaluation.table.iloc[: len(images)]
@@ -57,15 +61,16 @@ def sandwich_curve(
     provers = [name for name, guarantee in guarantees.items() if guarantee != "estimate"]
     proofs = [name for name in provers if guarantees[name] == "deterministic"]
     for name in proofs:
-        if f"{name}.unproven" in table and name in evaluation.certifiers:
-            certifier, further = evaluation.certifiers[name], [eps for eps in radii if eps > 0]
-            radius, unproven = (table[f"{name}.{what}"].to_numpy().copy() for what in ("radius", "unproven"))
-            ask_at(certifier, model, x, y, threat, further, radius, unproven, seed=seed, batch_size=batch_size)
-            table = table.assign(**{f"{name}.radius": radius, f"{name}.unproven": unproven})
+        if (vain := in_vain(table, name)) and name in evaluation.certifiers:
+            certifier = evaluation.certifiers[name]
+            radius, unproven = (table[column].to_numpy().copy() for column in (f"{name}.radius", vain))
+            ask_at(certifier, model, x, y, threat, radii, radius, unproven, seed=seed, batch_size=batch_size)
+            table = table.assign(**{f"{name}.radius": radius, vain: unproven})
     correct = table["correct"].to_numpy()
     proven = np.full(len(table), -np.inf)
     for name in proofs:
         proven = np.maximum(proven, np.where(correct, table[f"{name}.radius"], -np.inf))
+    _ring_if_nearer(evaluation, table, proven, x, threat)
     reached = broken_from(table, threat.eps)
 
     def attacked(attack: Attack, rows: np.ndarray, eps: float) -> None:
@@ -89,20 +94,41 @@ def sandwich_curve(
         elif f"{name}.success" not in table:
             attacked(attack, np.flatnonzero((reached > threat.eps) & (proven < threat.eps)), threat.eps)
     at_eps = reached <= threat.eps
-    tried, points = bool(attacks or names(table, "success")), []
+    points = []
     for eps in radii:
         for attack in attacks if eps not in (0, threat.eps) else ():
             if not attack.minimum_norm:
                 asked = at_eps if eps < threat.eps else ~at_eps
                 attacked(attack.brief, np.flatnonzero(asked & (reached > eps) & (proven < eps)), eps)
-        known_here = all(radius_known(table, name, eps) for name in provers)
-        shares = [certified(table, name, eps) for name in provers] if known_here else []
+        tried = bool(attacks) or (eps in (0, threat.eps) and bool(names(table, "success")))
+        # What one certifier leaves open, another may know.
+        known = any(radius_known(table, name, eps) for name in provers)
+        reaches = [(table[f"{name}.radius"] >= eps) | (eps == 0) for name in provers]
         points.append(
             {
                 "eps": eps,
                 "standard": correct.mean(),
                 "attacked": (correct & ((reached > eps) | (eps == 0))).mean() if tried else np.nan,
-                "certified": np.any(shares, axis=0).mean() if shares else np.nan,
+                "certified": (correct & np.any(reaches, axis=0)).mean() if known else np.nan,
             }
         )
-    return pd.DataFrame(points)
+    return pd.DataFrame(points, columns=["eps", "standard", "attacked", "certified"])
+
+
+def _ring_if_nearer(
+    evaluation: Evaluation, table: pd.DataFrame, proven: np.ndarray, x: Tensor, threat: Threat
+) -> None:
+    """The alarm: what the evaluation's attacks found lies nearer than what is certified by now."""
+    for attack in names(table, "success"):
+        distance = table[f"{attack}.distance"].to_numpy().astype(float)
+        hits = np.flatnonzero(table["correct"].to_numpy() & (distance < proven * (1 - ROUNDING)))
+        if len(hits):
+            hit, (rows, x_adv) = int(hits[0]), evaluation.adversarial[attack]
+            raise SoundnessError(
+                f"example {hit} is certified up to {proven[hit]:.6g} in {threat}, but {attack} broke it at "
+                f"distance {distance[hit]:.6g} ({len(hits)} such examples): the certificate, or what it assumes of "
+                "the model, is wrong",
+                hit,
+                x[hit].cpu(),
+                x_adv[(rows == hit).nonzero()[0, 0]],
+            )

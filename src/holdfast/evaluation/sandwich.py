@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -41,7 +41,8 @@ class Evaluation:
     """One row per example: ``index``, ``label``, ``prediction`` (−1 where a smoothed classifier abstains),
     ``correct`` (an abstention is not), of a smoothed classifier ``not_surely_wrong`` (1,000 votes leave the label
     possible); for each certifier ``NAME.verified``, ``NAME.radius``, ``NAME.status``, and ``NAME.unproven`` (the
-    smallest radius asked in vain, where it was asked at some radii only), ``NAME.margin``, ``NAME.method``,
+    smallest radius asked in vain, where it was asked at some radii only), ``NAME.above`` (the smallest tried in
+    vain, where it was searched), ``NAME.margin``, ``NAME.method``,
     ``NAME.samples``, ``NAME.abstained`` where it has them; for each attack ``NAME.attacked`` (false where the
     clean prediction is wrong or a certificate made it needless), ``NAME.success`` (wrong inside the threat set),
     ``NAME.distance`` (of the adversarial example, inf without one; a minimum-norm attack's may exceed eps),
@@ -130,7 +131,8 @@ def evaluate(
         raise ValueError(f"audit is a share in 0..1, given {audit}")
     if not len(images):
         raise ValueError("there are no examples to evaluate")
-    for name, certifier in named_certifiers.items() if len(radii) else ():
+    open_radii = [radius for radius in radii if radius not in (0, threat.eps)]
+    for name, certifier in named_certifiers.items() if open_radii else ():
         if not certifier.knows_radii:
             raise ValueError(f"radii={list(radii)}: {name} stops as soon as eps is decided; {RADII_OF_SAMPLES}")
     labels = check_inputs(images, labels, threat)
@@ -204,21 +206,23 @@ class _Making:
         eps, radius = self.threat.eps, _numpy(certificate.radius).astype(float)
         # At eps = 0 there is nothing to prove.
         verified = _numpy(certificate.verified) if eps > 0 else _numpy(self.correct)
+        if certificate.guarantee != "deterministic":  # those ring instead
+            verified = verified & _numpy(self.correct)
         radius = np.where(verified, np.maximum(radius, eps), np.minimum(radius, np.nextafter(eps, -1)))
         self.guarantees[name] = certificate.guarantee
         self.columns |= {f"{name}.verified": verified, f"{name}.radius": np.maximum(radius, 0)}
         self.columns[f"{name}.status"] = certificate.status
         if certificate.seconds is not None:
             self.each[name] = _numpy(certificate.seconds)
-        for what in ("unproven", "margin", "samples", "abstained"):
+        for what in ("unproven", "above", "margin", "samples", "abstained"):
             if (value := getattr(certificate, what)) is not None:
                 self.columns[f"{name}.{what}"] = _numpy(value)
         if certificate.method is not None:
             self.columns[f"{name}.method"] = certificate.method
 
     def _ask(self, name: str, certifier: Certifier, radii: Sequence[float]) -> None:
-        if f"{name}.unproven" in self.columns:
-            known = self.columns[f"{name}.radius"], self.columns[f"{name}.unproven"]
+        if (vain := in_vain(self.columns, name)) and len(radii):
+            known = self.columns[f"{name}.radius"], self.columns[vain]
             ask = partial(ask_at, certifier, self.model, self.x, self.y, self.threat, radii, *known)
             ask(seed=self.seed, batch_size=self.batch_size)
 
@@ -266,8 +270,9 @@ class _Making:
             if store is not None:
                 store.put(f"{attack.name}-{known}", result)
         for proved_by, proof in self.proofs.items():
-            claims = proof.verified[piece], proof.radius[piece]
-            ring_if_unsound(proved_by, *claims, name, result, x, piece, threat)
+            further = torch.from_numpy(self.columns[f"{proved_by}.radius"]).to(proof.radius)
+            radius = torch.maximum(proof.radius, further)[piece]
+            ring_if_unsound(proved_by, proof.verified[piece], radius, name, result, x, piece, threat)
         return result
 
     def measure_steepness(self, examples: int) -> None:
@@ -291,8 +296,10 @@ class _Making:
             summary["sampling"][name] |= certifiers[name].model_dump(exclude={"name"})
         if self.steep:
             summary["local_lipschitz"] = self.steep
+        doubts = batch_dependence(self.model, self.x)
         sure = table[table["prediction"] >= 0]  # what abstains is no class
-        doubts = [*batch_dependence(self.model, self.x), *misplaced_labels(sure), *unpredicted_classes(sure)]
+        if len(sure):
+            doubts += [*misplaced_labels(sure), *unpredicted_classes(sure)]
         summary["warnings"] = [*doubts, *self.doubts, *blind_successes(table, attacks)]
         each = pd.DataFrame(self.each)
         return Evaluation(table, summary, self.subject.classifier, each, self.adversarial, certifiers)
@@ -302,6 +309,11 @@ class _Making:
         started = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+
+def in_vain(columns: Container[str], name: str) -> str | None:
+    """The column of a certifier's smallest radius that was asked, or in a search tried, in vain."""
+    return next((f"{name}.{what}" for what in ("unproven", "above") if f"{name}.{what}" in columns), None)
 
 
 def ask_at(
@@ -320,10 +332,10 @@ def ask_at(
     """Ask a certifier at further radii, about those examples where what is known leaves them open.
 
     Args:
-        radius, unproven: of each example the largest radius that was verified and the smallest that was asked in
-            vain, (N,) float64; what is found is written into them.
+        radius, unproven: of each example the largest radius that was verified and the smallest that was asked or
+            tried in vain, (N,) float64; what is found is written into them.
     """
-    for eps in sorted(radii):
+    for eps in sorted(radius for radius in radii if radius > 0):
         rows = np.flatnonzero((radius < eps) & (eps < unproven))
         if not len(rows):
             continue

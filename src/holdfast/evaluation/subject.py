@@ -54,8 +54,8 @@ class Subject:
 class SmoothedSubject(Subject):
     """A vote under noise: its class is that of the certificates, which may abstain (Cohen et al., 2019).
 
-    An example is right where a certificate is sure of its class at radius 0. Beside it stands ``not_surely_wrong``:
-    1,000 votes leave the label possible.
+    An example is right where a certificate is sure of its class at radius 0; an estimate has a say where there is
+    no certificate. Beside it stands ``not_surely_wrong``: 1,000 votes leave the label possible.
     """
 
     classifier: SmoothedClassifier
@@ -68,10 +68,12 @@ class SmoothedSubject(Subject):
         self, logits: Tensor, x: Tensor, y: Tensor, certificates: Sequence[Certificate], seed: int
     ) -> Answers:
         prediction, correct = torch.full_like(y, -1), torch.zeros_like(y, dtype=torch.bool)
-        for one in certificates:
+        sampled = [one for one in certificates if one.guarantee != "estimate"]
+        for one in sampled or certificates:
             own = one.prediction if one.abstained is None else one.prediction.masked_fill(one.abstained, -1)
             prediction = torch.where(prediction < 0, own, prediction)
             correct |= own == y
+        prediction = torch.where(correct, y, prediction)  # where two certificates are sure of different classes
         known = sure(self.classifier.votes(x, seed=seed))
         return Answers(prediction, correct, {"not_surely_wrong": (known == y) | (known < 0) | correct})
 
