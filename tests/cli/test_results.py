@@ -44,7 +44,7 @@ def test_a_sweep_shows_its_cost_its_runs_and_ends_with_the_folder(tmp_path: Path
     assert result.stdout.splitlines()[-1] == str(tmp_path)
     assert result.stdout.count("finished") == 2
     assert "2 runs, 12 batches: about" in result.stderr  # the cost, before anything runs
-    assert result.stderr.count("2/2") == 1
+    assert result.stderr.count("\n2/2 ") == 1
     again = holdfast(*sweep, "--workers", "0", "--runs", tmp_path)
     assert "2 of them finished before" in again.stderr
 

@@ -16,6 +16,7 @@ from holdfast import Threat, evaluate
 from holdfast.attacks import Attack
 from holdfast.certify import Certifier, Findings, SmoothingCertifier, SoundnessError
 from holdfast.evaluation import broken_from, certified, certified_at, sandwich_curve, stands
+from holdfast.evaluation.accuracy import nearer
 
 LINF, L2 = Threat("linf", 0.02), Threat("l2", 0.15)
 PGD, FMN = {"name": "pgd", "steps": 10}, {"name": "fmn", "steps": 20}
@@ -199,3 +200,8 @@ def test_attacks_that_did_not_run_at_a_radius_say_nothing_of_it() -> None:
     curve = sandwich_curve(model, x, y, LINF, found, [], [0.0, 0.01, 0.02, 0.03]).set_index("eps")["attacked"]
     assert curve.notna().tolist() == [True, False, True, False]
     assert curve[0.02] == found.summary["bracket"]["attacked"]
+
+
+def test_a_tie_that_falls_one_way_or_the_other_is_no_alarm() -> None:
+    assert not nearer(np.array([0.0]), np.array([4e-8]))[0]  # logits in float32 trade places by themselves
+    assert nearer(np.array([0.0, 0.099]), np.array([1e-4, 0.1])).all()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from holdfast.attacks import Attack
 from holdfast.certify import SoundnessError
 from holdfast.component import distinct_labels
-from holdfast.evaluation.accuracy import ROUNDING, broken_from, names, radius_known
+from holdfast.evaluation.accuracy import broken_from, names, nearer, radius_known
 from holdfast.evaluation.sandwich import Evaluation, ask_at, in_vain, ring_if_unsound
 from holdfast.evaluation.subject import subject_of
 from holdfast.inference import device_of
@@ -121,7 +121,7 @@ def _ring_if_nearer(
     """The alarm: what the evaluation's attacks found lies nearer than what is certified by now."""
     for attack in names(table, "success"):
         distance = table[f"{attack}.distance"].to_numpy().astype(float)
-        hits = np.flatnonzero(table["correct"].to_numpy() & (distance < proven * (1 - ROUNDING)))
+        hits = np.flatnonzero(table["correct"].to_numpy() & nearer(distance, proven))
         if len(hits):
             hit, (rows, x_adv) = int(hits[0]), evaluation.adversarial[attack]
             raise SoundnessError(

@@ -19,7 +19,7 @@ from holdfast.analysis.local_lipschitz import local_lipschitz
 from holdfast.attacks import Attack, AttackResult
 from holdfast.certify import Certificate, Certifier, SoundnessError
 from holdfast.component import distinct_labels
-from holdfast.evaluation.accuracy import ROUNDING
+from holdfast.evaluation.accuracy import nearer
 from holdfast.evaluation.sanity import (
     batch_dependence,
     blind_successes,
@@ -428,8 +428,8 @@ def ring_if_unsound(
     Raises:
         SoundnessError: naming the first such example.
     """
-    nearer = result.adversarial_distance.double() < radius * (1 - ROUNDING)
-    hits = ((result.success & verified) | nearer).nonzero().squeeze(1)
+    closer = nearer(result.adversarial_distance.double(), radius)
+    hits = ((result.success & verified) | closer).nonzero().squeeze(1)
     if len(hits):
         hit, example = int(hits[0]), int(numbers[hits[0]])
         claimed, found = f"{radius[hit].item():.6g}", f"{result.distance[hit].item():.6g}"

@@ -48,6 +48,11 @@ class Record:
     def name(self) -> str:
         return self.path.stem
 
+    @property
+    def training(self) -> Path:
+        """The folder of the training: that of an evaluation is below it."""
+        return self.path.parent.parent if self.path.parent.name == EVALUATIONS else self.path
+
 
 def read_records(runs: Path, of: str = "trainings") -> list[Record]:
     """Every training below a folder with its latest evaluation, or every evaluation, oldest first; and every result

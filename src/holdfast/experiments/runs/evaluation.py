@@ -286,6 +286,8 @@ def _evaluate(
 
 def _probabilities(classifier: nn.Module, x: Tensor) -> Tensor:
     """Of every class, (N, K): those of a network, or the shares of a vote."""
+    if not len(x):
+        return torch.zeros(0, 0)
     with frozen_eval(classifier):
         return predict(classifier, x.to(device_of(classifier))).softmax(1).cpu()
 

@@ -227,7 +227,7 @@ def _draw(
 def _bands(records: Sequence[Record], labels: Sequence[str]) -> pd.DataFrame:
     parts = []
     for one in records:
-        history = pd.read_json(one.path / "history.jsonl", lines=True)
+        history = pd.read_json(one.training / "history.jsonl", lines=True)
         if "landscape_loss_low" in history:
             columns = {"epoch": "epoch", "landscape_loss_low": "loss_low", "landscape_loss_high": "loss_high"}
             words = ", ".join(str(one.values[label]) for label in labels)
@@ -239,7 +239,7 @@ def _collapse_figures(records: Sequence[Record], labels: Sequence[str], folder: 
     """A figure for each combination of labels, mean and range over its seeds."""
     groups: dict[str, list[pd.DataFrame]] = {}
     for one in records:
-        path = one.path / "neural-collapse.parquet"
+        path = one.training / "neural-collapse.parquet"
         if path.is_file():
             words = "-".join(str(one.values[label]) for label in labels)
             groups.setdefault(words, []).append(pd.read_parquet(path).assign(run=words))
