@@ -58,3 +58,18 @@ def test_a_stored_evaluation_below_a_training_is_read(tmp_path: Path) -> None:
     assert str(run.experiment.threat) == "linf:0.1"
     assert isinstance(run.examples, pd.DataFrame)
     assert run.result["attacked"]["fmn"] <= run.result["standard"]
+
+
+def test_a_run_of_the_second_form_is_what_it_was() -> None:
+    """By now, as it was trained: its name, its evaluation's and what both say."""
+    (run,) = all_runs(STORED.parent / "2")
+    assert run.schema == 2
+    assert run.trained_as == run.path.name
+    (below,) = run.evaluations
+    assert below.path.name == run.experiment.evaluation_identity(run.path.name)
+    record = read_record(run.path)
+    assert (record.status, record.values["objective"], record.values["optimizer.lr"]) == ("finished", "ibp", 0.005)
+    assert (record.values["standard"], record.values["evaluations"]) == (353 / 360, 1)
+    x, _ = load_data("digits").test.batch(torch.from_numpy(run.examples["index"].to_numpy()))
+    with torch.no_grad():
+        assert run.model()(x).argmax(1).tolist() == run.examples["prediction"].tolist()
