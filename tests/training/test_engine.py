@@ -94,9 +94,12 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path, objective: str, acc
 
 def test_two_processes_train_through_the_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "holdfast", "train", "digits", *TINY, "engine.accelerator=cpu"]
-    command += ["objective={name: adversarial, steps: 2}", "analysis=[neural-collapse]", "--runs", str(tmp_path)]
-    alone = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
-    command.append("engine.devices=2")
+    command += ["objective={name: adversarial, steps: 2}", "analysis=[neural-collapse]", "--runs"]
+    alone = subprocess.run(
+        [*command, str(tmp_path / "one")], env=environment(), capture_output=True, text=True, timeout=240
+    )
+    # In a folder of its own: where it runs decides no name, and a finished training is not repeated.
+    command += [str(tmp_path / "two"), "engine.devices=2"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     folder = Path(done.stdout.splitlines()[-1])
