@@ -70,11 +70,9 @@ def evaluate_run(
         reporter.stage(f"{run.path} is finished already")
         return run
     model = trained.model()
-    if again:
-        run.clear()
     splits = experiment.data.load()
     reporter.stage(experiment.data.told(splits))
-    evaluate_into(run, experiment, model, splits, reporter)
+    evaluate_into(run, experiment, model, splits, reporter, again=again)
     return run
 
 
@@ -140,13 +138,11 @@ def evaluate_model(
     if run.finished and not again:
         reporter.stage(f"{run.path} is finished already")
         return run
-    if again:
-        run.clear()
     if not (about.path / "model.json").is_file():
         about.begin(experiment.training_recipe(), experiment.model_dump(mode="json"), engine.device)
         probes, _ = test.batch(drawn(test.labels, untrained.PROBES, 0))
         untrained.write(about.path, model, probes, len(test.classes), seed)
-    evaluate_into(run, experiment, model, splits, reporter)
+    evaluate_into(run, experiment, model, splits, reporter, again=again)
     return run
 
 
@@ -183,7 +179,9 @@ def alarm_kept(run: Run, part: str) -> Iterator[None]:
         raise SoundnessError(message, alarm.example, alarm.x, alarm.x_adv) from alarm
 
 
-def evaluate_into(run: Run, experiment: Experiment, model: nn.Module, splits: Splits, reporter: Reporter) -> None:
+def evaluate_into(
+    run: Run, experiment: Experiment, model: nn.Module, splits: Splits, reporter: Reporter, *, again: bool = False
+) -> None:
     """The sandwich on the test images, its curve, the training images beside it, and the result, in a folder.
 
     Raises:
@@ -195,6 +193,8 @@ def evaluate_into(run: Run, experiment: Experiment, model: nn.Module, splits: Sp
     test = test_images(experiment, splits, reporter)
     rehearse_evaluation(experiment, model, test)
     with run.claimed():
+        if again:  # only now: what cannot be evaluated throws nothing away
+            run.clear()
         run.begin(experiment.evaluation_recipe(), experiment.model_dump(mode="json"), engine.device)
         reporter.begin(run.path)
         _evaluate(run, experiment, model, splits, test, reporter)
