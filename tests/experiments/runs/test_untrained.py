@@ -141,3 +141,17 @@ def test_the_same_weights_on_other_images(tmp_path: Path) -> None:
     assert shifted.examples["prediction"].tolist() == answers.tolist()
     record = read_record(shifted.path)
     assert (record.values["evaluation.data"], record.values["data"]) == ("arrays", "digits")
+
+
+def test_what_cannot_be_evaluated_again_keeps_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluated(tmp_path)
+
+    def refuse(*arguments: object) -> None:
+        raise ValueError("no such images today")
+
+    monkeypatch.setattr("holdfast.experiments.runs.evaluation.rehearse_evaluation", refuse)
+    with pytest.raises(ValueError, match="no such images"):
+        evaluate_run(first.path, again=True)
+    assert first.finished
