@@ -219,11 +219,16 @@ class L1:
 
     @staticmethod
     def support(weight: Tensor, eps: Tensor, room: Tensor) -> Tensor:
-        """The room of the largest weights is used up first."""
+        """The room of the largest weights is used up first, to the level of the weight at which it is.
+
+        Every level λ ≥ 0 gives a bound, λ eps + Σ max(w − λ, 0) room, and that one the least.
+        """
         ordered, order = weight.sort(dim=1, descending=True)
         space = torch.minimum(room.gather(1, order), eps)
-        before = space.cumsum(1) - space
-        return (ordered * torch.minimum(space, (eps - before).clamp(min=0))).sum(1)
+        short = space.cumsum(1) < eps
+        last = short.sum(1, keepdim=True).clamp(max=weight.shape[1] - 1)
+        level = torch.where(short.all(1, keepdim=True), 0, ordered.gather(1, last))
+        return (level * eps).squeeze(1) + ((ordered - level).clamp(min=0) * space).sum(1)
 
     @staticmethod
     def euclidean_radius(dimensions: int) -> float:

@@ -199,17 +199,20 @@ class Threat:
         """The p of the norm."""
         return {"linf": math.inf, "l2": 2.0, "l1": 1.0, "l0": 0.0}[self.norm]
 
-    def support(self, x: Tensor, direction: Tensor, eps: Tensor | None = None) -> Tensor:
+    def support(
+        self, x: Tensor, direction: Tensor, eps: Tensor | None = None, room: Tensor | None = None
+    ) -> Tensor:
         """The most that ⟨direction, x' − x⟩ can be over the threat set, (N,): exact up to rounding, never below,
         and differentiable in the direction.
 
         Args:
             direction: (N, ...).
             eps: another radius for each example, (N,); the threat's own by default.
+            room: how far each coordinate can go in its direction, (N, d); as far as the box by default.
         """
         direction, x = direction.flatten(1), x.flatten(1)
         radius = x.new_full((len(x), 1), self.eps) if eps is None else eps[:, None]
-        return self._norm.support(direction.abs(), radius, self._room(x, direction))
+        return self._norm.support(direction.abs(), radius, self._room(x, direction) if room is None else room)
 
     def euclidean_eps(self, dimensions: int) -> float:
         """The radius of an l_2 ball that holds the ball of radius 1."""

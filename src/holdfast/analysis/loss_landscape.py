@@ -135,12 +135,12 @@ def relaxation_tightness(
         for method in relaxations:
             row: dict[str, Tensor] = {}
             if method.method == "ibp":
-                margins = interval_margins(trace(model, x), region, y)
+                margins = interval_margins(trace(model, x), region, y).lower
             else:
                 bound = relaxed_margins(model, y, region, x, method)
                 centre = torch.bmm(bound.coefficients.flatten(2), region.box.centre.flatten(1)[:, :, None])[:, :, 0]
-                radius = region.minimum(bound.coefficients) - centre
-                margins = bound.minimum(region)
+                radius = region.minimum(bound.coefficients).lower - centre
+                margins = bound.minimum(region).lower
                 pieces = (centre, radius, bound.of_activations, bound.of_biases)
                 row = dict(zip(("centre", "radius", "activations", "biases"), pieces, strict=True))
             row = {"total": margins} | row

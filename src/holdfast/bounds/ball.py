@@ -14,7 +14,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from holdfast.bounds.interval import Interval, rule
+from holdfast.bounds.interval import Interval, image
 from holdfast.bounds.operators import (
     Affine,
     Concatenate,
@@ -29,11 +29,11 @@ from holdfast.bounds.operators import (
     Sum,
     UnsupportedOperator,
     apply,
-    computed,
     transposed,
     walk,
 )
 from holdfast.bounds.region import Ball, Region
+from holdfast.bounds.rounding import STEPS, Bound, Rounding
 from holdfast.bounds.specification import margin_rows
 from holdfast.bounds.tail import Tail, tail_of
 from holdfast.layers.operator_norm import convolution_norm, dense_norm, is_small, matrix_norm, power_iteration
@@ -57,7 +57,8 @@ class CutBall:
 
     def cut(self, reach: Tensor) -> CutBall:
         """With the box narrowed to centre ± reach."""
-        return CutBall(self.centre, self.radius, self.box.intersect(self.centre - reach, self.centre + reach))
+        around = Interval(self.centre, reach, self.box.rounding)
+        return CutBall(self.centre, self.radius, self.box.intersect(around.lower, around.upper))
 
 
 @singledispatch
@@ -68,10 +69,12 @@ def advance(operator: Operator, gain: Tensor | None, *values: CutBall) -> CutBal
 
 @advance.register
 def _(operator: Affine, gain: Tensor, value: CutBall) -> CutBall:
-    centre = operator.forward(value.centre)
-    box = rule(operator, value.box)
+    ball, error = _image(operator, gain, value)
     rows = operator.row_lengths(value.centre, tuple(value.centre.shape[1:]), 2.0)
-    return CutBall(centre, value.radius * gain, box).cut(per_example(value.radius, centre) * rows)
+    reach = per_example(value.radius, ball.centre) * rows
+    if (rounding := value.box.rounding) is not None:
+        reach = rounding.up(reach, math.prod(value.centre.shape[1:])) + error
+    return ball.cut(reach)
 
 
 @advance.register(Elementwise)
@@ -80,23 +83,54 @@ def _(operator: Affine, gain: Tensor, value: CutBall) -> CutBall:
 @advance.register(LipschitzMap)
 def _(operator: Operator, gain: None, value: CutBall) -> CutBall:
     """A function whose Lipschitz constant is known, and which intervals can bound."""
-    return CutBall(apply(operator, value.centre), _radius(operator, None, value.radius), rule(operator, value.box))
+    return _image(operator, None, value)[0]
 
 
 @advance.register
 def _(operator: Sum, gain: None, first: CutBall, second: CutBall) -> CutBall:
-    centre = first.centre + operator.sign * second.centre
-    radius = _radius(operator, None, first.radius, second.radius)
-    return CutBall(centre, radius, rule(operator, first.box, second.box)).cut(per_example(radius, centre))
+    ball, _ = _image(operator, None, first, second)
+    return ball.cut(per_example(ball.radius, ball.centre))
 
 
 @advance.register
 def _(operator: Concatenate, gain: None, *values: CutBall) -> CutBall:
-    return CutBall(
-        torch.cat([value.centre for value in values], operator.dim),
-        _radius(operator, None, *(value.radius for value in values)),
-        rule(operator, *(value.box for value in values)),
+    return _image(operator, None, *values)[0]
+
+
+def _image(operator: Operator, gain: Tensor | None, *values: CutBall) -> tuple[CutBall, Tensor]:
+    """The ball and the box of a result, each by itself, and what computing the centre may err by, entry by
+    entry."""
+    box = image(operator, *(value.box for value in values))
+    centre, radius, error = _ball(operator, gain, box.rounding, *((value.centre, value.radius) for value in values))
+    return CutBall(centre, radius, box), error
+
+
+def _ball(
+    operator: Operator, gain: Tensor | None, rounding: Rounding | None, *values: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Centre and radius of the ball that holds a result, and what computing the centre may err by, entry by entry:
+    the ball is around the centre as it is computed, and grows by the length of that error."""
+    radius = _radius(operator, gain, *(radius for _, radius in values))
+    if rounding is None:
+        return apply(operator, *(centre for centre, _ in values)), radius, torch.zeros_like(radius)
+    point = image(operator, *(Interval.point(centre, rounding) for centre, _ in values))
+    length = point.radius.flatten(1).norm(dim=1)
+    return (
+        point.centre,
+        rounding.up(radius + length, 2 * STEPS + length.numel() + math.prod(point.centre.shape[1:])),
+        point.radius,
     )
+
+
+def _balls(
+    graph: Graph, centre: Tensor, radius: Tensor, gains: Gains, rounding: Rounding | None, stop: int
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Centre and radius of the ball alone at every value up to number ``stop``."""
+
+    def step(number: int, operator: Operator, *values: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return _ball(operator, gains.get(number), rounding, *values)[:2]
+
+    return walk(graph, {0: (centre, radius)}, step, range(stop))
 
 
 def cut_balls(graph: Graph, region: Region, gains: Gains, stop: int | None = None) -> list[CutBall]:
@@ -110,39 +144,45 @@ def cut_balls(graph: Graph, region: Region, gains: Gains, stop: int | None = Non
 
 def _start(region: Region) -> CutBall:
     """The l_2 ball of the region itself, or the one around its box."""
-    box = region.box
+    box, rounding = region.box, region.rounding
     if isinstance(region, Ball):
-        return CutBall(region.x, region.eps * region.threat.euclidean_eps(math.prod(region.x.shape[1:])), box)
-    return CutBall(box.centre, box.radius.flatten(1).norm(dim=1), box)
+        radius = region.eps * region.threat.euclidean_eps(math.prod(region.x.shape[1:]))
+        return CutBall(region.x, rounding.up(radius) if rounding else radius, box)
+    radius = box.radius.flatten(1).norm(dim=1)
+    return CutBall(box.centre, rounding.up(radius, math.prod(box.centre.shape[1:])) if rounding else radius, box)
 
 
-def ball_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> Tensor:
+def ball_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> Bound:
     """Lower bounds of z_y − z_j for the classes j ≠ y ascending, (N, K−1).
 
     The centre's own margin less the exact worst translation max ⟨W_j − W_y, p⟩ over ball ∩ box, W the matrix of the
     affine end; sound for any radius that is not too small, and differentiable.
     """
-    tail = tail_of(graph, region.box.centre)
+    tail, rounding = tail_of(graph, region.box.centre), region.rounding
     values = cut_balls(graph, region, gains, tail.stop)
-    margins, rows = _at_the_end(tail, {source: values[source].centre for source in tail.sources}, y)
-    classes = margins.shape[1]
-    for source, each in rows.items():
-        known, direction = values[source], -each.flatten(0, 1)
+    end = _End.at(tail, {source: values[source].centre for source in tail.sources}, y)
+    classes, reach = end.margins.shape[1], {}
+    for source, rows in end.rows.items():
+        known, direction = values[source], -rows.flatten(0, 1)
         above, below = known.box.upper - known.centre, known.centre - known.box.lower
         above, below = (room.flatten(1).clamp(min=0).repeat_interleave(classes, 0) for room in (above, below))
         room = torch.where(direction > 0, above, below)
-        reach = L2.support(direction.abs(), known.radius.repeat_interleave(classes)[:, None], room)
-        margins = margins - reach.view_as(margins)
-    return margins
+        if rounding is not None:
+            room = rounding.up(room)
+        radius = known.radius.repeat_interleave(classes)[:, None]
+        reach[source] = L2.support(direction.abs(), radius, room).view_as(end.margins)
+    sizes = {source: values[source].centre.abs() + values[source].box.size for source in tail.sources}
+    return end.less(reach, sizes, rounding)
 
 
-def lipschitz_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> Tensor:
+def lipschitz_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> Bound:
     """The same by the ball alone: z_y − z_j − r ‖W_y − W_j‖₂, the pairwise form of Lipschitz-margin training."""
-    tail, radii = tail_of(graph, region.box.centre), ball_radii(graph, region, gains)
-    margins, rows = _at_the_end(tail, computed(graph, {0: ball_centre(region)}, range(tail.stop)), y)
-    for source, each in rows.items():
-        margins = margins - radii[source][:, None] * each.norm(dim=2)
-    return margins
+    tail, start = tail_of(graph, region.box.centre), _start(region)
+    balls = _balls(graph, start.centre, start.radius, gains, region.rounding, tail.stop)
+    end = _End.at(tail, {source: balls[source][0] for source in tail.sources}, y)
+    reach = {source: balls[source][1][:, None] * rows.norm(dim=2) for source, rows in end.rows.items()}
+    sizes = {source: balls[source][0].abs() + per_example(*reversed(balls[source])) for source in tail.sources}
+    return end.less(reach, sizes, region.rounding)
 
 
 def ball_centre(region: Region) -> Tensor:
@@ -184,27 +224,78 @@ def lipschitz_constant(graph: Graph, gains: Gains, like: Tensor) -> Tensor:
     return torch.minimum((each * norms).sum(), together) * slack
 
 
-def lipschitz_radii(graph: Graph, x: Tensor, y: Tensor, gains: Gains) -> Tensor:
+def lipschitz_radii(graph: Graph, x: Tensor, y: Tensor, gains: Gains, rounding: Rounding | None = None) -> Tensor:
     """The l_2 radius within which z_y stays above every other z_j, (N,) float64; negative where it is not.
 
     min_j (z_y − z_j) / (L ‖W_y − W_j‖₂) with L the constant up to the affine end and W the matrix of it; where it
-    begins at several values, their L ‖W_y − W_j‖₂ add up.
+    begins at several values, their L ‖W_y − W_j‖₂ add up. With ``rounding`` it is rounded down, and the margins are
+    those that the real network is sure to have at x.
     """
     tail = tail_of(graph, x)
-    margins, rows = _at_the_end(tail, computed(graph, {0: x}, range(tail.stop)), y)
+    none = torch.zeros_like(x.flatten(1)[:, 0])
+    balls = _balls(graph, x, none, gains, rounding, tail.stop)
+    end = _End.at(tail, {source: balls[source][0] for source in tail.sources}, y)
     constants = _grown(graph, torch.ones((), dtype=torch.float64, device=x.device), gains, tail.stop)
-    slopes = sum(constants[source] * each.double().norm(dim=2) for source, each in rows.items())
+    lengths = {source: rows.double().norm(dim=2) for source, rows in end.rows.items()}
+    if rounding is not None:
+        for source in tail.sources:
+            lengths[source] = rounding.up(
+                lengths[source] + end.row_error(source, x, rounding), math.prod(x.shape[1:])
+            )
+        strayed = {source: balls[source][1][:, None] * lengths[source] for source in tail.sources}
+        margins = end.less(strayed, {source: balls[source][0].abs() for source in tail.sources}, rounding).lower
+    else:
+        margins = end.margins
+    slopes = sum(constants[source] * length for source, length in lengths.items())
     assert isinstance(slopes, Tensor)
+    if rounding is not None:
+        slopes = rounding.up(slopes, STEPS * len(graph.nodes))
     # Equal rows make equal logits but for the bias: what is positive then stays so.
-    return (margins.double() / slopes.clamp(min=1e-30)).amin(1)
+    radii = (margins.double() / slopes.clamp(min=1e-30)).amin(1)
+    return radii if rounding is None else rounding.below(radii)
 
 
-def _at_the_end(tail: Tail, centres: dict[int, Tensor], y: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-    """The margins at the centres, (N, K−1), and the rows W_y − W_j at each value, (N, K−1, its entries)."""
-    logits = tail.logits(centres)
-    rows = margin_rows(y, logits.shape[1], logits.dtype)
-    margins = torch.bmm(rows, logits[:, :, None])[:, :, 0]
-    return margins, {source: rows @ matrix for source, matrix in tail.matrices(logits).items()}
+@dataclass(frozen=True)
+class _End:
+    """What the affine end makes of the centres before it."""
+
+    tail: Tail
+    asked: Tensor
+    """The rows e_y − e_j, (N, K−1, K)."""
+    margins: Tensor
+    """At the centres, (N, K−1)."""
+    rows: dict[int, Tensor]
+    """W_y − W_j at each value, (N, K−1, its entries)."""
+
+    @classmethod
+    def at(cls, tail: Tail, centres: dict[int, Tensor], y: Tensor) -> _End:
+        logits = tail.logits(centres)
+        asked = margin_rows(y, logits.shape[1], logits.dtype)
+        margins = torch.bmm(asked, logits[:, :, None])[:, :, 0]
+        return cls(tail, asked, margins, {s: asked @ matrix for s, matrix in tail.matrices(logits).items()})
+
+    def less(self, reach: dict[int, Tensor], sizes: dict[int, Tensor], rounding: Rounding | None) -> Bound:
+        """The margins less what each value may change of them, (N, K−1) each.
+
+        Args:
+            sizes: of the values, (N, ...) each.
+        """
+        lower = self.margins
+        for each in reach.values():
+            lower = lower - each
+        if rounding is None:
+            return Bound(lower)
+        # Each reach is a sum of sizes, none of which exceeds it by more than four times.
+        entries = max(rows.shape[2] for rows in self.rows.values()) + STEPS
+        size = self.margins.abs() + 4 * sum(reach.values())
+        slack = self.tail.error(self.asked, sizes, rounding) + rounding.gamma(entries + STEPS) * size
+        slack = rounding.up(slack, entries)
+        return Bound(lower - slack, slack)
+
+    def row_error(self, source: int, x: Tensor, rounding: Rounding) -> Tensor:
+        """What the rows at a value may err by in l_1, and so in l_2, (N, K−1)."""
+        one = {s: x.new_full((1, *self.tail.graph.shape(s)), float(s == source)) for s in self.tail.sources}
+        return self.tail.error(self.asked, one, rounding)
 
 
 def _radius(operator: Operator, gain: Tensor | None, *radii: Tensor) -> Tensor:
@@ -261,16 +352,20 @@ def node_gain(graph: Graph, number: int, like: Tensor) -> Tensor:
         if is_small(exact.forward, zero):
             return dense_norm(exact.forward, zero)
         return convolution_norm(operator.weight, operator.stride, operator.dilation, operator.groups)
-    zero = like.new_zeros(1, *shape)
+    zero, rounding = like.new_zeros(1, *shape), Rounding.of(like.dtype)
+    outputs = graph.nodes[number].shape
+    share = rounding.gamma(operator.fan_out(outputs) + STEPS)
     if not operator.entrywise and is_small(operator.forward, zero):
         # Through the adjoint, in which the bias has no part; in the model's own precision.
-        outputs = graph.nodes[number].shape
         one = torch.eye(math.prod(outputs), dtype=like.dtype, device=like.device).view(-1, *outputs)
-        rows = [transposed(operator.forward, part, shape).flatten(1) for part in one.split(512)]
-        return matrix_norm(torch.cat(rows)) * (1 + 1e-5)
-    # Rows and columns with a single entry each: exact but for the last place.
-    slack = 8 * torch.finfo(like.dtype).eps if operator.entrywise else 1e-5
-    return operator.gain(zero, shape, 2.0) * (1 + slack)
+        rows, sizes = (
+            torch.cat([transposed(function, part, shape).flatten(1) for part in one.split(512)]).double()
+            for function in (operator.forward, operator.absolute)
+        )
+        return matrix_norm(rows) + share * (1 + 1e-6) * sizes.norm()
+    # Rows and columns with a single entry each, or the largest sums of |W|: a share of what they are.
+    entries = max(math.prod(shape), math.prod(outputs))
+    return operator.gain(zero, shape, 2.0).double() * (1 + rounding.gamma(2 * entries + STEPS))
 
 
 def _estimated(graph: Graph, number: int, like: Tensor, iterations: int) -> Tensor:

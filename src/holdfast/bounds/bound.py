@@ -14,8 +14,9 @@ from holdfast.bounds.interval import Interval
 from holdfast.bounds.linear import Sweep, intervals, sweep
 from holdfast.bounds.operators import Graph
 from holdfast.bounds.optimised import one_step_slopes, optimised_margins
-from holdfast.bounds.region import Box, Region, region_of
+from holdfast.bounds.region import Box, Region, region_of, rounded
 from holdfast.bounds.relaxation import SlopeRule, slopes_by
+from holdfast.bounds.rounding import Arithmetic, Bound, Rounding
 from holdfast.bounds.specification import interval_margins, interval_of_rows, interval_values, linear_margins
 from holdfast.component import nearest
 from holdfast.inference import check_inputs
@@ -59,6 +60,10 @@ class Bounder:
 
     def margins(self, region: Region, y: Tensor) -> Tensor:
         """Lower bounds of z_y − z_j for the classes j ≠ y ascending, (N, K−1)."""
+        return self.bound(region, y).lower
+
+    def bound(self, region: Region, y: Tensor) -> Bound:
+        """These, and what rounding took from them where the region accounts for it."""
         graph, method = self.graph, self.method
         if method.method == "ibp":
             return interval_margins(graph, region, y)
@@ -73,14 +78,16 @@ class Bounder:
             margins = linear_margins(graph, region, sweep(graph, region, slopes), y)
         else:
             margins = linear_margins(graph, region, self._sweep(region), y)
-        return torch.maximum(margins, interval_margins(graph, region, y)) if method.intersect else margins
+        if not method.intersect:
+            return margins
+        return margins._replace(lower=torch.maximum(margins.lower, interval_margins(graph, region, y).lower))
 
     def outputs(self, region: Region) -> Interval:
         """The interval of every logit, (N, K)."""
         shape, like = self.graph.shape(len(self.graph.nodes)), region.box.centre
         one = torch.eye(shape[0], dtype=like.dtype, device=like.device)
         if len(shape) == 1:
-            logits = interval_of_rows(self.graph, region, interval_values(self.graph, region), one[None])
+            logits = interval_of_rows(self.graph, region, interval_values(self.graph, region), one[None]).interval
         else:
             logits = intervals(self.graph, region)[len(self.graph.nodes)]
         if self.method.method == "ibp":
@@ -89,8 +96,8 @@ class Bounder:
             raise ValueError(f"{self.method.method} bounds margins, not single outputs; crown does")
         done = self._sweep(region)
         both = torch.cat([one, -one]).expand(len(like), -1, -1)
-        lower, upper = done.bound(self.graph, region, len(self.graph.nodes), both).chunk(2, 1)
-        crown = Interval.between(lower, -upper)
+        lower, upper = done.bound(self.graph, region, len(self.graph.nodes), both).lower.chunk(2, 1)
+        crown = Interval.between(lower, -upper, region.rounding)
         return logits.intersect(crown.lower, crown.upper) if self.method.intersect else crown
 
     def _sweep(self, region: Region) -> Sweep:
@@ -101,7 +108,13 @@ class Bounder:
 
 
 def bound_outputs(
-    model: nn.Module, x: Tensor, threat: Threat | tuple[Tensor, Tensor], method: str = "ibp", **settings: object
+    model: nn.Module,
+    x: Tensor,
+    threat: Threat | tuple[Tensor, Tensor],
+    method: str = "ibp",
+    *,
+    arithmetic: Arithmetic | None = "real",
+    **settings: object,
 ) -> tuple[Tensor, Tensor]:
     """Lower and upper bounds of the logits over the threat set of each input, (N, K) each.
 
@@ -110,13 +123,16 @@ def bound_outputs(
     Args:
         threat: a threat, or a box as (lower, upper), (N, ...) each, that holds x.
         method: one of ``METHODS``.
+        arithmetic: of what network the bounds are true, with all rounding of theirs accounted for in the inputs'
+            precision: as a function of ``real`` numbers, or as what torch computes in ``float32``. None for the
+            numbers as they are computed, which are the published method's and no guarantee.
         settings: further fields of ``BoundMethod``.
 
     Raises:
         ValueError: an unknown method; inputs that make no sense.
         UnsupportedOperator: the model holds an operator without a bound rule.
     """
-    bounder, region = _prepared(model, x, threat, method, settings)
+    bounder, region = _prepared(model, x, threat, method, arithmetic, settings)
     logits = bounder.outputs(region)
     return logits.lower, logits.upper
 
@@ -127,6 +143,8 @@ def bound_margins(
     y: Tensor,
     threat: Threat | tuple[Tensor, Tensor],
     method: str = "ibp",
+    *,
+    arithmetic: Arithmetic | None = "real",
     **settings: object,
 ) -> Tensor:
     """Lower bounds of the margins z_y − z_j over the threat set, classes j ≠ y ascending, (N, K−1).
@@ -134,7 +152,7 @@ def bound_margins(
     An example whose bounds are all positive is certified. Otherwise as ``bound_outputs``; alpha-crown's bounds
     are not differentiable, its slopes having been found without a graph.
     """
-    bounder, region = _prepared(model, x, threat, method, settings)
+    bounder, region = _prepared(model, x, threat, method, arithmetic, settings)
     y, classes = check_inputs(x, y, _wide(threat)), bounder.graph.shape(len(bounder.graph.nodes))[0]
     if len(y) and y.max() >= classes:
         raise ValueError(f"label {y.max().item()} does not fit a model of {classes} classes")
@@ -142,12 +160,24 @@ def bound_margins(
 
 
 def _prepared(
-    model: nn.Module, x: Tensor, threat: Threat | tuple[Tensor, Tensor], method: str, settings: dict[str, object]
+    model: nn.Module,
+    x: Tensor,
+    threat: Threat | tuple[Tensor, Tensor],
+    method: str,
+    arithmetic: Arithmetic | None,
+    settings: dict[str, object],
 ) -> tuple[Bounder, Region]:
     check_method(method)
+    if arithmetic is not None and arithmetic not in get_args(Arithmetic):
+        raise ValueError(f"{arithmetic!r} is no arithmetic; {nearest(arithmetic, get_args(Arithmetic))}")
     chosen = BoundMethod.model_validate({"method": method, **settings})
     check_inputs(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), _wide(threat))
-    region: Region = region_of(x, threat) if isinstance(threat, Threat) else Box(_box(x, *threat))
+    rounding = arithmetic and Rounding.of(x.dtype, arithmetic)
+    region: Region
+    if isinstance(threat, Threat):
+        region = region_of(x, threat, rounding=rounding)
+    else:
+        region = Box(_box(x, *threat, rounding))
     return Bounder(trace(model, x, box=(region.box.lower, region.box.upper)), chosen), region
 
 
@@ -155,10 +185,13 @@ def _wide(threat: Threat | tuple[Tensor, Tensor]) -> Threat:
     return threat if isinstance(threat, Threat) else Threat("linf", 0.0, -torch.inf, torch.inf)
 
 
-def _box(x: Tensor, lower: Tensor, upper: Tensor) -> Interval:
+def _box(x: Tensor, lower: Tensor, upper: Tensor, rounding: Rounding | None) -> Interval:
     if lower.shape != x.shape or upper.shape != x.shape or not ((lower <= x) & (x <= upper)).all():
         raise ValueError(f"a box needs lower ≤ x ≤ upper, each of shape {tuple(x.shape)}")
-    return Interval.between(lower, upper)
+    if not (lower.isfinite() & upper.isfinite()).all():
+        raise ValueError("a box needs finite sides: nothing bounds a network on an infinite one")
+    ends = rounded(lower.double(), x.dtype, -torch.inf), rounded(upper.double(), x.dtype, torch.inf)
+    return Interval.between(*ends, rounding)
 
 
 def check_method(method: str) -> None:

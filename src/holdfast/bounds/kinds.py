@@ -33,10 +33,13 @@ def batch_norm(module: Any, mean: Tensor | None, var: Tensor | None) -> Operator
     scale = scale if module.weight is None else scale * module.weight
     shift = -mean * scale
     shift = shift if module.bias is None else shift + module.bias
+    size = (mean * scale).abs()
+    size = size if module.bias is None else size + module.bias.abs()
     return Affine(
         lambda x: scaled_to(x, scale) * x + scaled_to(x, shift),
         lambda radius: scaled_to(radius, scale.abs()) * radius,
         entrywise=True,
+        offsets=lambda x: scaled_to(x, size)[None],
     )
 
 
@@ -60,14 +63,14 @@ def between(low: float | None, high: float | None) -> Operator:
 
 
 def gelu(approximate: str = "none") -> Operator:
-    turn = {"none": -0.7517915, "tanh": -0.7524614}[approximate]
+    turn = {"none": -0.75179152469356446, "tanh": -0.75246142207101626}[approximate]
     return Elementwise(lambda v: F.gelu(v, approximate=approximate), (), 0.82, 1.13, turns=(turn,))
 
 
 RELU = Rectifier(torch.relu, (0.0,), 0.0, 1.0)
 SIGMOID = Elementwise(torch.sigmoid, (), curvature=0.0963, steepest=0.25)
 TANH = Elementwise(torch.tanh, (), curvature=0.7699, steepest=1.0)
-SILU = Elementwise(F.silu, (), curvature=0.5, steepest=1.1, turns=(-1.2784645,))
+SILU = Elementwise(F.silu, (), curvature=0.5, steepest=1.1, turns=(-1.2784645427610738,))
 ABS = Elementwise(torch.abs, (0.0,), 0.0, 1.0, turns=(0.0,))
 
 

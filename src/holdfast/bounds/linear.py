@@ -9,16 +9,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import singledispatch
 
 import torch
 from torch import Tensor
 
-from holdfast.bounds.interval import Interval, rule
-from holdfast.bounds.operators import Affine, Concatenate, Graph, Linear, Operator, Rectifier, Sum, walk
+from holdfast.bounds.interval import Interval, image
+from holdfast.bounds.operators import (
+    Affine,
+    Concatenate,
+    Graph,
+    Linear,
+    Operator,
+    Rectifier,
+    Shape,
+    Sum,
+    UnsupportedOperator,
+    walk,
+)
 from holdfast.bounds.region import Ball, Box, Region
 from holdfast.bounds.relaxation import Relaxation, Slopes, relax
+from holdfast.bounds.rounding import STEPS, Bound, Cost, Rounding, dots
 from holdfast.search import per_example
 
 Relaxations = dict[int, Relaxation]
@@ -26,6 +38,51 @@ Relaxations = dict[int, Relaxation]
 
 BUDGET = 2**25
 """Coefficients held at a time while bounds of neurons are computed."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What rounding may take from a backward pass through values that lie in these intervals."""
+
+    rounding: Rounding
+    values: dict[int, Interval]
+    """By the number of the value."""
+    affine: dict[int, Cost]
+    """By the number of the node."""
+    rows: Tensor | None = None
+    """The examples that the pass is of; all by default."""
+
+    def take(self, rows: Tensor) -> Costs:
+        """Those of some examples."""
+        return replace(self, rows=rows)
+
+    def of(self, number: int, relaxation: Relaxation | None, a: Tensor) -> Tensor:
+        """Of a step through a node that is not a sum, with coefficients a (N, S, ...) of its result; (N, S)."""
+        if relaxation is None:
+            cost = self.affine[number] if self.rows is None else self.affine[number].take(self.rows)
+        elif (known := relaxation.cost) is not None:
+            cost = known
+        else:
+            kind = type(relaxation).__name__
+            raise UnsupportedOperator(f"the relaxation {kind} does not say what rounding costs it; ibp may do")
+        return cost.of(a.detach())
+
+    def of_value(self, value: int, a: Tensor) -> Tensor:
+        """Of an addition that gave coefficients a (N, S, ...) of a value; (N, S)."""
+        size = self.values[value].size
+        return self.rounding.gamma(2) * dots(a.detach().abs(), size if self.rows is None else size[self.rows])
+
+
+def affine_cost(operator: Affine, value: Interval, rounding: Rounding, shape: Shape) -> Cost:
+    """Of a step through an affine operator, the result of which has this shape.
+
+    Wᵀ a errs by a share of |W|ᵀ |a|, which costs as much of ⟨|a|, |W| |v|⟩; ⟨a, b⟩ by one of ⟨|a|, |b|⟩.
+    """
+    entries, source = math.prod(shape), tuple(value.centre.shape[1:])
+    out = operator.fan_out(shape)
+    share = rounding.gamma(out + STEPS) * operator.absolute(value.size)
+    share = share + rounding.gamma(entries + STEPS) * operator.bias_size(value.centre, source)
+    return Cost(share.flatten(1), rounding.tiny * (out + 1) * (entries + value.size.flatten(1).sum(1)))
 
 
 @dataclass(frozen=True)
@@ -38,10 +95,20 @@ class LinearBound:
     """What the relaxed operators add, (N, S)."""
     of_biases: Tensor
     """What the biases add, (N, S)."""
+    slack: Tensor | None = None
+    """Up to rounding that may add so much, (N, S); None where it was not accounted for."""
 
-    def minimum(self, region: Region) -> Tensor:
+    def minimum(self, region: Region) -> Bound:
         """The bound, (N, S)."""
-        return region.minimum(self.coefficients) + self.of_activations + self.of_biases
+        first = region.minimum(self.coefficients)
+        lower = first.lower + self.of_activations + self.of_biases
+        if self.slack is None or (rounding := region.rounding) is None or first.slack is None:
+            return Bound(lower)
+        size = first.lower.abs() + self.of_activations.abs() + self.of_biases.abs()
+        slack = (self.slack + first.slack + rounding.gamma(STEPS) * size).detach()
+        # The slack is itself a sum of sizes, over the entries of all values.
+        slack = rounding.up(slack, math.prod(self.coefficients.shape[2:]) + 2**10)
+        return Bound(lower - slack, slack)
 
 
 @singledispatch
@@ -65,32 +132,43 @@ def _(operator: Concatenate, a: Tensor, shapes: list[tuple[int, ...]]) -> list[T
     return list(a.split([shape[operator.dim - 1] for shape in shapes], operator.dim + 1))
 
 
-def backward(graph: Graph, relaxations: Relaxations, value: int, a: Tensor) -> LinearBound:
+def backward(
+    graph: Graph, relaxations: Relaxations, value: int, a: Tensor, costs: Costs | None = None
+) -> LinearBound:
     """The functions a (N, S, ...) of a value as linear functions of the input.
 
     Args:
         relaxations: of every node before the value that is not affine, for the same N examples.
+        costs: what rounding takes, for the same examples.
     """
     pending = {value: a}
+    slack = None if costs is None else a.new_zeros(a.shape[:2])
     of_activations = of_biases = a.new_zeros(a.shape[:2])
     for number in range(value - 1, -1, -1):
         if (a := pending.pop(number + 1, a.new_zeros(0))).numel() == 0:
             continue
-        node = graph.nodes[number]
-        if number in relaxations:
-            pulled, offset = relaxations[number].pull(a)
+        node, relaxation = graph.nodes[number], relaxations.get(number)
+        if relaxation is not None:
+            pulled, offset = relaxation.pull(a)
             parts, of_activations = [pulled], of_activations + offset
         else:
             shapes = [graph.shape(source) for source in node.inputs]
             parts = split(node.operator, a, shapes)
             if isinstance(node.operator, Affine):
                 of_biases = of_biases + a.flatten(2) @ _bias(node.operator, a, shapes[0])
+        if costs is not None and slack is not None and (relaxation is not None or number in costs.affine):
+            sums = (of_activations.abs() + of_biases.abs()).detach()
+            slack = slack + costs.of(number, relaxation, a) + costs.rounding.gamma(2) * sums
         for source, part in zip(node.inputs, parts, strict=True):
-            pending[source] = pending[source] + part if source in pending else part
+            if source in pending:
+                part = pending[source] + part
+                if costs is not None and slack is not None:
+                    slack = slack + costs.of_value(source, part)
+            pending[source] = part
     first = pending.get(0)
     if first is None:
         first = a.new_zeros(*of_biases.shape, *graph.input_shape)
-    return LinearBound(first, of_activations, of_biases)
+    return LinearBound(first, of_activations, of_biases, slack)
 
 
 def _bias(operator: Affine, like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -111,10 +189,11 @@ class Sweep:
     values: dict[int, Interval]
     """By the number of the value."""
     relaxations: Relaxations
+    costs: Costs | None = None
 
-    def bound(self, graph: Graph, region: Region, value: int, a: Tensor) -> Tensor:
+    def bound(self, graph: Graph, region: Region, value: int, a: Tensor) -> Bound:
         """Lower bounds (N, S) of the functions a (N, S, ...) of a value."""
-        return backward(graph, self.relaxations, value, a).minimum(region)
+        return backward(graph, self.relaxations, value, a, self.costs).minimum(region)
 
 
 def sweep(
@@ -136,8 +215,9 @@ def sweep(
             neurons that are not stable.
         stop: number of the last value wanted.
     """
-    images = BallImages(graph, region)
-    done = Sweep({0: region.box}, {})
+    images, rounding = BallImages(graph, region), region.rounding
+    values = {0: region.box}
+    done = Sweep(values, {}, None if rounding is None else Costs(rounding, values, {}))
 
     def step(number: int, operator: Operator, *inputs: Interval) -> Interval:
         if not is_exact(operator):
@@ -146,7 +226,10 @@ def sweep(
                 done.values[source] = tightened(graph, region, done, source, operator, intersect)
             inputs = (done.values[source],)
             done.relaxations[number] = relax(operator, inputs[0], slopes(number))
-        return images.tighten(number, rule(operator, *inputs))
+        if done.costs and isinstance(operator, Affine) and not operator.moves:
+            node, rounding = graph.nodes[number], done.costs.rounding
+            done.costs.affine[number] = affine_cost(operator, inputs[0], rounding, node.shape)
+        return images.tighten(number, image(operator, *inputs))
 
     walk(graph, done.values, step, range(len(graph.nodes))[:stop])
     return done
@@ -157,7 +240,7 @@ def intervals(graph: Graph, region: Region, stop: int | None = None) -> dict[int
     images = BallImages(graph, region)
 
     def step(number: int, operator: Operator, *inputs: Interval) -> Interval:
-        return images.tighten(number, rule(operator, *inputs))
+        return images.tighten(number, image(operator, *inputs))
 
     return walk(graph, {0: region.box}, step, range(len(graph.nodes))[:stop])
 
@@ -166,22 +249,31 @@ class BallImages:
     """Affine images of the ball around each input: W x + b ± eps · lengths of the rows of W."""
 
     def __init__(self, graph: Graph, region: Region) -> None:
-        self.graph = graph
+        self.graph, self.rounding = graph, region.rounding
         self.order = region.threat.order if isinstance(region, Ball) else 0.0
         self.known = {0: (region.x, region.eps)} if isinstance(region, Ball) and self.order in (1.0, 2.0) else {}
+        """Centre and radius of the ball that holds a value."""
 
     def tighten(self, number: int, value: Interval) -> Interval:
         """The interval of a node's result, cut with what is known of the ball there."""
         node = self.graph.nodes[number]
         if node.inputs[0] not in self.known or not isinstance(node.operator, Affine):
             return value
-        centre, eps = self.known[node.inputs[0]]
-        shape, operator = self.graph.shape(node.inputs[0]), node.operator
-        rows = operator.row_lengths(centre, shape, 2.0 if self.order == 2 else torch.inf)
+        known, eps = self.known[node.inputs[0]]
+        shape, operator, rounding = self.graph.shape(node.inputs[0]), node.operator, self.rounding
+        rows = operator.row_lengths(known, shape, 2.0 if self.order == 2 else torch.inf)
         reach = per_example(eps, value.centre) * rows
-        centre = operator.forward(centre)
-        self.known[number + 1] = centre, eps * operator.gain(centre, shape, self.order)
-        return value.intersect(centre - reach, centre + reach)
+        eps = eps * operator.gain(known, shape, self.order)
+        if rounding is None:
+            centre = operator.forward(known)
+        else:  # the ball is around the centre as it is computed, which errs by the radius of a point's interval
+            point = image(operator, Interval.point(known, rounding))
+            entries = math.prod(shape) + math.prod(node.shape)
+            centre, reach = point.centre, rounding.up(reach, entries) + point.radius
+            eps = rounding.up(eps + point.radius.flatten(1).norm(self.order, dim=1), 2 * entries)
+        self.known[number + 1] = centre, eps
+        around = Interval(centre, reach, rounding)
+        return value.intersect(around.lower, around.upper)
 
 
 def tightened(
@@ -194,23 +286,23 @@ def tightened(
     size = max(1, BUDGET // (2 * max(math.prod(graph.shape(i)) for i in range(source + 1))))
     for pairs in asked.flatten(1).nonzero().split(size):
         owner, neuron = pairs.unbind(1)
-        low, high = neuron_bounds(graph, region, done.relaxations, source, owner, neuron)
+        low, high = neuron_bounds(graph, region, done, source, owner, neuron)
         if intersect:
             low, high = torch.maximum(low, lower[owner, neuron]), torch.minimum(high, upper[owner, neuron])
             low, high = torch.minimum(low, high), torch.maximum(low, high)  # should rounding cross them
         lower = lower.index_put((owner, neuron), low)
         upper = upper.index_put((owner, neuron), high)
-    return Interval.between(lower.view_as(value.centre), upper.view_as(value.centre))
+    return Interval.between(lower.view_as(value.centre), upper.view_as(value.centre), region.rounding)
 
 
 def neuron_bounds(
-    graph: Graph, region: Region, relaxations: Relaxations, source: int, owner: Tensor, neuron: Tensor
+    graph: Graph, region: Region, done: Sweep, source: int, owner: Tensor, neuron: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Lower and upper bound of M neurons of a value, (M,) each: neuron ``neuron`` of example ``owner``."""
     a = both_ways(owner, neuron, graph.shape(source), region.box.centre)
-    before = {number: relaxation.take(owner) for number, relaxation in relaxations.items() if number < source}
-    bounds = backward(graph, before, source, a).minimum(region.take(owner))
-    return bounds[:, 0], -bounds[:, 1]
+    before = {number: relaxation.take(owner) for number, relaxation in done.relaxations.items() if number < source}
+    bounds = backward(graph, before, source, a, done.costs and done.costs.take(owner)).minimum(region.take(owner))
+    return bounds.lower[:, 0], -bounds.lower[:, 1]
 
 
 def both_ways(owner: Tensor, neuron: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:

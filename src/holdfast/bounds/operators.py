@@ -7,6 +7,7 @@ a kind does in an abstract domain is that domain's affair.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import singledispatch
@@ -43,6 +44,28 @@ class Affine(Operator):
     """Whether each entry of the result reads one entry of the input: scaling, shifting, reshaping."""
     norm: Callable[[], float] | None = field(default=None, kw_only=True)
     """At least the operator norm of W in l_2, where how W is made tells it."""
+    summands: int | None = field(default=None, kw_only=True)
+    """At most so many entries are read for one of W x, and of Wᵀ a; by default all there are. An entry's own part
+    of W, and of b, is made by a few roundings."""
+    offsets: Map | None = field(default=None, kw_only=True)
+    """An input ↦ the sizes of what b is the sum of, (1, ...), where that may be more than |b|."""
+
+    @property
+    def moves(self) -> bool:
+        """Whether it only moves entries, which rounds nothing."""
+        return self.entrywise and self.absolute is self.forward
+
+    def fan_in(self, shape: Shape) -> int:
+        """At most so many products are summed for an entry of W x."""
+        return 1 if self.entrywise else min(self.summands or math.prod(shape), math.prod(shape))
+
+    def fan_out(self, shape: Shape) -> int:
+        """At most so many products are summed for an entry of Wᵀ a, a of this shape."""
+        return 1 if self.entrywise else min(self.summands or math.prod(shape), math.prod(shape))
+
+    def bias_size(self, like: Tensor, shape: Shape) -> Tensor:
+        """At least |b| and the sizes of all that b was summed from, (1, ...)."""
+        return self.bias(like, shape).abs() if self.offsets is None else self.offsets(like.new_zeros(1, *shape))
 
     def adjoint(self, coefficients: Tensor, shape: Shape) -> Tensor:
         """Wᵀ a for a (M, ...), where an input has this shape; (M, *shape)."""
@@ -80,6 +103,15 @@ class Linear(Affine):
         object.__setattr__(self, "forward", lambda x: F.linear(x, self.weight, self.constant))
         object.__setattr__(self, "absolute", lambda radius: F.linear(radius, self.weight.abs()))
 
+    def fan_in(self, shape: Shape) -> int:
+        return self.weight.shape[1]
+
+    def fan_out(self, shape: Shape) -> int:
+        return self.weight.shape[0]
+
+    def bias_size(self, like: Tensor, shape: Shape) -> Tensor:
+        return like.new_zeros(1) if self.constant is None else self.constant.abs()[None]
+
     def adjoint(self, coefficients: Tensor, shape: Shape) -> Tensor:
         return coefficients @ self.weight
 
@@ -105,6 +137,16 @@ class Convolution(Affine):
         rest = self.stride, self.padding, self.dilation, self.groups
         object.__setattr__(self, "forward", lambda x: function(x, self.weight, self.constant, *rest))
         object.__setattr__(self, "absolute", lambda radius: function(radius, self.weight.abs(), None, *rest))
+
+    def fan_in(self, shape: Shape) -> int:
+        return self.weight[0].numel()
+
+    def fan_out(self, shape: Shape) -> int:
+        return self.weight[:, 0].numel()
+
+    def bias_size(self, like: Tensor, shape: Shape) -> Tensor:
+        constant = like.new_zeros(1) if self.constant is None else self.constant.abs()
+        return constant.view(1, -1, *[1] * len(self.stride))
 
     def adjoint(self, coefficients: Tensor, shape: Shape) -> Tensor:
         function: Any = F.conv_transpose1d if len(self.stride) == 1 else F.conv_transpose2d
@@ -153,6 +195,11 @@ class Monotone(Operator):
 
     function: Map
 
+    @property
+    def rounds(self) -> bool:
+        """Whether its values are rounded; a largest entry is not."""
+        return True
+
 
 @dataclass(frozen=True)
 class Elementwise(Operator):
@@ -168,12 +215,21 @@ class Elementwise(Operator):
     turns: tuple[float, ...] = ()
     """Where f passes from falling to rising or back; none for a monotone function."""
 
+    @property
+    def rounds(self) -> bool:
+        """Whether its values are rounded; those of max, min and |·| are not."""
+        return True
+
 
 @dataclass(frozen=True)
 class Rectifier(Elementwise):
     """max(v, leak · v) with 0 ≤ leak ≤ 1: ReLU and LeakyReLU."""
 
     leak: float = 0.0
+
+    @property
+    def rounds(self) -> bool:
+        return self.leak not in (0, 1)
 
 
 @dataclass(frozen=True)
@@ -185,10 +241,18 @@ class MaxPool(Monotone):
     overlap: int | None
     """At most so many windows share an entry; None where that is not known."""
 
+    @property
+    def rounds(self) -> bool:
+        return False
+
 
 @dataclass(frozen=True)
 class PairwiseMax(Monotone):
     """MaxMin: x ↦ (max(a, b), min(a, b)) for the two halves a, b of the channels."""
+
+    @property
+    def rounds(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True)
@@ -211,6 +275,8 @@ class LipschitzMap(Operator):
 
     function: Map
     constant: float
+    roundings: int = 2**16
+    """What computing it may err by, in roundings of a number as long as its input and its value at 0 together."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from holdfast.bounds.interval import Interval
 from holdfast.bounds.linear import (
+    Costs,
     Relaxations,
     Sweep,
     backward,
@@ -22,6 +23,7 @@ from holdfast.bounds.linear import (
 from holdfast.bounds.operators import Graph, Rectifier
 from holdfast.bounds.region import Region
 from holdfast.bounds.relaxation import Slopes, adaptive, relax
+from holdfast.bounds.rounding import Bound
 from holdfast.bounds.specification import linear_margins, margin_rows, robust_cross_entropy
 from holdfast.inference import mix_seed
 
@@ -69,8 +71,9 @@ def one_step_slopes(
         return draw
 
     with torch.enable_grad():
-        done = sweep(graph, region, starting)
-        values = loss(done) if loss else robust_cross_entropy(linear_margins(graph, region, done, y))
+        plain = region.plain()
+        done = sweep(graph, plain, starting)
+        values = loss(done) if loss else robust_cross_entropy(linear_margins(graph, plain, done, y).lower)
         used = list(slopes.items())
         leaves = [slope for _, slope in used]
         asked = leaves and values.requires_grad
@@ -93,21 +96,26 @@ class _Pass:
     slopes: dict[int, Tensor]
     """By the number of the node, (M, S, ...)."""
 
-    def bound(self, graph: Graph, region: Region, values: dict[int, Interval]) -> Tensor:
-        """(M, S)."""
+    def bound(self, graph: Graph, region: Region, values: dict[int, Interval], costs: Costs | None) -> Bound:
+        """(M, S).
+
+        Args:
+            values: on which relaxations are made; those inside, where rounding has its ``costs``, may be wider.
+        """
         relaxations: Relaxations = {}
         for number, node in enumerate(graph.nodes[: self.value]):
             if not is_exact(node.operator):
                 slopes = _constantly(self.slopes[number]) if number in self.slopes else adaptive
                 relaxations[number] = relax(node.operator, values[node.inputs[0]].take(self.owner), slopes)
-        return backward(graph, relaxations, self.value, self.a).minimum(region.take(self.owner))
+        mine = costs and costs.take(self.owner)
+        return backward(graph, relaxations, self.value, self.a, mine).minimum(region.take(self.owner))
 
 
 def _constantly(slopes: Tensor) -> Slopes:
     return lambda _: slopes
 
 
-def optimised_margins(graph: Graph, region: Region, y: Tensor, iterations: int, intersect: bool = True) -> Tensor:
+def optimised_margins(graph: Graph, region: Region, y: Tensor, iterations: int, intersect: bool = True) -> Bound:
     """alpha-CROWN (Xu et al., 2021): lower bounds of z_y − z_j, (N, K−1), with the slopes that raise them.
 
     Every backward pass, from each unstable neuron and each margin, has slopes of its own; all of them ascend
@@ -121,7 +129,8 @@ def optimised_margins(graph: Graph, region: Region, y: Tensor, iterations: int, 
     if passes is None:  # too many at a time: whether an example is optimised whole is its own affair
         halves = torch.arange(len(y), device=y.device).chunk(2)
         parts = [optimised_margins(graph, region.take(half), y[half], iterations, intersect) for half in halves]
-        return torch.cat(parts)
+        slacks = [part.slack for part in parts if part.slack is not None]
+        return Bound(torch.cat([part.lower for part in parts]), torch.cat(slacks) if slacks else None)
     leaves = [slope for one in passes for slope in one.slopes.values()]
     if not leaves or not len(y):
         return best
@@ -129,9 +138,9 @@ def optimised_margins(graph: Graph, region: Region, y: Tensor, iterations: int, 
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
     for _ in range(iterations):
         with torch.enable_grad():
-            margins = _margins(graph, region, base, passes)
+            margins = _margins(graph, region, base, passes).lower
             gradients = torch.autograd.grad(-margins.sum(), leaves, allow_unused=True)
-        best = torch.maximum(best, margins.detach())
+        best = best._replace(lower=torch.maximum(best.lower, margins.detach()))
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         optimizer.step()
@@ -140,22 +149,23 @@ def optimised_margins(graph: Graph, region: Region, y: Tensor, iterations: int, 
             for leaf in leaves:
                 leaf.clamp_(0, 1)
     with torch.no_grad():
-        return torch.maximum(best, _margins(graph, region, base, passes))
+        return best._replace(lower=torch.maximum(best.lower, _margins(graph, region, base, passes).lower))
 
 
-def _margins(graph: Graph, region: Region, base: Sweep, passes: list[_Pass]) -> Tensor:
+def _margins(graph: Graph, region: Region, base: Sweep, passes: list[_Pass]) -> Bound:
     """The margins after one round of all passes, each on the intervals that those before it left."""
     values = dict(base.values)
     for inner in passes[:-1]:
-        bounds, known = inner.bound(graph, region, values), values[inner.value]
+        bounds, known = inner.bound(graph, region, values, base.costs).lower, values[inner.value]
         lower, upper, place = known.lower.flatten(1), known.upper.flatten(1), (inner.owner, inner.neuron)
         low, high = bounds[:, 0], -bounds[:, 1]
         # Nothing known before is given up, but slopes that are worse today are still told how to get better.
-        low = low + (torch.maximum(low, lower[place]) - low).detach()
-        high = high + (torch.minimum(high, upper[place]) - high).detach()
+        low = torch.maximum(low, lower[place]).detach() + (low - low.detach())
+        high = torch.minimum(high, upper[place]).detach() + (high - high.detach())
         lower, upper = lower.index_put(place, low), upper.index_put(place, high)
-        values[inner.value] = Interval.between(lower.view_as(known.centre), upper.view_as(known.centre))
-    return passes[-1].bound(graph, region, values)
+        whole = lower.view_as(known.centre), upper.view_as(known.centre)
+        values[inner.value] = Interval.between(*whole, region.rounding)
+    return passes[-1].bound(graph, region, values, base.costs)
 
 
 def _passes(graph: Graph, region: Region, base: Sweep, y: Tensor) -> list[_Pass] | None:

@@ -7,6 +7,7 @@ operator's result and gives coefficients of its input and an offset, such that t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import singledispatch
@@ -15,7 +16,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from holdfast.bounds.interval import Interval, rule
+from holdfast.bounds.interval import Interval, kernel_error, rule
 from holdfast.bounds.operators import (
     Elementwise,
     MaxPool,
@@ -25,6 +26,7 @@ from holdfast.bounds.operators import (
     Rectifier,
     UnsupportedOperator,
 )
+from holdfast.bounds.rounding import STEPS, Cost, dots
 from holdfast.inference import mix_seed
 
 SlopeRule = Literal["adaptive", "same-slope", "zero", "one", "random"]
@@ -36,6 +38,10 @@ GRID = 64
 
 class Relaxation(Protocol):
     """Bounding functions for each of N examples."""
+
+    @property
+    def cost(self) -> Cost | None:
+        """What rounding may make of them and of a pull; None where the interval does not account for it."""
 
     def pull(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients (N, S, *input) and offset (N, S) from coefficients (N, S, *result)."""
@@ -54,14 +60,15 @@ class Lines:
     lower_offset: Tensor | None
     """None where the lower lines pass through the origin."""
     upper_offset: Tensor
+    cost: Cost | None = None
 
     def pull(self, a: Tensor) -> tuple[Tensor, Tensor]:
         lower, upper = (t if t.dim() == a.dim() else t[:, None] for t in (self.lower_slope, self.upper_slope))
         below = a.clamp(min=0)
         above = a - below
-        offset = _products(above, self.upper_offset)
+        offset = dots(above, self.upper_offset)
         if self.lower_offset is not None:
-            offset = offset + _products(below, self.lower_offset)
+            offset = offset + dots(below, self.lower_offset)
         return above * upper + below * lower, offset
 
     def take(self, rows: Tensor) -> Lines:
@@ -70,12 +77,8 @@ class Lines:
             self.upper_slope[rows],
             None if self.lower_offset is None else self.lower_offset[rows],
             self.upper_offset[rows],
+            self.cost and self.cost.take(rows),
         )
-
-
-def _products(a: Tensor, offsets: Tensor) -> Tensor:
-    """⟨a, offsets⟩ for (N, S, ...) and (N, ...), (N, S)."""
-    return torch.bmm(a.flatten(2), offsets.flatten(1)[:, :, None])[:, :, 0]
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,10 @@ class Constants:
 
     value: Interval
     shape: torch.Size
+
+    @property
+    def cost(self) -> Cost | None:
+        return _cost(self.value, self.value.size)
 
     def pull(self, a: Tensor) -> tuple[Tensor, Tensor]:
         centre, radius = self.value.centre.flatten(1)[:, None], self.value.radius.flatten(1)[:, None]
@@ -106,6 +113,7 @@ class Winners:
     largest: Tensor
     """Upper bound of the maximum, (N, C, windows)."""
     shape: torch.Size
+    cost: Cost | None = None
 
     def pull(self, a: Tensor) -> tuple[Tensor, Tensor]:
         a = a.flatten(3)
@@ -117,7 +125,8 @@ class Winners:
         return pulled.view(*a.shape[:2], *self.shape), offset
 
     def take(self, rows: Tensor) -> Winners:
-        return Winners(self.index[rows], self.alone[rows], self.largest[rows], self.shape)
+        cost = self.cost and self.cost.take(rows)
+        return Winners(self.index[rows], self.alone[rows], self.largest[rows], self.shape, cost)
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,7 @@ class SortedPairs:
     """max(a, b) = b + relu(a − b) and min(a, b) = a − relu(a − b), with lines for the ReLU."""
 
     lines: Lines
+    cost: Cost | None = None
 
     def pull(self, a: Tensor) -> tuple[Tensor, Tensor]:
         of_max, of_min = a[:, :, ::2], a[:, :, 1::2]
@@ -133,7 +143,22 @@ class SortedPairs:
         return pulled.flatten(2, 3), offset
 
     def take(self, rows: Tensor) -> SortedPairs:
-        return SortedPairs(self.lines.take(rows))
+        return SortedPairs(self.lines.take(rows), self.cost and self.cost.take(rows))
+
+
+def _cost(value: Interval, size: Tensor, error: Tensor | float = 0.0) -> Cost | None:
+    """Of a pull whose terms, one for each entry of the result, are of this size, (N, ...).
+
+    Args:
+        value: the interval that the relaxation holds on.
+        error: by how much the relaxation may fail to hold, entry by entry.
+    """
+    if (rounding := value.rounding) is None:
+        return None
+    with torch.no_grad():
+        entries = math.prod(size.shape[1:])
+        share = rounding.gamma(entries + STEPS) * size + error
+        return Cost(share.flatten(1), rounding.tiny * entries * (1 + value.size.flatten(1).sum(1)))
 
 
 @singledispatch
@@ -161,7 +186,10 @@ def rectifier_lines(value: Interval, slopes: Slopes, leak: float = 0.0) -> Lines
     if below.dim() > chord.dim():
         active, unstable = active[:, None], unstable[:, None]
     slope = torch.where(unstable, leak + (1 - leak) * below, torch.where(active, 1.0, leak).to(below))
-    return Lines(slope, chord, None, (leak - chord) * lower)
+    offset = (leak - chord) * lower
+    # The chord and what lies below it are made by a few roundings of numbers no larger than the ends.
+    error = 0.0 if value.rounding is None else value.rounding.gamma(2 * STEPS) * value.size
+    return Lines(slope, chord, None, offset, _cost(value, offset, error))
 
 
 @relax.register
@@ -184,9 +212,21 @@ def _(operator: Elementwise, value: Interval, slopes: Slopes) -> Relaxation:
     for point in points:
         gap = operator.function(point) - slope * point
         least, most = torch.minimum(least, gap), torch.maximum(most, gap)
-    margin = operator.curvature * (width / pieces).square() / 8
+    stray = 0.0 if value.rounding is None else value.rounding.gamma(4) * value.size  # of the points between
+    margin = operator.curvature * (width / pieces + stray).square() / 8
     margin = torch.where(wide, margin, operator.steepest * width)
-    return Lines(slope, slope, least - margin, most + margin)
+    least, most = least - margin, most + margin
+    return Lines(slope, slope, least, most, _lines_cost(operator, value, ends, least, most, margin))
+
+
+def _lines_cost(
+    operator: Elementwise, value: Interval, ends: tuple[Tensor, Tensor], least: Tensor, most: Tensor, margin: Tensor
+) -> Cost | None:
+    if (rounding := value.rounding) is None:
+        return None
+    size = torch.maximum(ends[0].abs(), ends[1].abs()) + 2 * operator.steepest * value.size
+    error = kernel_error(operator, value, size) + rounding.gamma(2 * STEPS) * (size + margin)
+    return _cost(value, torch.maximum(least.abs(), most.abs()), error)
 
 
 @relax.register
@@ -199,8 +239,14 @@ def _(operator: PairwiseMax, value: Interval, slopes: Slopes) -> Relaxation:
     lower, upper = value.lower, value.upper
     if lower.shape[1] % 2:
         raise UnsupportedOperator("MaxMin of an odd number of channels has no linear relaxation; ibp and bcp do")
-    difference = Interval.between(lower[:, ::2] - upper[:, 1::2], upper[:, ::2] - lower[:, 1::2])
-    return SortedPairs(rectifier_lines(difference, adaptive))
+    low, high = lower[:, ::2] - upper[:, 1::2], upper[:, ::2] - lower[:, 1::2]
+    if (rounding := value.rounding) is None:
+        return SortedPairs(rectifier_lines(Interval.between(low, high), adaptive))
+    lines = rectifier_lines(Interval.between(rounding.below(low), rounding.above(high), rounding), adaptive)
+    assert lines.cost is not None
+    sums = rounding.gamma(STEPS) * (value.size[:, ::2] + value.size[:, 1::2])
+    share = (lines.cost.share.view_as(sums) + sums).repeat_interleave(2, 1).flatten(1)
+    return SortedPairs(lines, Cost(share, 2 * lines.cost.floor))
 
 
 @relax.register
@@ -215,7 +261,9 @@ def _(operator: MaxPool, value: Interval, slopes: Slopes) -> Relaxation:
         strongest = operator.where(rivals)[0].flatten(2)
     else:
         strongest = largest.flatten(2)
-    return Winners(flat, strongest <= best, largest.flatten(2), value.centre.shape[1:])
+    largest = largest.flatten(2)
+    cost = _cost(value, largest.abs() + value.size.flatten(2).gather(2, flat))
+    return Winners(flat, strongest <= best, largest, value.centre.shape[1:], cost)
 
 
 def adaptive(value: Interval) -> Tensor:

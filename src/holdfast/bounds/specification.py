@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,7 @@ from holdfast.bounds.interval import Interval
 from holdfast.bounds.linear import Sweep, intervals
 from holdfast.bounds.operators import Graph
 from holdfast.bounds.region import Box, Region
+from holdfast.bounds.rounding import STEPS, Bound
 from holdfast.bounds.tail import tail_of
 
 
@@ -20,9 +23,10 @@ def margin_rows(y: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     return (F.one_hot(y, num_classes)[:, None] - F.one_hot(others, num_classes)).to(dtype)
 
 
-def interval_margins(graph: Graph, region: Region, y: Tensor) -> Tensor:
+def interval_margins(graph: Graph, region: Region, y: Tensor) -> Bound:
     """Lower bounds of z_y − z_j for the classes j ≠ y ascending, (N, K−1), by intervals."""
-    return interval_margins_at(graph, region, interval_values(graph, region), y).lower
+    found = interval_margins_at(graph, region, interval_values(graph, region), y)
+    return Bound(found.lower, found.slack)
 
 
 def interval_values(graph: Graph, region: Region) -> dict[int, Interval]:
@@ -30,7 +34,7 @@ def interval_values(graph: Graph, region: Region) -> dict[int, Interval]:
     return intervals(graph, region, tail_of(graph, region.box.centre).stop)
 
 
-def interval_margins_at(graph: Graph, region: Region, values: dict[int, Interval], y: Tensor) -> Interval:
+def interval_margins_at(graph: Graph, region: Region, values: dict[int, Interval], y: Tensor) -> Rows:
     """The intervals of z_y − z_j, (N, K−1), given those of the values before the affine end of the graph.
 
     With a dense last layer W the rows W_y − W_j are bounded in one step (last-layer elision): tighter
@@ -40,7 +44,20 @@ def interval_margins_at(graph: Graph, region: Region, values: dict[int, Interval
     return interval_of_rows(graph, region, values, rows)
 
 
-def interval_of_rows(graph: Graph, region: Region, values: dict[int, Interval], rows: Tensor) -> Interval:
+class Rows(NamedTuple):
+    """What intervals know of linear functions of the logits."""
+
+    interval: Interval
+    """(N, M)."""
+    slack: Tensor | None
+    """By so much, about, exact arithmetic could raise its lower end."""
+
+    @property
+    def lower(self) -> Tensor:
+        return self.interval.lower
+
+
+def interval_of_rows(graph: Graph, region: Region, values: dict[int, Interval], rows: Tensor) -> Rows:
     """The intervals of linear functions of the logits, (N, M).
 
     Args:
@@ -58,12 +75,19 @@ def interval_of_rows(graph: Graph, region: Region, values: dict[int, Interval], 
         else:  # the ball itself, not the box around it
             a = a.expand(len(centre), -1, -1)
             middle, shaped = _apply(a, values[0].centre.flatten(1)), a.unflatten(2, graph.input_shape)
-            below = below + (middle - region.minimum(shaped))
-            above = above - (region.minimum(-shaped) + middle)
-    return Interval(centre + (above - below) / 2, (above + below) / 2)
+            least, most = region.minimum(shaped), region.minimum(-shaped)
+            below, above = below + (middle - least.lower), above - (most.lower + middle)
+            if least.slack is not None and most.slack is not None:
+                below, above = below + least.slack, above + most.slack
+    centre, radius = centre + (above - below) / 2, (above + below) / 2
+    if (rounding := region.rounding) is None:
+        return Rows(Interval(centre, radius), None)
+    error = tail.error(rows, {source: values[source].size for source in tail.sources}, rounding)
+    radius = rounding.up(radius + error) + rounding.gamma(STEPS) * (centre.abs() + radius)
+    return Rows(Interval(centre, radius, rounding), error * len(graph.nodes))
 
 
-def linear_margins(graph: Graph, region: Region, done: Sweep, y: Tensor) -> Tensor:
+def linear_margins(graph: Graph, region: Region, done: Sweep, y: Tensor) -> Bound:
     """Lower bounds of z_y − z_j for the classes j ≠ y ascending, (N, K−1), by one backward pass."""
     rows = margin_rows(y, graph.shape(len(graph.nodes))[0], region.box.centre.dtype)
     return done.bound(graph, region, len(graph.nodes), rows)
@@ -82,7 +106,7 @@ def fused_robust_sum(graph: Graph, region: Region, done: Sweep, y: Tensor) -> tu
     CROWN-IBP). A second pass on the new upper ends gains as little again: no linear function lies closer above
     these exponentials on their box.
     """
-    margins = interval_margins_at(graph, region, done.values, y)
+    margins = interval_margins_at(graph, region, done.values, y).interval
     low, high = -margins.upper, -margins.lower
     shift = high.amax(1, keepdim=True).clamp(min=0).detach()
     width = (high - low).clamp(min=1e-6)
@@ -91,7 +115,7 @@ def fused_robust_sum(graph: Graph, region: Region, done: Sweep, y: Tensor) -> tu
     constant = ((high - shift).exp() - slope * high).sum(1)
     rows = margin_rows(y, graph.shape(len(graph.nodes))[0], slope.dtype)
     a = torch.bmm(slope[:, None], rows)  # Σ_j slope_j (e_y − e_j): the chord's linear part is −⟨a, z⟩
-    linear = done.bound(graph, region, len(graph.nodes), a)[:, 0]
+    linear = done.bound(graph, region, len(graph.nodes), a).lower[:, 0]
     return constant - linear, shift.squeeze(1)
 
 

@@ -15,7 +15,18 @@ import torch
 from torch import Tensor
 
 from holdfast.bounds.linear import is_exact, split
-from holdfast.bounds.operators import Affine, Graph, Operator, Shape, computed, outside_inference_mode
+from holdfast.bounds.operators import (
+    Affine,
+    Graph,
+    Operator,
+    Shape,
+    Sum,
+    apply,
+    computed,
+    outside_inference_mode,
+    walk,
+)
+from holdfast.bounds.rounding import STEPS, Rounding
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,35 @@ class Tail:
             for source, part in zip(node.inputs, parts, strict=True):
                 pending[source] = pending[source] + part if source in pending else part
         return {source: pending[source].flatten(2)[0] for source in self.sources}
+
+    def error(self, rows: Tensor, sizes: Mapping[int, Tensor], rounding: Rounding) -> Tensor:
+        """What ``logits`` and ``matrices``, times rows (N, M, K), may err by together on values of these sizes,
+        (N, ...) each; (N, M).
+
+        Every product on the way errs by a share of |rows| Σ_v |W_v| |value v| + |b|.
+        """
+        roundings, like = STEPS + rows.shape[2], next(iter(sizes.values()))
+
+        def step(number: int, operator: Operator, *values: Tensor) -> Tensor:
+            if isinstance(operator, Sum):
+                return values[0] + values[1]
+            if not isinstance(operator, Affine):
+                return apply(operator, *values)
+            source = self.graph.shape(self.graph.nodes[number].inputs[0])
+            return operator.absolute(values[0]) + operator.bias_size(like, source)
+
+        for number in self.inner:
+            node = self.graph.nodes[number]
+            if isinstance(node.operator, Affine):
+                shape = self.graph.shape(node.inputs[0])
+                roundings += max(node.operator.fan_in(shape), node.operator.fan_out(node.shape)) + STEPS
+        roundings += max(math.prod(self.graph.shape(source)) for source in self.sources)
+        logits = walk(self.graph, dict(sizes), step, self.inner)[len(self.graph.nodes)]
+        # The matrices, their products with what is around the centre, and the centre's own logits: each errs once.
+        total = torch.stack([size.flatten(1).sum(1) for size in sizes.values()]).sum(0)
+        floor = rounding.tiny * roundings * (1 + total)
+        sums = (rows.abs() @ logits.flatten(1)[:, :, None])[:, :, 0]
+        return 3 * rounding.gamma(roundings) * sums + floor[:, None]
 
 
 def tail_of(graph: Graph, like: Tensor) -> Tail:

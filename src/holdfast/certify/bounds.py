@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -12,19 +15,21 @@ from torch import Tensor, nn
 
 from holdfast.bounds import Bounder, BoundMethod, region_of, trace
 from holdfast.bounds.relaxation import SlopeRule
-from holdfast.certify.certificate import Certifier, Examples, Findings
+from holdfast.bounds.rounding import Rounding
+from holdfast.certify.certificate import Deterministic, Examples, Findings
+from holdfast.certify.double import in_float64
 from holdfast.threat import Threat
 
 CASCADE: tuple[Literal["ibp", "crown-ibp", "crown"], ...] = ("ibp", "crown-ibp", "crown")
 """Cheap first; each on what those before it leave undecided."""
 
 
-class BoundCertifier(Certifier, name="bounds"):
+class BoundCertifier(Deterministic, name="bounds"):
     """Verified where a lower bound of every margin z_y − z_j over the threat set is positive.
 
     The radius is found by doubling and bisection per example and is itself verified: a lower end, never
     an interpolation. Where that is too expensive, it is eps or 0, and what lies beyond has to be asked (see
-    ``radius_search``). Deterministic, up to the rounding of the bound's own floating-point arithmetic.
+    ``radius_search``). Deterministic: a bound counts less what rounding can have added to it.
     """
 
     method: Literal["ibp", "crown-ibp", "crown", "cap", "one-step", "alpha-crown", "bcp", "lmt", "cascade"] = "ibp"
@@ -41,6 +46,9 @@ class BoundCertifier(Certifier, name="bounds"):
     radius_search: Literal["cheap", "always", "never"] = "cheap"
     """Whether each example's radius is searched by the method itself, which takes it some ten times: ``cheap``,
     unless it bounds every neuron (crown, cap, alpha-crown, cascade)."""
+    float64: Literal["undecided", "always", "never"] = "undecided"
+    """What is computed in float64: what float32 leaves ``undecided`` within its rounding, everything, or
+    nothing."""
 
     @property
     def title(self) -> str:
@@ -52,17 +60,20 @@ class BoundCertifier(Certifier, name="bounds"):
         return self.radius_search == "always" or (self.radius_search == "cheap" and not expensive)
 
     def prover(self, model: nn.Module, x: Tensor, threat: Threat) -> Callable[[Examples], Findings]:
-        stages = self._stages()
+        double = cache(partial(self._double, model, x, threat))
 
         def prove(batch: Examples) -> Findings:
             started = time.perf_counter()
-            bound = _MarginBound(model, batch.x, batch.y, threat, stages)
+            first = double() if self.float64 == "always" else self._level(model, batch.x, threat)
+            assert first is not None
+            last = double if self.float64 == "undecided" and x.dtype != torch.float64 else None
+            bound = _MarginBound(batch.x, batch.y, threat, first, last)
             bound.spend(started, torch.arange(len(batch.x), device=batch.x.device))
-            lowest, stage = bound(torch.full_like(batch.x.flatten(1)[:, 0], threat.eps), right=batch.right)
+            lowest, stage = bound(torch.full_like(batch.y, threat.eps, dtype=torch.float64), right=batch.right)
             # At eps = 0 there is but the image itself, and no bound to make of it.
             holds = batch.right & ((lowest > 0) | (threat.eps == 0)) & lowest.isfinite()
             radius, above = self._radius(bound, batch.right, holds, threat)
-            methods = [stages[number].method for number in stage]
+            methods = [first.bounders[number].method.method for number in stage]
             return Findings(radius, None, ~lowest.isfinite(), above, lowest, methods, bound.seconds)
 
         return prove
@@ -71,6 +82,23 @@ class BoundCertifier(Certifier, name="bounds"):
         common = {"relaxation": self.relaxation, "intersect": self.intersect, "iterations": self.iterations}
         names = CASCADE if self.method == "cascade" else (self.method,)
         return [BoundMethod.model_validate({"method": name, **common}) for name in names]
+
+    def _level(self, model: nn.Module, x: Tensor, threat: Threat) -> _Level:
+        """The stages in the precision of x."""
+        graph = trace(model, x, box=threat.interval(x))
+        stages = [Bounder(graph, method) for method in self._stages()]
+        return _Level(stages, x.new_empty(0), Rounding.of(x.dtype, self.arithmetic))
+
+    def _double(self, model: nn.Module, x: Tensor, threat: Threat) -> _Level | None:
+        """The stages in float64, or None where the model cannot be had so."""
+        try:
+            exact, place = in_float64(model, x)
+            return self._level(exact, x.to(place), threat)
+        except (ValueError, RuntimeError) as fault:  # whatever a foreign forward makes of float64
+            if self.float64 == "always":
+                raise ValueError(f"the network cannot be bounded in float64: {fault}") from fault
+            warnings.warn(f"what float32 leaves undecided stays so, without float64: {fault}", stacklevel=2)
+            return None
 
     def _radius(self, bound: _MarginBound, right: Tensor, holds: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
         """Per example the largest radius that was verified, and the smallest tried in vain: doubled from eps, then
@@ -86,20 +114,39 @@ class BoundCertifier(Certifier, name="bounds"):
                 break
             doubled, middle = (2 * low[rows]).clamp(min=unit), (low[rows] + high[rows]) / 2
             trial = torch.where(high[rows].isinf(), doubled, middle).clamp(max=cap)
-            lowest, _ = bound(trial.to(bound.x.dtype), rows)
+            lowest, _ = bound(trial, rows)
             proven = (lowest > 0) & lowest.isfinite()
             low[rows] = torch.where(proven, trial, low[rows])
             high[rows] = torch.where(proven, high[rows], trial)
         return torch.where(low >= cap, torch.inf, low), high
 
 
-class _MarginBound:
-    """The lowest margin bound of each example as a function of a radius per example."""
+@dataclass(frozen=True)
+class _Level:
+    """The stages in one precision."""
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, stages: list[BoundMethod]) -> None:
-        self.x, self.y, self.threat = x, y, threat
-        self.graph = trace(model, x, box=threat.interval(x))
-        self.stages = [Bounder(self.graph, method) for method in stages]
+    bounders: list[Bounder]
+    place: Tensor
+    """Of the type and on the device that the inputs go to."""
+    rounding: Rounding
+
+    def __call__(self, stage: int, x: Tensor, y: Tensor, threat: Threat, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """The lowest margin bound of each example, and what more precision could make of it; (n,) float64 each."""
+        region = region_of(x.to(self.place), threat, eps.to(self.place.device), self.rounding)
+        found = self.bounders[stage].bound(region, y.to(self.place.device))
+        return found.lower.amin(1).to(eps), found.hope.amin(1).to(eps)
+
+
+class _MarginBound:
+    """The lowest margin bound of each example as a function of a radius per example.
+
+    What the first level leaves undecided within its rounding goes to the last one, made when it is first needed.
+    """
+
+    def __init__(
+        self, x: Tensor, y: Tensor, threat: Threat, first: _Level, last: Callable[[], _Level | None] | None
+    ) -> None:
+        self.x, self.y, self.threat, self.first, self.last = x, y, threat, first, last
         self.seconds = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         """What each example has cost so far."""
 
@@ -110,17 +157,37 @@ class _MarginBound:
     def __call__(
         self, eps: Tensor, rows: Tensor | None = None, right: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The bounds, and the stage that each comes from; later stages take what is right and not yet positive."""
+        """The bounds, (n,) float64, and the stage that each comes from; later stages take what is right and not yet
+        positive."""
         rows = torch.arange(len(self.x), device=self.x.device) if rows is None else rows
+        everyone = torch.ones_like(rows, dtype=torch.bool)
+        right = everyone if right is None else right
         lowest, number = torch.full_like(eps, -torch.inf), torch.zeros_like(rows)
-        for stage, bounder in enumerate(self.stages):
-            open_ends = ~(lowest > 0) & ~lowest.isnan()
-            here = (open_ends & right if stage and right is not None else open_ends).nonzero().squeeze(1)
+        near = self._ask(self.first, eps, rows, everyone, right, lowest, number) & right & ~(lowest > 0)
+        if near.any() and self.last is not None and (level := self.last()) is not None:
+            self._ask(level, eps, rows, near, right, lowest, number)
+        return lowest, number
+
+    def _ask(
+        self,
+        level: _Level,
+        eps: Tensor,
+        rows: Tensor,
+        asked: Tensor,
+        right: Tensor,
+        lowest: Tensor,
+        number: Tensor,
+    ) -> Tensor:
+        """Where more precision could decide, (n,) bool; ``lowest`` and ``number`` are brought up to date."""
+        near = torch.zeros_like(asked)
+        for stage in range(len(level.bounders)):
+            open_ends = asked & ~(lowest > 0)
+            here = (open_ends & right if stage else open_ends).nonzero().squeeze(1)
             if len(here):
                 started = time.perf_counter()
-                region = region_of(self.x[rows[here]], self.threat, eps[here])
-                found = bounder.margins(region, self.y[rows[here]]).amin(1)
-                better = ~(found <= lowest[here])  # a NaN replaces everything, and stays
+                found, hope = level(stage, self.x[rows[here]], self.y[rows[here]], self.threat, eps[here])
+                better = ~(found <= lowest[here])  # a NaN replaces what is known, and a number a NaN
                 lowest[here[better]], number[here[better]] = found[better], stage
+                near[here] |= ~(hope <= 0)
                 self.spend(started, rows[here])
-        return lowest, number
+        return near

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from holdfast.bounds.rounding import Arithmetic
 from holdfast.component import Component
 from holdfast.inference import check_inputs, check_logits, frozen_eval, predict
 from holdfast.threat import Threat
@@ -41,6 +42,9 @@ class Certificate:
     """"verified", "undecided", "wrong" (the clean prediction is) or "error" (a bound or a logit is NaN or inf)."""
     guarantee: str
     """"deterministic", "probabilistic(alpha)" or "estimate"."""
+    arithmetic: Arithmetic | None = None
+    """What a deterministic guarantee is about: the network as a function of ``real`` numbers, or what torch
+    computes in ``float32``; the rounding of its own computation is accounted for in either."""
     unproven: Tensor | None = None
     """The smallest radius that was asked in vain, (N,) float64, inf where none was: of those between ``radius`` and
     it nothing is known. None where the method's own ``radius`` was found, to within its tolerance."""
@@ -133,6 +137,11 @@ class Certifier(Component, family="certifiers"):
         """What its certificates are (see ``Certificate.guarantee``)."""
         return "deterministic"
 
+    @property
+    def _arithmetic(self) -> Arithmetic | None:
+        """What they are about, where they are proofs by arithmetic."""
+        return None
+
     @torch.no_grad()
     def __call__(
         self,
@@ -160,7 +169,7 @@ class Certifier(Component, family="certifiers"):
         """
         y = check_inputs(x, y, threat)
         if not len(x):
-            return Certificate(y, y.bool(), y.double(), [], self._guarantee)
+            return Certificate(y, y.bool(), y.double(), [], self._guarantee, self._arithmetic)
         with frozen_eval(model):
             found = self.findings(model, x, y, threat, seed, batch_size, on_progress or (lambda left, spent: None))
         return self._certificate(found, y, threat)
@@ -209,6 +218,7 @@ class Certifier(Component, family="certifiers"):
             torch.where(right, found.radius, 0.0),
             status,
             self._guarantee,
+            self._arithmetic,
             None if self.finds_radii else open_from,
             found.above if self.finds_radii else None,
             found.margin,
@@ -217,3 +227,16 @@ class Certifier(Component, family="certifiers"):
             found.samples,
             found.abstained,
         )
+
+
+class Deterministic(Certifier):
+    """What proves by arithmetic, and accounts for the rounding of its own."""
+
+    arithmetic: Arithmetic = "real"
+    """Of what network it is true: as a function of ``real`` numbers with exactly these weights, on all real inputs
+    of the threat set; or as what torch computes of them in ``float32``, whose rounding the margins must then exceed
+    too."""
+
+    @property
+    def _arithmetic(self) -> Arithmetic:
+        return self.arithmetic

@@ -6,12 +6,14 @@ import contextlib
 from abc import abstractmethod
 from collections.abc import Hashable, Iterator
 from copy import deepcopy
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils import _pytree
 
 Kept = dict[Hashable, tuple[list[Tensor], Any]]
 """By the size of the input: copies of the parameters, and what was derived from them."""
@@ -256,6 +258,26 @@ def freeze(model: nn.Module) -> nn.Module:
             if isinstance(child, AffineConv2d | AffineLinear):
                 setattr(module, name, child.freeze())
     return model
+
+
+def in_double(model: nn.Module) -> nn.Module:
+    """A copy of a model in eval mode in float64, with the weights that it applies now: what layers and
+    parametrisations make of their parameters is as they made it in the model's own precision."""
+    double = deepcopy(model).eval()
+    for module in double.modules():
+        if parametrize.is_parametrized(module) and not isinstance(module, LipschitzLayer):
+            for name in [name for name, _ in cast(nn.ModuleDict, module.parametrizations).items()]:
+                parametrize.remove_parametrizations(module, name)
+    double = double.double()
+    for ours, theirs in zip(model.modules(), double.modules(), strict=False):
+        if isinstance(ours, LipschitzLayer) and isinstance(theirs, LipschitzLayer):
+            theirs._kept = _pytree.tree_map_only(Tensor, _doubled, ours._kept)
+    return double
+
+
+def _doubled(value: Tensor) -> Tensor:
+    kinds = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+    return value.to(kinds.get(value.dtype, value.dtype))
 
 
 def convolve(x: Tensor, kernel: Tensor, bias: Tensor | None, padding_mode: str, stride: int = 1) -> Tensor:

@@ -33,7 +33,9 @@ class BCP(_PowerIteration, name="bcp"):
     """
 
     def robust(self, batch: Batch) -> Robust:
-        return Robust(robust_cross_entropy(ball_margins(batch.graph, batch.region, batch.y, self.gains(batch))))
+        return Robust(
+            robust_cross_entropy(ball_margins(batch.graph, batch.region, batch.y, self.gains(batch)).lower)
+        )
 
 
 class LMT(_PowerIteration, name="lmt"):
@@ -42,7 +44,7 @@ class LMT(_PowerIteration, name="lmt"):
 
     def robust(self, batch: Batch) -> Robust:
         return Robust(
-            robust_cross_entropy(lipschitz_margins(batch.graph, batch.region, batch.y, self.gains(batch)))
+            robust_cross_entropy(lipschitz_margins(batch.graph, batch.region, batch.y, self.gains(batch)).lower)
         )
 
 

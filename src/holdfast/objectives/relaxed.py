@@ -34,7 +34,7 @@ class _Relaxed(CertifiedTraining):
         if beta == 0:
             return robust_cross_entropy(margins)
         if not self.fused:
-            linear = linear_margins(batch.graph, batch.region, done, batch.y)
+            linear = linear_margins(batch.graph, batch.region, done, batch.y).lower
             return robust_cross_entropy(beta * linear + (1 - beta) * margins)
         total, shift = fused_robust_sum(batch.graph, batch.region, done, batch.y)
         total = beta * total + (1 - beta) * (-margins - shift[:, None]).exp().sum(1)
@@ -76,4 +76,4 @@ class CAP(CertifiedTraining, name="cap"):
 
     def robust(self, batch: Batch) -> Robust:
         done = sweep(batch.graph, batch.region, slopes_by("same-slope"), tighten=True)
-        return Robust(robust_cross_entropy(linear_margins(batch.graph, batch.region, done, batch.y)))
+        return Robust(robust_cross_entropy(linear_margins(batch.graph, batch.region, done, batch.y).lower))

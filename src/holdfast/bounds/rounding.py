@@ -1,0 +1,107 @@
+"""What rounding adds: the error terms of floating-point arithmetic, in one place.
+
+A bound is a computed number less what rounding can have added to it. With unit roundoff u and γ_n = n u / (1 − n
+u), a sum of n products errs by at most γ_n times the sum of their sizes, in any order of summation (Higham,
+*Accuracy and Stability of Numerical Algorithms*, 2002, ch. 3); where products underflow, by the smallest normal
+number each beside. That is so of products of matrices and of direct convolutions, not of Winograd's or Fourier's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Arithmetic = Literal["real", "float32"]
+"""What a certificate speaks of: ``real``, the network as a function of real numbers with these weights, on all real
+inputs of the set; ``float32``, beside that what torch computes of them in single precision, in any order of
+summation.
+"""
+
+SINGLE = 2.0**-24
+"""Unit roundoff of float32."""
+
+KERNEL = 16
+"""Roundings that a kernel of a smooth function (exp, tanh, erf) may be off by, and one step of ours beside it."""
+
+STEPS = 8
+"""Roundings beside a sum's own: how an entry of W or b was made, products with a share, the last additions."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """An arithmetic whose errors are accounted for."""
+
+    unit: float
+    """Unit roundoff of what computes the bound, and beside it of what computes the network, if that is meant."""
+    tiny: float
+    """What underflow may lose in one operation."""
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, arithmetic: Arithmetic = "real") -> Rounding:
+        """That of bounds computed in this type, which speak of such a network."""
+        network = SINGLE if arithmetic == "float32" else 0.0
+        return cls(torch.finfo(dtype).eps / 2 + network, max(torch.finfo(dtype).tiny, network and 2.0**-126))
+
+    def gamma(self, n: float) -> float:
+        """γ_n; inf where n roundings may lose a tenth, so that squares of it are negligible wherever it is not."""
+        return n * self.unit / (1 - n * self.unit) if n * self.unit < 0.1 else math.inf
+
+    def up(self, size: Tensor, n: int = 1) -> Tensor:
+        """At least what n roundings on the way to a size ≥ 0 may have made smaller."""
+        return size * (1 + self.gamma(2 * n + 2)) + self.tiny
+
+    def below(self, value: Tensor) -> Tensor:
+        """At most what a sum or difference of two numbers, of either sign, was rounded from."""
+        return value - self._step * value.abs() - self.tiny
+
+    def above(self, value: Tensor) -> Tensor:
+        """At least that."""
+        return value + self._step * value.abs() + self.tiny
+
+    @cached_property
+    def _step(self) -> float:
+        return self.gamma(4)
+
+
+class Bound(NamedTuple):
+    """A lower bound, and what was taken from it on account of rounding; of one shape."""
+
+    lower: Tensor
+    slack: Tensor | None = None
+    """By so much, about, exact arithmetic could raise it. None where rounding was not accounted for."""
+
+    @property
+    def hope(self) -> Tensor:
+        """What a computation of more precision may still reach: where that is too little, it need not be made."""
+        return self.lower if self.slack is None else self.lower + REACH * self.slack
+
+
+REACH = 8
+"""Times its slack, a bound that lies lower is not asked again in float64: a matter of cost, not of soundness."""
+
+
+class Cost(NamedTuple):
+    """What a step of a backward pass may err by: ⟨|a|, share⟩ + floor for coefficients a of its result."""
+
+    share: Tensor
+    """(N, entries of the result)."""
+    floor: Tensor
+    """What underflow loses whatever a is, (N,)."""
+
+    def take(self, rows: Tensor) -> Cost:
+        """Those of some examples."""
+        return Cost(self.share[rows], self.floor[rows])
+
+    def of(self, a: Tensor) -> Tensor:
+        """For coefficients (N, S, ...), (N, S)."""
+        return dots(a.abs(), self.share) + self.floor[:, None]
+
+
+def dots(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩ for (N, S, ...) and (N, ...), (N, S)."""
+    return torch.bmm(a.flatten(2), b.flatten(1)[:, :, None])[:, :, 0]

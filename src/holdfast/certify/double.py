@@ -1,0 +1,25 @@
+"""A network in float64, for what float32 cannot decide."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.layers.lipschitz import in_double
+
+
+def in_float64(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
+    """The model in float64, and an empty tensor of the type and device that its inputs go to: the CPU, where theirs
+    has no float64.
+
+    Raises:
+        ValueError: the model cannot be copied.
+    """
+    if x.dtype == torch.float64:
+        return model, x.new_empty(0)
+    try:
+        double = in_double(model)
+    except RuntimeError as fault:  # of deepcopy, about tensors that are no leaves
+        raise ValueError(f"{type(model).__name__} cannot be copied to float64: {fault}") from fault
+    device = torch.device("cpu") if x.device.type == "mps" else x.device
+    return double.to(device), torch.empty(0, dtype=torch.float64, device=device)
