@@ -28,5 +28,11 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def soundness(exact: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def exact_region(exact: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return script("exact_region", monkeypatch)
+
+
+@pytest.fixture
+def soundness(exact_region: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    script("random_networks", monkeypatch)
     return script("soundness", monkeypatch)

@@ -1,4 +1,4 @@
-"""A five-hundredth of the soundness benchmark, and proof that it would see a certificate that is false."""
+"""A few hundred cases of the soundness benchmark, and proof that it would see a certificate that is false."""
 
 from __future__ import annotations
 
