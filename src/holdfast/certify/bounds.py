@@ -70,8 +70,7 @@ class BoundCertifier(Deterministic, name="bounds"):
             bound = _MarginBound(batch.x, batch.y, threat, first, last)
             bound.spend(started, torch.arange(len(batch.x), device=batch.x.device))
             lowest, stage = bound(torch.full_like(batch.y, threat.eps, dtype=torch.float64), right=batch.right)
-            # At eps = 0 there is but the image itself, and no bound to make of it.
-            holds = batch.right & ((lowest > 0) | (threat.eps == 0)) & lowest.isfinite()
+            holds = batch.right & (lowest > 0) & lowest.isfinite()
             radius, above = self._radius(bound, batch.right, holds, threat)
             methods = [first.bounders[number].method.method for number in stage]
             return Findings(radius, None, ~lowest.isfinite(), above, lowest, methods, bound.seconds)
@@ -105,7 +104,9 @@ class BoundCertifier(Deterministic, name="bounds"):
         bisected."""
         cap = threat.covering_eps(bound.x[0].numel())
         unit = min(threat.eps or 1.0, cap)
-        low = holds.double() * threat.eps  # verified
+        low = torch.full_like(bound.seconds, threat.eps).masked_fill(
+            ~holds, 0.0 if threat.eps else -1.0
+        )  # verified
         high = torch.full_like(low, threat.eps).masked_fill(holds, torch.inf)  # tried in vain, or inf
         for _ in range(64) if self.finds_radii else ():
             open_ends = right & (low < cap) & (high - low > self.radius_tolerance * unit)

@@ -67,6 +67,11 @@ def just_below(radius: Tensor) -> Tensor:
     return torch.nextafter(radius, torch.zeros_like(radius)).clamp(min=0)
 
 
+def strictly_within(radius: Tensor) -> Tensor:
+    """Closed balls in which a margin is positive that is so up to this radius, but not on it; −1 for none."""
+    return torch.where(radius > 0, just_below(radius), -1.0)
+
+
 class Examples(NamedTuple):
     """A batch to certify, and what the network answers on it."""
 
@@ -88,7 +93,8 @@ class Findings:
     """What a method finds of N examples, before it is asked whether they are right: (N,) each."""
 
     radius: Tensor
-    """The prediction holds within it, float64: at least eps where it holds on the threat set."""
+    """The prediction holds within it, float64: at least eps where it holds on the threat set, and below 0 where it
+    is not proven of the input itself."""
     prediction: Tensor | None = None
     """The class, where it is not that of the network's largest logit."""
     error: Tensor | None = None
@@ -215,7 +221,7 @@ class Certifier(Component, family="certifiers"):
         return Certificate(
             found.prediction,
             verified,
-            torch.where(right, found.radius, 0.0),
+            torch.where(right, found.radius.clamp(min=0), 0.0),
             status,
             self._guarantee,
             self._arithmetic,

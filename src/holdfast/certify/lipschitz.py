@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from holdfast.bounds.ball import certified_gains, lipschitz_radii
 from holdfast.bounds.graph import trace
 from holdfast.bounds.rounding import Rounding
-from holdfast.certify.certificate import Deterministic, Examples, Findings, just_below
+from holdfast.certify.certificate import Deterministic, Examples, Findings, strictly_within
 from holdfast.certify.double import in_float64
 from holdfast.threat import Threat
 
@@ -45,8 +45,7 @@ class LipschitzCertifier(Deterministic, name="lipschitz"):
             radius = rounding.below(found / unit).to(batch.x.device)
             error = ~radius.isfinite()
             covered = ~error & (radius >= covering)
-            # Up to the radius, but not on it, the margin is positive.
-            radius = just_below(radius.masked_fill(error, 0)).masked_fill(covered, torch.inf)
+            radius = strictly_within(radius.masked_fill(error, 0)).masked_fill(covered, torch.inf)
             return Findings(radius, error=error)
 
         return prove

@@ -134,9 +134,9 @@ def convolution_norm(
         spectrum = frequency_response(group, sizes).flatten(0, 1)
         error = torch.stack([_gram_error(part).amax() for part in spectrum.split(256)]).amax()
         values = torch.cat([_gram_spectrum(part)[..., [0, -1]] for part in spectrum.split(256)])
-        low, high = values.amin() - error, values.amax() + error
-        middle = (low + high) / 2
-        squares = (middle + (high - middle) / slack).clamp(min=0)
+        least, most = values.amin() - error, values.amax() + error
+        middle = (least + most) / 2
+        squares = (middle + (most - middle) / slack).clamp(min=0)
         # Each wave errs by a few roundings of its angle, which is at most 2 π for each of its taps.
         taps = sum(group.shape[2:]) + math.prod(group.shape[2:])
         waves = 32 * taps * UNIT * group.abs().sum((2, 3)).norm()
