@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from holdfast.bounds.ball import Gains, ball_margins, certified_gains, lipschitz_margins
 from holdfast.bounds.graph import trace
+from holdfast.bounds.heads import margins_after, outputs_after
 from holdfast.bounds.interval import Interval
 from holdfast.bounds.linear import Sweep, intervals, sweep
 from holdfast.bounds.operators import Graph
@@ -59,6 +60,13 @@ class Bounder:
 
     def margins(self, region: Region, y: Tensor) -> Tensor:
         """Lower bounds of z_y − z_j for the classes j ≠ y ascending, (N, K−1)."""
+        return margins_after(self.graph.heads, self._margins(region, y))
+
+    def outputs(self, region: Region) -> Interval:
+        """The interval of every logit, (N, K)."""
+        return outputs_after(self.graph.heads, self._outputs(region))
+
+    def _margins(self, region: Region, y: Tensor) -> Tensor:
         graph, method = self.graph, self.method
         if method.method == "ibp":
             return interval_margins(graph, region, y)
@@ -75,8 +83,7 @@ class Bounder:
             margins = linear_margins(graph, region, self._sweep(region), y)
         return torch.maximum(margins, interval_margins(graph, region, y)) if method.intersect else margins
 
-    def outputs(self, region: Region) -> Interval:
-        """The interval of every logit, (N, K)."""
+    def _outputs(self, region: Region) -> Interval:
         shape, like = self.graph.shape(len(self.graph.nodes)), region.box.centre
         one = torch.eye(shape[0], dtype=like.dtype, device=like.device)
         if len(shape) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator as python
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from holdfast.bounds.operators import (
     Linear,
     MaxPool,
     Operator,
+    Softmax,
     Sum,
     UnsupportedOperator,
     moved,
@@ -263,6 +265,15 @@ def _export_batch_norm(call: Call) -> Operator:
     return batch_norm(Settings(weight, bias, eps), mean, var)
 
 
+def _softmax(call: Call, log: bool) -> Operator:
+    def rule(input: Argument, dim: int | None = None, *rest: Any, dtype: Any = None, **other: Any) -> Operator:
+        if dtype is not None or any(isinstance(each, torch.dtype) for each in rest):
+            raise UnsupportedOperator("a softmax in another dtype has no rule")
+        return Softmax(log, 1 if dim is None else dim)
+
+    return rule(*call.args, **call.kwargs)
+
+
 _aten = torch.ops.aten
 _DIFFERENCES = {python.sub, python.isub, torch.sub, Tensor.sub, _aten.sub.Tensor}
 _ROWS: list[tuple[Callable[[Call], Operator], list[Any]]] = [
@@ -278,6 +289,8 @@ _ROWS: list[tuple[Callable[[Call], Operator], list[Any]]] = [
     (_conv2d, [F.conv2d, _aten.conv2d.default]),
     (_export_batch_norm, [_aten.batch_norm.default]),
     (_leaky_relu, [F.leaky_relu, _aten.leaky_relu.default, _aten.leaky_relu_.default]),
+    (partial(_softmax, log=False), [F.softmax, torch.softmax, Tensor.softmax, _aten.softmax.int]),
+    (partial(_softmax, log=True), [F.log_softmax, torch.log_softmax, Tensor.log_softmax, _aten.log_softmax.int]),
     (_max_pool, [F.max_pool2d, _aten.max_pool2d.default]),
     (_adaptive_max_pool, [F.adaptive_max_pool2d]),
     (lambda call: RELU, [F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_]),

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils import _pytree
 
 from holdfast.bounds.functions import FUNCTIONS, Argument, Call
+from holdfast.bounds.heads import without_heads
 from holdfast.bounds.interval import Interval, rule
 from holdfast.bounds.kinds import batch_norm
 from holdfast.bounds.operators import (
@@ -23,6 +24,7 @@ from holdfast.bounds.operators import (
     Node,
     Operator,
     UnsupportedOperator,
+    apply,
     outside_inference_mode,
     walk,
 )
@@ -79,7 +81,7 @@ def trace(
     normaliser = _Normaliser(root, calls, sample, statistics or {})
     with weights_named(model, sample), eval_mode(model), outside_inference_mode():
         normaliser.run(*inputs)
-        graph = Graph(normaliser.nodes[: normaliser.last], tuple(sample.shape[1:]))
+        graph = without_heads(Graph(normaliser.nodes[: normaliser.last], tuple(sample.shape[1:])))
         if statistics is None and len(x):
             _check(graph, model, torch.cat([x.detach(), *(box or ())]))
     return graph
@@ -258,6 +260,8 @@ def _check(graph: Graph, model: nn.Module, points: Tensor) -> None:
             traced = walk(graph, {0: Interval.point(points)}, lambda number, operator, *v: rule(operator, *v))[
                 len(graph.nodes)
             ].centre
+            for head in graph.heads:
+                traced = apply(head, traced)
         except RuntimeError as fault:
             raise UnsupportedOperator(
                 f"{type(model).__name__} computes something from the size of the batch: {fault}"
