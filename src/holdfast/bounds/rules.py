@@ -37,6 +37,7 @@ from holdfast.bounds.operators import (
     moved,
     positive,
 )
+from holdfast.fold import BATCH_NORMS
 from holdfast.layers import (
     Abs,
     AOLConv2d,
@@ -213,16 +214,30 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
 """Operator of a leaf module, by its exact type; BatchNorm apart, which needs the statistics of the pass."""
 
 
+REGISTERED: set[Any] = set()
+"""The kinds whose rules came from a user, and are tried (see ``holdfast.bounds.trial``)."""
+
+
 def register(kind: Any, rule: Callable[[Any], Operator]) -> None:
-    """Teach the bounds a module class (rule: module → Operator) or a function (rule: Call → Operator).
+    """Teach the bounds a module class or a function.
+
+    What a certificate is worth then hangs on the rule too. When first used it is tried on random and structured
+    inputs; one that does not hold is refused by name, but a trial proves nothing.
 
     >>> from holdfast.bounds import Monotone, register
     >>> register(torch.nn.LogSigmoid, Monotone)  # doctest: +SKIP
+    >>> register(torch.erf, Monotone)  # doctest: +SKIP
+    >>> register(torch.Tensor.erf, Monotone)  # doctest: +SKIP
+
+    Args:
+        kind: a module class; or a function as it is called in a forward, a method by ``torch.Tensor``'s.
+        rule: from the module, or the traced ``Call``, to its operator. Both can be called with one tensor.
 
     Raises:
         ValueError: there is a rule already.
     """
     rules: dict[Any, Callable[[Any], Operator]] = MODULES if isinstance(kind, type) else FUNCTIONS
-    if kind in rules:
+    if kind in rules or kind in BATCH_NORMS:
         raise ValueError(f"{kind!r} has a bound rule already")
     rules[kind] = rule
+    REGISTERED.add(kind)
