@@ -94,7 +94,8 @@ def noise_each(answers: Tensor, points: Tensor) -> Tensor:
 
 
 def largest(t: Tensor) -> Tensor:
-    return t.abs().flatten(1).amax(1).view(-1, *[1] * (t.dim() - 1))
+    """The size of each example by its finite entries, (N, 1, ...)."""
+    return t.abs().nan_to_num(nan=0.0, posinf=0.0).flatten(1).amax(1).view(-1, *[1] * (t.dim() - 1))
 
 
 def kind(operator: Operator) -> str:

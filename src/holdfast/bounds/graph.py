@@ -221,10 +221,13 @@ class _Normaliser(fx.Interpreter):
         """The operator, which is tried if its rule is a user's and it has one input; in training it is not."""
         sources = [source for source in n.all_input_nodes if source in self.value_of]
         if kind in REGISTERED and self.statistics is None and len(sources) == 1:
+            registered = f"the rule registered for {_name(kind)}"
             try:
                 try_once(operator, function, self.env[sources[0]])
-            except (UnsupportedOperator, RuntimeError) as fault:
-                raise UnsupportedOperator(f"the rule registered for {_name(kind)} does not hold: {fault}") from None
+            except UnsupportedOperator as fault:
+                raise UnsupportedOperator(f"{registered} does not hold: {fault}") from None
+            except RuntimeError as fault:
+                raise UnsupportedOperator(f"{registered} cannot be tried on other inputs: {fault}") from fault
         return operator
 
     def _output(self, n: fx.Node) -> Any:

@@ -66,7 +66,7 @@ def try_once(operator: Operator, function: Callable[[Tensor], Tensor], value: Te
     key: Any = (type(operator), value.shape, value.dtype)
     if isinstance(function, nn.Module):
         tensors = [*function.parameters(), *function.buffers()]
-        key += tuple((id(tensor), tensor._version) for tensor in tensors)
+        key += tuple((id(tensor), None if tensor.is_inference() else tensor._version) for tensor in tensors)
         if _modules.get(function) != key:
             refute(operator, function, value)
             _modules[function] = key
@@ -248,7 +248,7 @@ def _windows(operator: Elementwise, value: Tensor, draw: Draw) -> tuple[Tensor, 
     """Middles and half-widths of small intervals anywhere and around traced values, kinks and turns, (W, ...)."""
     size = value[0].numel()
     count = min(1024, max(8, BUDGET // (3 * size)))
-    middle = draw.power(-3, 2, count, size) * draw.normal(count, size)
+    middle = draw.power(-3, 3, count, size) * draw.normal(count, size)
     middle[::4] = value.flatten(1)[draw.integers(len(value), len(middle[::4]))]
     reach = draw.power(-2.5, 0, count, size) * (0.1 + middle.abs())
     special = (*operator.kinks, *operator.turns)
