@@ -178,7 +178,7 @@ def test_an_unknown_operator_is_named_with_its_module_path() -> None:
 
     inner = nn.Sequential(nn.Linear(64, 8), Wave(), nn.Linear(8, 4))
     refused(nn.Sequential(nn.Flatten(), inner), r"'1\.1' \(sin\): operator sin is unknown; .*register\(sin")
-    refused(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softmax(1)), "'2': operator Softmax is unknown")
+    refused(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softmin(1)), "'2': operator Softmin is unknown")
 
 
 def test_a_registered_operator_is_understood_and_only_once() -> None:

@@ -14,6 +14,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
+from holdfast.bounds.heads import constant_of
 from holdfast.bounds.interval import Interval, image
 from holdfast.bounds.operators import (
     Affine,
@@ -221,7 +222,8 @@ def lipschitz_constant(graph: Graph, gains: Gains, like: Tensor) -> Tensor:
     each = torch.stack([radii[source] for source in tail.sources])
     norms = torch.stack([matrix_norm(matrices[source].detach()) for source in tail.sources])
     together = each.norm() * matrix_norm(torch.cat(list(matrices.values()), 1).detach())
-    return torch.minimum((each * norms).sum(), together) * slack
+    constant = torch.minimum((each * norms).sum(), together) * slack
+    return constant * constant_of(graph.heads, graph.shape(len(graph.nodes))[0])
 
 
 def lipschitz_radii(graph: Graph, x: Tensor, y: Tensor, gains: Gains, rounding: Rounding | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from holdfast.bounds.ball import Gains, ball_margins, certified_gains, lipschitz_margins
 from holdfast.bounds.graph import trace
+from holdfast.bounds.heads import margins_after, outputs_after
 from holdfast.bounds.interval import Interval
 from holdfast.bounds.linear import Sweep, intervals, sweep
 from holdfast.bounds.operators import Graph
@@ -64,6 +65,14 @@ class Bounder:
 
     def bound(self, region: Region, y: Tensor) -> Bound:
         """These, and what rounding took from them where the region accounts for it."""
+        found, heads = self._bound(region, y), self.graph.heads
+        return found.through(lambda margins: margins_after(heads, margins)) if heads else found
+
+    def outputs(self, region: Region) -> Interval:
+        """The interval of every logit, (N, K)."""
+        return outputs_after(self.graph.heads, self._outputs(region))
+
+    def _bound(self, region: Region, y: Tensor) -> Bound:
         graph, method = self.graph, self.method
         if method.method == "ibp":
             return interval_margins(graph, region, y)
@@ -82,8 +91,7 @@ class Bounder:
             return margins
         return margins._replace(lower=torch.maximum(margins.lower, interval_margins(graph, region, y).lower))
 
-    def outputs(self, region: Region) -> Interval:
-        """The interval of every logit, (N, K)."""
+    def _outputs(self, region: Region) -> Interval:
         shape, like = self.graph.shape(len(self.graph.nodes)), region.box.centre
         one = torch.eye(shape[0], dtype=like.dtype, device=like.device)
         if len(shape) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator as python
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from holdfast.bounds.operators import (
     Linear,
     MaxPool,
     Operator,
+    Softmax,
     Sum,
     UnsupportedOperator,
     moved,
@@ -60,10 +62,11 @@ class Call:
         """The first activation among the arguments."""
         return next(a.value for a in (*self.args, *self.kwargs.values()) if isinstance(a, Argument))
 
-    def on(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """The same call with x in the place of its only activation."""
         args, kwargs = _pytree.tree_map(lambda a: x if isinstance(a, Argument) else a, (self.args, self.kwargs))
-        return self.function(*args, **kwargs)
+        result: Tensor = self.function(*args, **kwargs)
+        return result
 
 
 def _reshaping(call: Call) -> Operator:
@@ -75,10 +78,10 @@ def _rearranging(call: Call) -> Operator:
     """A permutation, selection or mean, which must leave the batch dimension alone."""
     x = call.activation
     numbers = torch.arange(len(x), dtype=x.dtype, device=x.device)
-    moved = call.on(numbers.view(-1, *[1] * (x.dim() - 1)).expand(x.shape))
+    moved = call(numbers.view(-1, *[1] * (x.dim() - 1)).expand(x.shape))
     if moved.shape[:1] != numbers.shape or (moved.reshape(len(x), -1) != numbers[:, None]).any():
         raise UnsupportedOperator("it mixes or moves the examples of the batch")
-    return positive(call.on)
+    return positive(call)
 
 
 def _sum(call: Call) -> Operator:
@@ -116,7 +119,7 @@ def _quotient(call: Call) -> Operator:
 
 
 def _negation(call: Call) -> Operator:
-    return Affine(call.on, lambda radius: radius, entrywise=True)
+    return Affine(call, lambda radius: radius, entrywise=True)
 
 
 def _matrix_product(call: Call) -> Operator:
@@ -195,12 +198,12 @@ def _gelu_call(call: Call) -> Operator:
 def _interpolation(call: Call) -> Operator:
     if "bicubic" in (*call.args, *call.kwargs.values()):
         raise UnsupportedOperator("bicubic interpolation has negative weights, for which there is no rule")
-    return positive(call.on)
+    return positive(call)
 
 
 def _average_pool(call: Call) -> Operator:
     divisor = call.args[6] if len(call.args) > 6 else call.kwargs.get("divisor_override")
-    return average_pool_with(divisor, call.on)
+    return average_pool_with(divisor, call)
 
 
 def _functional_dropout(call: Call) -> Operator:
@@ -263,6 +266,15 @@ def _export_batch_norm(call: Call) -> Operator:
     return batch_norm(Settings(weight, bias, eps), mean, var)
 
 
+def _softmax(call: Call, log: bool) -> Operator:
+    def rule(input: Argument, dim: int | None = None, *rest: Any, dtype: Any = None, **other: Any) -> Operator:
+        if dtype is not None or any(isinstance(each, torch.dtype) for each in rest):
+            raise UnsupportedOperator("a softmax in another dtype has no rule")
+        return Softmax(log, 1 if dim is None else dim)
+
+    return rule(*call.args, **call.kwargs)
+
+
 _aten = torch.ops.aten
 _DIFFERENCES = {python.sub, python.isub, torch.sub, Tensor.sub, _aten.sub.Tensor}
 _ROWS: list[tuple[Callable[[Call], Operator], list[Any]]] = [
@@ -278,6 +290,8 @@ _ROWS: list[tuple[Callable[[Call], Operator], list[Any]]] = [
     (_conv2d, [F.conv2d, _aten.conv2d.default]),
     (_export_batch_norm, [_aten.batch_norm.default]),
     (_leaky_relu, [F.leaky_relu, _aten.leaky_relu.default, _aten.leaky_relu_.default]),
+    (partial(_softmax, log=False), [F.softmax, torch.softmax, Tensor.softmax, _aten.softmax.int]),
+    (partial(_softmax, log=True), [F.log_softmax, torch.log_softmax, Tensor.log_softmax, _aten.log_softmax.int]),
     (_max_pool, [F.max_pool2d, _aten.max_pool2d.default]),
     (_adaptive_max_pool, [F.adaptive_max_pool2d]),
     (lambda call: RELU, [F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_]),
@@ -286,12 +300,12 @@ _ROWS: list[tuple[Callable[[Call], Operator], list[Any]]] = [
     (lambda call: TANH, [F.tanh, torch.tanh, Tensor.tanh, _aten.tanh.default]),
     (lambda call: SILU, [F.silu, _aten.silu.default, _aten.silu_.default]),
     (lambda call: ABS, [abs, torch.abs, Tensor.abs, _aten.abs.default]),
-    (lambda call: between(0.0, 6.0), [F.relu6]),
+    (lambda call: between(0.0, 6.0), [F.relu6, _aten.relu6.default]),
     (_hard_tanh, [F.hardtanh, _aten.hardtanh.default, _aten.hardtanh_.default]),
     (_gelu_call, [F.gelu, _aten.gelu.default]),
     (_interpolation, [F.interpolate]),
     (_average_pool, [F.avg_pool2d, _aten.avg_pool2d.default]),
-    (lambda call: positive(call.on), [F.adaptive_avg_pool2d, _aten.adaptive_avg_pool2d.default]),
+    (lambda call: positive(call), [F.adaptive_avg_pool2d, _aten.adaptive_avg_pool2d.default]),
     (_functional_dropout, [F.dropout, F.dropout2d, _aten.dropout.default]),
     (_clamp, [torch.clamp, Tensor.clamp, torch.clip, Tensor.clip, _aten.clamp.default]),
     (_negation, [python.neg, torch.neg, Tensor.neg, _aten.neg.default]),

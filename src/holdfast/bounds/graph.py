@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import operator as python
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils import _pytree
 
 from holdfast.bounds.functions import FUNCTIONS, Argument, Call
+from holdfast.bounds.heads import without_heads
 from holdfast.bounds.interval import Interval, rule
 from holdfast.bounds.kinds import batch_norm
 from holdfast.bounds.operators import (
@@ -23,10 +25,12 @@ from holdfast.bounds.operators import (
     Node,
     Operator,
     UnsupportedOperator,
+    apply,
     outside_inference_mode,
     walk,
 )
-from holdfast.bounds.rules import MODULES
+from holdfast.bounds.rules import MODULES, REGISTERED
+from holdfast.bounds.trial import try_once
 from holdfast.fold import BATCH_NORMS
 from holdfast.inference import copied_inputs, eval_mode, weights_named
 
@@ -64,7 +68,7 @@ def trace(
         sample = x[[0, -1]].detach().clone() if len(x) else x.new_zeros(2, *x.shape[1:])
     with eval_mode(model), torch.no_grad():
         try:
-            root, calls = model, _Tracer().trace(model)
+            root, calls = model, _Tracer(autowrap_functions=_own_functions()).trace(model)
             inputs: list[Any] = [sample]
         except UnsupportedOperator:
             raise
@@ -76,10 +80,10 @@ def trace(
                 ) from fault
             root, inputs = _export(model, sample, fault)
             calls = root.graph
-    normaliser = _Normaliser(root, calls, sample, statistics or {})
+    normaliser = _Normaliser(root, calls, sample, statistics)
     with weights_named(model, sample), eval_mode(model), outside_inference_mode():
         normaliser.run(*inputs)
-        graph = Graph(normaliser.nodes[: normaliser.last], tuple(sample.shape[1:]))
+        graph = without_heads(Graph(normaliser.nodes[: normaliser.last], tuple(sample.shape[1:])))
         if statistics is None and len(x):
             _check(graph, model, torch.cat([x.detach(), *(box or ())]))
     return graph
@@ -109,6 +113,11 @@ class _Tracer(fx.Tracer):
         return type_before_parametrizations(m) in MODULES or super().is_leaf_module(m, module_qualified_name)
 
 
+def _own_functions() -> tuple[Callable[..., Any], ...]:
+    """Functions in Python with a rule, which are not to be traced through."""
+    return tuple(kind for kind in REGISTERED if isinstance(kind, FunctionType))
+
+
 def _export(model: nn.Module, sample: Tensor, fault: Exception) -> tuple[fx.GraphModule, list[Any]]:
     """The graph of ``torch.export``, which follows Python control flow that symbolic tracing cannot."""
     try:
@@ -129,7 +138,7 @@ def _export(model: nn.Module, sample: Tensor, fault: Exception) -> tuple[fx.Grap
 class _Normaliser(fx.Interpreter):
     """Runs a traced graph on a sample and writes down the operator of every call that an activation enters."""
 
-    def __init__(self, root: nn.Module, calls: fx.Graph, sample: Tensor, statistics: Statistics) -> None:
+    def __init__(self, root: nn.Module, calls: fx.Graph, sample: Tensor, statistics: Statistics | None) -> None:
         super().__init__(root, graph=calls)
         self.extra_traceback = False
         self.sample, self.statistics = sample, statistics
@@ -194,18 +203,32 @@ class _Normaliser(fx.Interpreter):
                 raise UnsupportedOperator("the module has forward hooks, which bounds cannot see; remove them")
             kind = type_before_parametrizations(module)
             if kind in BATCH_NORMS:
-                mean, var = self.statistics.get(module, (module.running_mean, module.running_var))
+                mean, var = (self.statistics or {}).get(module, (module.running_mean, module.running_var))
                 return batch_norm(module, mean, var)
             if kind in MODULES:
-                return MODULES[kind](module)
+                return self._tried(n, kind, MODULES[kind](module), module)
             raise UnsupportedOperator(_remedy(kind.__name__))
         function: Any = getattr(Tensor, str(n.target)) if n.op == "call_method" else n.target
         if function not in FUNCTIONS:
-            raise UnsupportedOperator(_remedy(getattr(function, "__name__", str(function))))
+            raise UnsupportedOperator(_remedy(_name(function)))
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         activations = {id(self.env[source]) for source in n.all_input_nodes if source in self.value_of}
         args, kwargs = _pytree.tree_map(lambda a: Argument(a) if id(a) in activations else a, (args, kwargs))
-        return FUNCTIONS[function](Call(function, args, kwargs, value))
+        call = Call(function, args, kwargs, value)
+        return self._tried(n, function, FUNCTIONS[function](call), call)
+
+    def _tried(self, n: fx.Node, kind: Any, operator: Operator, function: Callable[[Tensor], Tensor]) -> Operator:
+        """The operator, which is tried if its rule is a user's and it has one input; in training it is not."""
+        sources = [source for source in n.all_input_nodes if source in self.value_of]
+        if kind in REGISTERED and self.statistics is None and len(sources) == 1:
+            registered = f"the rule registered for {_name(kind)}"
+            try:
+                try_once(operator, function, self.env[sources[0]])
+            except UnsupportedOperator as fault:
+                raise UnsupportedOperator(f"{registered} does not hold: {fault}") from None
+            except RuntimeError as fault:
+                raise UnsupportedOperator(f"{registered} cannot be tried on other inputs: {fault}") from fault
+        return operator
 
     def _output(self, n: fx.Node) -> Any:
         result = n.args[0]
@@ -227,6 +250,15 @@ def _place(n: fx.Node) -> str:
     stack = n.meta.get("nn_module_stack")
     path = str(n.target) if n.op == "call_module" else (list(stack.values())[-1][0] if stack else "")
     return repr(path or "the module itself") + ("" if n.op == "call_module" else f" ({n.name})")
+
+
+def _name(kind: Any) -> str:
+    """As somebody writes it who registers a rule."""
+    if isinstance(kind, torch._ops.OpOverload):
+        return f"torch.ops.{kind}"
+    name: str = getattr(kind, "__name__", str(kind))
+    method = getattr(kind, "__qualname__", "").startswith(("TensorBase.", "Tensor."))
+    return f"torch.Tensor.{name}" if method else name
 
 
 def _remedy(name: str) -> str:
@@ -258,6 +290,8 @@ def _check(graph: Graph, model: nn.Module, points: Tensor) -> None:
             traced = walk(graph, {0: Interval.point(points)}, lambda number, operator, *v: rule(operator, *v))[
                 len(graph.nodes)
             ].centre
+            for head in graph.heads:
+                traced = apply(head, traced)
         except RuntimeError as fault:
             raise UnsupportedOperator(
                 f"{type(model).__name__} computes something from the size of the batch: {fault}"

@@ -280,6 +280,18 @@ class LipschitzMap(Operator):
 
 
 @dataclass(frozen=True)
+class Softmax(Operator):
+    """z ↦ exp(z) / Σ exp(z) over a dimension, or the logarithm of that."""
+
+    log: bool
+    dim: int = 1
+
+    def __post_init__(self) -> None:
+        if self.dim not in (1, -1):
+            raise UnsupportedOperator(f"a softmax over dimension {self.dim} has no rule, only over 1 or −1")
+
+
+@dataclass(frozen=True)
 class Node:
     """An operator, which earlier values it reads (0 is the network's input), and where it stands."""
 
@@ -296,6 +308,8 @@ class Graph:
 
     nodes: list[Node]
     input_shape: Shape
+    heads: tuple[Softmax, ...] = ()
+    """What the network makes of the logits in the end, first to last; see ``holdfast.bounds.heads``."""
 
     def shape(self, value: int) -> Shape:
         """Of one example's value."""
@@ -330,6 +344,11 @@ def _(operator: Sum, first: Tensor, second: Tensor) -> Tensor:
 @apply.register
 def _(operator: Concatenate, *values: Tensor) -> Tensor:
     return torch.cat(values, operator.dim)
+
+
+@apply.register
+def _(operator: Softmax, value: Tensor) -> Tensor:
+    return value.log_softmax(operator.dim) if operator.log else value.softmax(operator.dim)
 
 
 def walk(

@@ -9,6 +9,7 @@ number each beside. That is so of products of matrices and of direct convolution
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -79,6 +80,11 @@ class Bound(NamedTuple):
     def hope(self) -> Tensor:
         """What a computation of more precision may still reach: where that is too little, it need not be made."""
         return self.lower if self.slack is None else self.lower + REACH * self.slack
+
+    def through(self, function: Callable[[Tensor], Tensor]) -> Bound:
+        """What it says of a rising function, which takes care of its own rounding."""
+        lower = function(self.lower)
+        return Bound(lower, None if self.slack is None else (function(self.hope) - lower) / REACH)
 
 
 REACH = 8

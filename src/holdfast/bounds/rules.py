@@ -32,10 +32,12 @@ from holdfast.bounds.operators import (
     MaxPool,
     Operator,
     PairwiseMax,
+    Softmax,
     UnsupportedOperator,
     moved,
     positive,
 )
+from holdfast.fold import BATCH_NORMS
 from holdfast.layers import (
     Abs,
     AOLConv2d,
@@ -196,6 +198,8 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
     nn.SiLU: lambda module: SILU,
     nn.GELU: lambda module: gelu(module.approximate),
     nn.Softplus: lambda module: _softplus(module),
+    nn.Softmax: lambda module: Softmax(False, 1 if module.dim is None else module.dim),
+    nn.LogSoftmax: lambda module: Softmax(True, 1 if module.dim is None else module.dim),
     nn.AvgPool2d: lambda module: _average_pool_module(module),
     nn.Upsample: _upsampling,
     **dict.fromkeys([nn.MaxPool1d, nn.MaxPool2d], _max_pool_module),
@@ -210,16 +214,30 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
 """Operator of a leaf module, by its exact type; BatchNorm apart, which needs the statistics of the pass."""
 
 
+REGISTERED: set[Any] = set()
+"""The kinds whose rules came from a user, and are tried (see ``holdfast.bounds.trial``)."""
+
+
 def register(kind: Any, rule: Callable[[Any], Operator]) -> None:
-    """Teach the bounds a module class (rule: module → Operator) or a function (rule: Call → Operator).
+    """Teach the bounds a module class or a function.
+
+    What a certificate is worth then hangs on the rule too. When first used it is tried on random and structured
+    inputs; one that does not hold is refused by name, but a trial proves nothing.
 
     >>> from holdfast.bounds import Monotone, register
     >>> register(torch.nn.LogSigmoid, Monotone)  # doctest: +SKIP
+    >>> register(torch.erf, Monotone)  # doctest: +SKIP
+    >>> register(torch.Tensor.erf, Monotone)  # doctest: +SKIP
+
+    Args:
+        kind: a module class; or a function as it is called in a forward, a method by ``torch.Tensor``'s.
+        rule: from the module, or the traced ``Call``, to its operator. Both can be called with one tensor.
 
     Raises:
         ValueError: there is a rule already.
     """
     rules: dict[Any, Callable[[Any], Operator]] = MODULES if isinstance(kind, type) else FUNCTIONS
-    if kind in rules:
+    if kind in rules or kind in BATCH_NORMS:
         raise ValueError(f"{kind!r} has a bound rule already")
     rules[kind] = rule
+    REGISTERED.add(kind)

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.bounds import Bounder, BoundMethod, region_of, trace
+from holdfast.bounds import Bounder, BoundMethod, region_of
 from holdfast.bounds.relaxation import SlopeRule
 from holdfast.bounds.rounding import Rounding
 from holdfast.certify.certificate import Deterministic, Examples, Findings
@@ -84,7 +84,7 @@ class BoundCertifier(Deterministic, name="bounds"):
 
     def _level(self, model: nn.Module, x: Tensor, threat: Threat) -> _Level:
         """The stages in the precision of x."""
-        graph = trace(model, x, box=threat.interval(x))
+        graph = self.traced(model, x, threat)
         stages = [Bounder(graph, method) for method in self._stages()]
         return _Level(stages, x.new_empty(0), Rounding.of(x.dtype, self.arithmetic))
 

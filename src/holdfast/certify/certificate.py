@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from holdfast.bounds.graph import trace
+from holdfast.bounds.operators import Graph
 from holdfast.bounds.rounding import Arithmetic
 from holdfast.component import Component
 from holdfast.inference import check_inputs, check_logits, frozen_eval, predict
@@ -189,7 +191,9 @@ class Certifier(Component, family="certifiers"):
         for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
             logits = predict(model, batch, batch_size)
             check_logits(logits.nan_to_num(), labels)
-            found, error = prove(Examples(batch, labels, logits)), ~logits.isfinite().all(1)
+            # A margin that is too large for the logits' own type is no number either.
+            error = ~(logits.amax(1) - logits.amin(1)).isfinite()
+            found = prove(Examples(batch, labels, logits))
             error = error if found.error is None else error | found.error
             parts.append(replace(found, prediction=logits.argmax(1), error=error))
             left -= len(batch)
@@ -246,3 +250,17 @@ class Deterministic(Certifier):
     @property
     def _arithmetic(self) -> Arithmetic:
         return self.arithmetic
+
+    def traced(self, model: nn.Module, x: Tensor, threat: Threat) -> Graph:
+        """The network's operators.
+
+        Raises:
+            ValueError: it ends in a softmax, and ``float32`` is asked: its ties are not accounted for.
+        """
+        graph = trace(model, x, box=threat.interval(x))
+        if graph.heads and self.arithmetic == "float32":
+            raise ValueError(
+                "arithmetic float32 is not stated of a network that ends in softmax, which ties in float32: "
+                "certify the logits before it, or arithmetic real"
+            )
+        return graph

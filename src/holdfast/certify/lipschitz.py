@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.bounds.ball import certified_gains, lipschitz_radii
-from holdfast.bounds.graph import trace
 from holdfast.bounds.rounding import Rounding
 from holdfast.certify.certificate import Deterministic, Examples, Findings, strictly_within
 from holdfast.certify.double import in_float64
@@ -37,7 +36,7 @@ class LipschitzCertifier(Deterministic, name="lipschitz"):
         unit, covering = threat.euclidean_eps(dimensions), threat.covering_eps(dimensions)
         exact, place = in_float64(model, x)
         first = x[:1].to(place)
-        graph = trace(exact, x.to(place), box=threat.interval(x.to(place)))
+        graph = self.traced(exact, x.to(place), threat)
         gains, rounding = certified_gains(graph, first), Rounding.of(torch.float64, self.arithmetic)
 
         def prove(batch: Examples) -> Findings:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from holdfast.bounds import Graph, Region, batch_statistics, region_of, trace
+from holdfast.bounds import Graph, Region, UnsupportedOperator, batch_statistics, region_of, trace
 from holdfast.bounds.graph import Statistics
 from holdfast.fold import BATCH_NORMS
 from holdfast.inference import mix_seed
@@ -105,8 +105,10 @@ class CertifiedTraining(Perturbing):
             parts = {"cross_entropy": natural.detach()}
             if kappa == 1:
                 return Loss(natural, parts)
-        now = threat.with_eps(ramp * threat.eps)
-        robust = self.robust(Batch(model, trace(model, x, statistics), x, y, now, ramp, progress, x_adv))
+        now, graph = threat.with_eps(ramp * threat.eps), trace(model, x, statistics)
+        if not all(head.log for head in graph.heads):
+            raise UnsupportedOperator("the loss is taken of logits and has a softmax itself: leave the model's out")
+        robust = self.robust(Batch(model, graph, x, y, now, ramp, progress, x_adv))
         mean = robust.loss.mean()
         # A term of weight 0 is left out: no forward is made and nothing differentiated for it alone.
         total = mean if natural is None or kappa == 0 else kappa * natural + (1 - kappa) * mean
