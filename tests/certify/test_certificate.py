@@ -123,7 +123,7 @@ def test_nonsense_is_never_verified(certifier: Certifier) -> None:
         model[1].weight[1] = -3e38
     x, y = torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64)
     overflow = certifier(model, x, y, Threat("linf", 1.0))
-    assert overflow.status == ["error" if certifier.name == "bounds" else "undecided"]
+    assert overflow.status == ["undecided"]  # too large for float32, not for float64
     assert not overflow.verified.any()
     with torch.no_grad():
         model[1].weight[0, 0] = torch.nan

@@ -354,6 +354,8 @@ def node_gain(graph: Graph, number: int, like: Tensor) -> Tensor:
         if is_small(exact.forward, zero):
             return dense_norm(exact.forward, zero)
         return convolution_norm(operator.weight, operator.stride, operator.dilation, operator.groups)
+    if operator.absolute is operator.forward:  # it has no weights, and takes any type
+        like = like.double()
     zero, rounding = like.new_zeros(1, *shape), Rounding.of(like.dtype)
     outputs = graph.nodes[number].shape
     share = rounding.gamma(operator.fan_out(outputs) + STEPS)
@@ -365,9 +367,9 @@ def node_gain(graph: Graph, number: int, like: Tensor) -> Tensor:
             for function in (operator.forward, operator.absolute)
         )
         return matrix_norm(rows) + share * (1 + 1e-6) * sizes.norm()
-    # Rows and columns with a single entry each, or the largest sums of |W|: a share of what they are.
-    entries = max(math.prod(shape), math.prod(outputs))
-    return operator.gain(zero, shape, 2.0).double() * (1 + rounding.gamma(2 * entries + STEPS))
+    # The largest sums of rows and columns of |W|, in which nothing cancels.
+    share = rounding.gamma(operator.fan_in(shape) + operator.fan_out(outputs) + STEPS)
+    return operator.gain(zero, shape, 2.0).double() * (1 + share)
 
 
 def _estimated(graph: Graph, number: int, like: Tensor, iterations: int) -> Tensor:
