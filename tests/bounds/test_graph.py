@@ -109,7 +109,7 @@ class Transposing(Residual):
 )
 def test_foreign_modules_are_bounded_soundly_and_exactly_at_a_point(kind: type[nn.Module]) -> None:
     model, (x, y), threat = kind().train(), images(6), Threat("linf", 0.05)
-    lower, upper = bound_outputs(model, x, Threat("linf", 0.0))
+    lower, upper = bound_outputs(model, x, Threat("linf", 0.0), arithmetic=None)
     assert all(module.training for module in model.modules())
     model.eval()
     assert torch.allclose(lower, model(x), atol=1e-5)

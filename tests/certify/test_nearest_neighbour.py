@@ -33,7 +33,7 @@ def test_logits_are_distances_and_1_lipschitz(norm: str) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_training_examples_are_certified_up_to_half_their_separation(norm: str) -> None:
     x, y = images(60)
-    apart = separation(x, y, norm).distance.double()
+    apart = separation(x.double(), y, norm).distance
     model, threat = NearestNeighbour(x, y, norm), Threat(norm, 0.999 * float(apart.min()) / 2)
     certificate = NearestNeighbourCertifier()(model, x, y, threat)
     assert certificate.verified.all()
@@ -62,7 +62,8 @@ def test_no_attack_comes_nearer_than_the_certificate(norm: str) -> None:
     table = evaluation.table
     assert (table.loc[60:63, "nearest-neighbour.status"] == "wrong").all()
     right = table[table["correct"]]
-    assert (right["towards-neighbour.distance"] >= right["nearest-neighbour.radius"]).all()
+    found = right["towards-neighbour.distance"].astype(float)  # which float32 rounds
+    assert (found * (1 + 1e-6) >= right["nearest-neighbour.radius"]).all()
     assert right["towards-neighbour.distance"].median() < 4 * right["nearest-neighbour.radius"].median()
 
 

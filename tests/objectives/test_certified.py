@@ -75,10 +75,10 @@ def test_the_one_step_slopes_equal_the_original(certified_nets: Nets, k: int) ->
         return arrays[f"linf{k}__ours_slope_init{order[node]}"].view(8, *shape)
 
     first = sweep(graph, region, lambda node: lambda value: start(node, tuple(value.centre.shape[1:])).double())
-    before = robust_cross_entropy(linear_margins(graph, region, first, y)).mean()
+    before = robust_cross_entropy(linear_margins(graph, region, first, y).lower).mean()
     assert before.item() == pytest.approx(arrays[f"linf{k}__ours_rce_init"].item(), abs=1e-7)
     slopes = one_step_slopes(graph, region, y, start=start)
-    margins = linear_margins(graph, region, sweep(graph, region, slopes), y)
+    margins = linear_margins(graph, region, sweep(graph, region, slopes), y).lower
     assert torch.allclose(margins, arrays[f"linf{k}__ours_margin"], atol=1e-6)  # theirs pass through float32
     assert robust_cross_entropy(margins).mean() < before
 
@@ -121,7 +121,7 @@ def robust_losses(eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     done = sweep(graph, region, slopes_by("adaptive"))
     total, shift = fused_robust_sum(graph, region, done, y)
     fused = F.softplus(total.log() + shift)
-    single = robust_cross_entropy(linear_margins(graph, region, done, y))
+    single = robust_cross_entropy(linear_margins(graph, region, done, y).lower)
     interval = robust_cross_entropy(bound_margins(model, x, y, threat, "ibp"))
     worst = torch.full_like(fused, -INF)
     for seed in range(200):
@@ -159,7 +159,9 @@ def test_fusion_is_little_better_than_intervals_where_margins_are_wide() -> None
         threat = Threat("linf", 0.5)
         graph, region = trace(model, x), region_of(x, threat)
         done = sweep(graph, region, slopes_by("adaptive"))
-        assert linear_margins(graph, region, done, y).item() == pytest.approx(1.0)  # the true margin everywhere
+        assert linear_margins(graph, region, done, y).lower.item() == pytest.approx(
+            1.0
+        )  # the true margin everywhere
         total, shift = fused_robust_sum(graph, region, done, y)
         # −m lies in −1 ± scale by intervals, and is −1: the chord's middle.
         middle = math.log((math.exp(-1 + scale) + math.exp(-1 - scale)) / 2)
@@ -174,7 +176,9 @@ def test_fusion_is_little_better_than_intervals_where_margins_are_wide() -> None
 def test_the_published_methods_bound_every_margin_by_itself_unless_fusion_is_asked_for() -> None:
     model, x, y, threat = small_problem(0.1)
     graph, region = trace(model, x), region_of(x, threat)
-    single = robust_cross_entropy(linear_margins(graph, region, sweep(graph, region, slopes_by("adaptive")), y))
+    single = robust_cross_entropy(
+        linear_margins(graph, region, sweep(graph, region, slopes_by("adaptive")), y).lower
+    )
     plain, fused = (
         objective.loss(model, x, y, threat, Progress.end()).total.item()
         for objective in (CROWNIBP(beta=1.0), CROWNIBP(beta=1.0, fused=True))
@@ -182,7 +186,7 @@ def test_the_published_methods_bound_every_margin_by_itself_unless_fusion_is_ask
     assert plain == pytest.approx(single.mean().item(), abs=1e-12)
     assert fused != pytest.approx(plain, rel=1e-3)
     slopes = one_step_slopes(graph, region, y, mix_seed(0, Progress.end().step))
-    single = robust_cross_entropy(linear_margins(graph, region, sweep(graph, region, slopes), y))
+    single = robust_cross_entropy(linear_margins(graph, region, sweep(graph, region, slopes), y).lower)
     loss = OneStepRelaxation().loss(model, x, y, threat, Progress.end()).total.item()
     assert loss == pytest.approx(single.mean().item(), abs=1e-12)
 
