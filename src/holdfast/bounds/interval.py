@@ -37,7 +37,7 @@ class Interval:
         centre = (upper + lower) / 2
         if rounding is None:
             return cls(centre, (upper - lower) / 2)
-        radius = rounding.up(torch.maximum(upper - centre, centre - lower).clamp(min=0))
+        radius = torch.maximum(upper - centre, centre - lower) * (1 + rounding.gamma(4))
         return cls(centre, radius, rounding)._with_ends(lower, upper)
 
     @classmethod
@@ -106,13 +106,13 @@ def _(operator: Affine, value: Interval) -> Interval:
         return Interval(centre, operator.absolute(value.radius))
     if operator.moves:
         return Interval(centre, operator.absolute(value.radius), rounding)
-    # W x errs by a share of |W| |centre|, |W| r by one of itself: the radius grows by both on the way in.
+    # W x errs by a share of |W| |centre| + |b|, and |W| r by one of itself.
     shape = tuple(value.centre.shape[1:])
     fan = operator.fan_in(shape)
     share = rounding.gamma(fan + STEPS)
-    radius = operator.absolute(value.radius * (1 + 2.5 * share) + share * (1 + 2 * share) * value.centre.abs())
     constants = 2 * share * operator.bias_size(value.centre, shape) + fan * rounding.tiny
-    return Interval(centre, radius + constants, rounding)
+    radius = operator.absolute(torch.add(value.radius, value.centre.abs(), alpha=share))
+    return Interval(centre, torch.add(constants, radius, alpha=1 + 3 * share), rounding)
 
 
 def between_values(operator: Monotone | Elementwise, value: Interval, lower: Tensor, upper: Tensor) -> Interval:

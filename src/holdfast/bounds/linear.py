@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import singledispatch
+from functools import cached_property, singledispatch
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from holdfast.bounds.interval import Interval, image
 from holdfast.bounds.operators import (
     Affine,
     Concatenate,
+    Elementwise,
     Graph,
     Linear,
     Operator,
@@ -44,6 +46,7 @@ BUDGET = 2**25
 class Costs:
     """What rounding may take from a backward pass through values that lie in these intervals."""
 
+    graph: Graph
     rounding: Rounding
     values: dict[int, Interval]
     """By the number of the value."""
@@ -56,21 +59,43 @@ class Costs:
         """Those of some examples."""
         return replace(self, rows=rows)
 
-    def of(self, number: int, relaxation: Relaxation | None, a: Tensor) -> Tensor:
-        """Of a step through a node that is not a sum, with coefficients a (N, S, ...) of its result; (N, S)."""
+    def of(self, number: int, relaxation: Relaxation | None, a: Tensor, last: bool) -> Tensor | float:
+        """Of a step through a node, with coefficients a (N, S, ...) of its result; (N, S).
+
+        Args:
+            last: whether it is the node that the pass begins with.
+        """
         if relaxation is None:
-            cost = self.affine[number] if self.rows is None else self.affine[number].take(self.rows)
-        elif (known := relaxation.cost) is not None:
-            cost = known
-        else:
+            mine = number in self.affine and (last or number not in self._under_lines)
+            return self._affine(number).of(a.detach()) if mine else 0.0
+        if (cost := relaxation.cost) is None:
             kind = type(relaxation).__name__
             raise UnsupportedOperator(f"the relaxation {kind} does not say what rounding costs it; ibp may do")
+        node = self.graph.nodes[number]
+        if (before := node.inputs[0] - 1) in self._under_lines and before in self.affine:
+            # Behind lines that are no steeper the coefficients are no larger: two steps by one product.
+            cost = cost.plus(self._affine(before), 1.001 * cast(Elementwise, node.operator).steepest)
         return cost.of(a.detach())
 
     def of_value(self, value: int, a: Tensor) -> Tensor:
         """Of an addition that gave coefficients a (N, S, ...) of a value; (N, S)."""
         size = self.values[value].size
         return self.rounding.gamma(2) * dots(a.detach().abs(), size if self.rows is None else size[self.rows])
+
+    def _affine(self, number: int) -> Cost:
+        return self.affine[number] if self.rows is None else self.affine[number].take(self.rows)
+
+    @cached_property
+    def _under_lines(self) -> set[int]:
+        """The affine nodes whose result a function of single entries reads, and nothing else."""
+        readers: dict[int, list[Operator]] = {}
+        for node in self.graph.nodes:
+            for source in node.inputs:
+                readers.setdefault(source, []).append(node.operator)
+        nodes = range(len(self.graph.nodes))
+        return {
+            n for n in nodes if isinstance(readers.get(n + 1, [None])[0], Elementwise) and len(readers[n + 1]) == 1
+        }
 
 
 def affine_cost(operator: Affine, value: Interval, rounding: Rounding, shape: Shape) -> Cost:
@@ -156,9 +181,9 @@ def backward(
             parts = split(node.operator, a, shapes)
             if isinstance(node.operator, Affine):
                 of_biases = of_biases + a.flatten(2) @ _bias(node.operator, a, shapes[0])
-        if costs is not None and slack is not None and (relaxation is not None or number in costs.affine):
+        if costs is not None and slack is not None:
             sums = (of_activations.abs() + of_biases.abs()).detach()
-            slack = slack + costs.of(number, relaxation, a) + costs.rounding.gamma(2) * sums
+            slack = slack + costs.of(number, relaxation, a, number == value - 1) + costs.rounding.gamma(2) * sums
         for source, part in zip(node.inputs, parts, strict=True):
             if source in pending:
                 part = pending[source] + part
@@ -217,7 +242,7 @@ def sweep(
     """
     images, rounding = BallImages(graph, region), region.rounding
     values = {0: region.box}
-    done = Sweep(values, {}, None if rounding is None else Costs(rounding, values, {}))
+    done = Sweep(values, {}, None if rounding is None else Costs(graph, rounding, values, {}))
 
     def step(number: int, operator: Operator, *inputs: Interval) -> Interval:
         if not is_exact(operator):

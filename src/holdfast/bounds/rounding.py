@@ -58,11 +58,11 @@ class Rounding:
 
     def below(self, value: Tensor) -> Tensor:
         """At most what a sum or difference of two numbers, of either sign, was rounded from."""
-        return value - self._step * value.abs() - self.tiny
+        return torch.sub(value, value.abs(), alpha=self._step)  # where it underflows, a sum is exact
 
     def above(self, value: Tensor) -> Tensor:
         """At least that."""
-        return value + self._step * value.abs() + self.tiny
+        return torch.add(value, value.abs(), alpha=self._step)
 
     @cached_property
     def _step(self) -> float:
@@ -98,6 +98,10 @@ class Cost(NamedTuple):
     """(N, entries of the result)."""
     floor: Tensor
     """What underflow loses whatever a is, (N,)."""
+
+    def plus(self, other: Cost, factor: float) -> Cost:
+        """With another step, the coefficients of which are at most ``factor`` times as large."""
+        return Cost(torch.add(self.share, other.share, alpha=factor), self.floor + other.floor)
 
     def take(self, rows: Tensor) -> Cost:
         """Those of some examples."""
