@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.component import Component
-from holdfast.inference import check_inputs, check_logits, frozen_eval, predict
+from holdfast.inference import check_inputs, check_logits, frozen_eval, plain_arithmetic, predict
 from holdfast.threat import Threat
 
 Tell = Callable[[int, int], None]
@@ -40,7 +40,8 @@ class Certificate:
     status: list[str]
     """"verified", "undecided", "wrong" (the clean prediction is) or "error" (a bound or a logit is NaN or inf)."""
     guarantee: str
-    """"deterministic", "probabilistic(alpha)" or "estimate"."""
+    """"deterministic", "probabilistic(alpha)" or "estimate". Probabilities are of the noise that the certifier says
+    it draws; what that assumes stands at the top of ``holdfast/certify/smoothing.py``."""
     unproven: Tensor | None = None
     """The smallest radius that was asked in vain, (N,) float64, inf where none was: of those between ``radius`` and
     it nothing is known. None where the method's own ``radius`` was found, to within its tolerance."""
@@ -161,7 +162,7 @@ class Certifier(Component, family="certifiers"):
         y = check_inputs(x, y, threat)
         if not len(x):
             return Certificate(y, y.bool(), y.double(), [], self._guarantee)
-        with frozen_eval(model):
+        with frozen_eval(model), plain_arithmetic(x.device):
             found = self.findings(model, x, y, threat, seed, batch_size, on_progress or (lambda left, spent: None))
         return self._certificate(found, y, threat)
 
