@@ -147,3 +147,71 @@ def test_a_model_that_works_in_place_is_certified_like_one_that_does_not(certifi
     assert torch.equal(certificate.prediction, expected.prediction)
     assert torch.equal(certificate.verified, expected.verified)
     assert torch.equal(certificate.radius, expected.radius)
+
+
+METHODS = ("ibp", "crown-ibp", "crown", "cap", "one-step", "alpha-crown", "bcp", "lmt", "cascade")
+EVERY = [
+    *({"name": "bounds", "method": method} for method in METHODS),
+    *(
+        {"name": name} | ({"n": 500} if name in SAMPLING else {})
+        for name in sorted(Certifier.registry)
+        if name != "bounds"
+    ),
+]
+any_certifier = pytest.mark.parametrize("settings", EVERY, ids=lambda one: one.get("method", one["name"]))
+TINY_L2 = Threat("l2", 0.001)
+
+
+def breakable() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 6), nn.ReLU(), nn.Linear(6, 3)]
+    return nn.Sequential(*layers).eval().requires_grad_(False)
+
+
+@any_certifier
+@pytest.mark.parametrize("layer", [0, 3, 5])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_without_a_value_are_an_error(settings: dict, layer: int, value: float) -> None:
+    model, x, y = breakable(), torch.rand(3, 1, 4, 4) + 0.01, torch.tensor([0, 1, 2])
+    model[layer].weight.view(-1)[0] = value
+    threat = Threat("l2", 0.001, -1.0, 2.0)
+    known = model(x).isfinite().all()
+    certificate = Certifier.parse(settings)(model, x, y, threat)
+    assert not certificate.verified.any() or known
+    if not known:
+        assert certificate.status == ["error"] * 3
+        assert (certificate.radius == 0).all()
+
+
+@any_certifier
+def test_a_bias_that_overflows_is_an_error(settings: dict) -> None:
+    model, x, y = breakable(), torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 2])
+    model[3].bias.fill_(1e38)
+    model[5].weight.fill_(1e3)
+    certificate = Certifier.parse(settings)(model, x, y, TINY_L2)
+    assert certificate.status == ["error"] * 3
+    assert (certificate.radius == 0).all()
+
+
+@any_certifier
+def test_an_image_whose_logits_overflow_is_the_only_error(settings: dict) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)).requires_grad_(False)
+    model[1].weight.copy_(torch.tensor([[2e18, 2e18], [1e18, 1e18]]))
+    x, y = torch.tensor([0.5, 1e21, 0.4])[:, None, None, None].repeat(1, 1, 1, 2), torch.zeros(3, dtype=torch.int64)
+    noise = {"sigma": 0.01, "grid_bits": None} if settings["name"] in SAMPLING else {}
+    certificate = Certifier.parse(settings | noise)(model, x, y, Threat("l2", 0.001, 0.0, 2e21))
+    assert certificate.status[1] == "error"
+    assert "error" not in (certificate.status[0], certificate.status[2])
+    assert certificate.radius[1] == 0
+
+
+@every_certifier
+def test_what_a_radius_says_holds_beyond_the_box(certifier: Certifier) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).requires_grad_(False)
+    model[1].weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]))
+    model[1].bias.copy_(torch.tensor([10.0, 0]))
+    x, y = torch.full((1, 1, 2, 2), 0.5), torch.zeros(1, dtype=torch.int64)
+    for norm in ("linf", "l2", "l1"):
+        certificate = certifier(model, x, y, Threat(norm, 9.0))
+        assert (certificate.radius.isinf() == certificate.verified).all()
+        assert certificate.status == ["verified"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from holdfast import Threat, evaluate
 from holdfast.attacks import DDN, PGD
-from holdfast.certify import PlugInSmoothing, SmoothedClassifier, SmoothingCertifier
+from holdfast.certify import Certifier, PlugInSmoothing, SmoothedClassifier, SmoothingCertifier
 from holdfast.certify.smoothing import plug_in_radius
 from holdfast.evaluation import sandwich_curve
 from holdfast.experiments.recipes.overrides import resolve
@@ -130,7 +130,7 @@ def test_labels_must_fit_the_network() -> None:
 
 def test_on_the_grid_sums_are_exact_and_radii_smaller() -> None:
     x, y = at(0.2, 0.3)
-    plain = SmoothingCertifier(sigma=0.25, mode="fixed", n=5000)
+    plain = SmoothingCertifier(sigma=0.25, mode="fixed", n=5000, grid_bits=None)
     fine = plain.model_copy(update={"grid_bits": 12})
     seen: list[Tensor] = []
 
@@ -317,3 +317,40 @@ def test_an_estimate_beside_a_certificate_changes_no_standard_accuracy() -> None
     alone, both = (evaluate(HalfSpace(), x, y, L2, [], parts) for parts in ([certifier], [certifier, estimate]))
     assert alone.summary["standard"] == both.summary["standard"] == 1 / 9
     assert both.summary["certified"]["plug-in"] <= both.summary["standard"]
+
+
+class Cliff(HalfSpace):
+    """NaN where the first pixel exceeds 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).where(x.flatten(1)[:, :1] < 1, torch.nan)
+
+
+@pytest.mark.parametrize(
+    "certifier",
+    [
+        SmoothingCertifier(sigma=0.05, n=1000),
+        SmoothingCertifier(sigma=0.05, n=1000, mode="fixed"),
+        PlugInSmoothing(sigma=0.05, n=1000),
+    ],
+    ids=["sequential", "fixed", "plug-in"],
+)
+def test_nan_on_a_noisy_copy_is_the_error_of_its_example_alone(certifier: Certifier) -> None:
+    x, y = at(0.15, 0.45, 0.2, -0.2)
+    threat = Threat("l2", 0.02)
+    certificate = certifier(Cliff(), x, y, threat)
+    assert certificate.status == ["verified", "error", "verified", "wrong"]
+    assert certificate.radius[1] == 0
+    for batch_size in (64, 128, 4096):
+        assert torch.equal(certifier(Cliff(), x, y, threat, batch_size=batch_size).radius, certificate.radius)
+    assert certifier(Cliff(), x[[0, 2, 3]], y[[0, 2, 3]], threat).status == ["verified", "verified", "wrong"]
+    table = evaluate(Cliff(), x, y, threat, [], [certifier]).table
+    assert table["correct"].tolist() == [True, False, True, False]
+
+
+def test_a_grid_finer_than_the_sums_is_refused() -> None:
+    x, y = at(0.3)
+    with pytest.raises(ValueError, match="grid_bits of at most 18"):
+        SmoothingCertifier(sigma=5, n=1000)(HalfSpace(), x, y, L2)
+    SmoothingCertifier(sigma=5, n=1000, grid_bits=18)(HalfSpace(), x, y, L2)
+    SmoothingCertifier(sigma=5, n=1000)(HalfSpace(), x.double(), y, L2)

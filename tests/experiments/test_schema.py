@@ -148,5 +148,14 @@ def test_a_whole_recipe_of_the_first_form_means_what_it_said() -> None:
     assert Experiment.model_validate(upgrade(whole)) == resolve("digits", TINY)
 
 
+def test_smoothing_of_the_second_form_drew_off_the_grid() -> None:
+    parts = [{"name": "smoothing"}, {"name": "plug-in"}, {"name": "smoothing", "grid_bits": 12}, {"name": "bounds"}]
+    for number, bits in ((2, [None, None, 12]), (3, [20, 20, 12])):
+        recipe = upgrade({"schema": number, "data": {"name": "digits"}, "evaluation": {"certifiers": parts}})
+        found = EvaluationSettings.model_validate(recipe["evaluation"]).certifiers
+        assert [one.grid_bits for one in found[:3]] == bits
+    assert upgrade({"schema": 2, "data": {"name": "digits"}, "evaluation": {}})["evaluation"] == {}
+
+
 if __name__ == "__main__":
     DEFAULTS.write_text(json.dumps(defaults(), indent=1) + "\n", "utf-8")

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from holdfast.component import Component
 from holdfast.fold import InBfloat16, folded
-from holdfast.inference import check_inputs, check_logits, example_generators, frozen_eval, predict
+from holdfast.inference import (
+    check_inputs,
+    check_logits,
+    example_generators,
+    frozen_eval,
+    plain_arithmetic,
+    predict,
+)
 from holdfast.search import Ascent
 from holdfast.threat import Threat
 
@@ -117,7 +124,8 @@ class Attack(Component, family="attacks"):
             right = torch.zeros_like(y, dtype=torch.bool)
             logits = torch.empty(0, 0)
             if len(x):
-                logits = predict(model, x, batch_size)
+                with plain_arithmetic(x.device):
+                    logits = predict(model, x, batch_size)
                 check_logits(logits, y)
                 right = logits.argmax(1) == y
             standing = right.nonzero().squeeze(1)
@@ -142,20 +150,22 @@ class Attack(Component, family="attacks"):
         return AttackResult(x_adv, success, distance, forwards, backwards, origin)
 
     def _confirmed(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
-        """The attack on a cheaper copy, each success confirmed on the model; what is not, attacked on the model."""
+        """The attack on a cheaper copy in whatever arithmetic is fast, each success confirmed on the model in plain
+        one; what is not, attacked there."""
         copy = folded(model, targets.x[:16]) if self.folds else model
         if self.precision == "bf16":
             copy = InBfloat16(copy)
         found = self.perturb(copy, targets, threat)
-        if copy is model or not found.finished.any():
+        if not found.finished.any():
             return found
         rows = found.finished.nonzero().squeeze(1)
-        right = predict(model, found.x[rows], targets.batch_size).argmax(1) == targets.y[rows]
-        found.forwards[rows] += 1
-        again = rows[right]
-        if len(again):
-            found.finished[again] = False
-            found.absorb(again, self.perturb(model, targets.take(again), threat))
+        with plain_arithmetic(targets.x.device):
+            right = predict(model, found.x[rows], targets.batch_size).argmax(1) == targets.y[rows]
+            found.forwards[rows] += 1
+            again = rows[right]
+            if len(again):
+                found.finished[again] = False
+                found.absorb(again, self.perturb(model, targets.take(again), threat))
         return found
 
     @property

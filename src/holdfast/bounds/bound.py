@@ -20,7 +20,7 @@ from holdfast.bounds.relaxation import SlopeRule, slopes_by
 from holdfast.bounds.rounding import Arithmetic, Bound, Rounding
 from holdfast.bounds.specification import interval_margins, interval_of_rows, interval_values, linear_margins
 from holdfast.component import nearest
-from holdfast.inference import check_inputs
+from holdfast.inference import check_inputs, plain_arithmetic
 from holdfast.threat import Threat
 
 MethodName = Literal["ibp", "crown-ibp", "crown", "cap", "one-step", "alpha-crown", "bcp", "lmt"]
@@ -140,8 +140,9 @@ def bound_outputs(
         ValueError: an unknown method; inputs that make no sense.
         UnsupportedOperator: the model holds an operator without a bound rule.
     """
-    bounder, region = _prepared(model, x, threat, method, arithmetic, settings)
-    logits = bounder.outputs(region)
+    with plain_arithmetic(x.device):
+        bounder, region = _prepared(model, x, threat, method, arithmetic, settings)
+        logits = bounder.outputs(region)
     return logits.lower, logits.upper
 
 
@@ -160,11 +161,12 @@ def bound_margins(
     An example whose bounds are all positive is certified. Otherwise as ``bound_outputs``; alpha-crown's bounds
     are not differentiable, its slopes having been found without a graph.
     """
-    bounder, region = _prepared(model, x, threat, method, arithmetic, settings)
-    y, classes = check_inputs(x, y, _wide(threat)), bounder.graph.shape(len(bounder.graph.nodes))[0]
-    if len(y) and y.max() >= classes:
-        raise ValueError(f"label {y.max().item()} does not fit a model of {classes} classes")
-    return bounder.margins(region, y)
+    with plain_arithmetic(x.device):
+        bounder, region = _prepared(model, x, threat, method, arithmetic, settings)
+        y, classes = check_inputs(x, y, _wide(threat)), bounder.graph.shape(len(bounder.graph.nodes))[0]
+        if len(y) and y.max() >= classes:
+            raise ValueError(f"label {y.max().item()} does not fit a model of {classes} classes")
+        return bounder.margins(region, y)
 
 
 def _prepared(

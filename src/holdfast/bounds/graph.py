@@ -280,7 +280,10 @@ def _refuse_what_tracing_skips(model: nn.Module) -> None:
 
 
 def _check(graph: Graph, model: nn.Module, points: Tensor) -> None:
-    """The graph at single points must be the module, also in a batch of another size than the sample's."""
+    """The graph at single points must be the module, also in a batch of another size than the sample's.
+
+    Where it gives NaN or inf, as a weight may, no bound comes of it.
+    """
     generator = torch.Generator().manual_seed(0)
     scattered = points[:1] + torch.randn(6, *points.shape[1:], generator=generator).to(points)
     points = torch.cat([points, scattered])
@@ -297,7 +300,7 @@ def _check(graph: Graph, model: nn.Module, points: Tensor) -> None:
                 f"{type(model).__name__} computes something from the size of the batch: {fault}"
             ) from fault
     if traced.shape != logits.shape or not torch.allclose(
-        traced, logits, rtol=0, atol=_rounding(logits), equal_nan=True
+        traced, logits.where(traced.isfinite(), traced), rtol=0, atol=_rounding(logits), equal_nan=True
     ):
         raise UnsupportedOperator(
             f"the operators traced from {type(model).__name__} do not reproduce its output; does its forward "

@@ -13,7 +13,7 @@ from holdfast.bounds.graph import trace
 from holdfast.bounds.operators import Graph
 from holdfast.bounds.rounding import Arithmetic
 from holdfast.component import Component
-from holdfast.inference import check_inputs, check_logits, frozen_eval, predict
+from holdfast.inference import check_inputs, check_logits, frozen_eval, plain_arithmetic, predict
 from holdfast.threat import Threat
 
 Tell = Callable[[int, int], None]
@@ -43,7 +43,8 @@ class Certificate:
     status: list[str]
     """"verified", "undecided", "wrong" (the clean prediction is) or "error" (a bound or a logit is NaN or inf)."""
     guarantee: str
-    """"deterministic", "probabilistic(alpha)" or "estimate"."""
+    """"deterministic", "probabilistic(alpha)" or "estimate". Probabilities are of the noise that the certifier says
+    it draws; what that assumes stands at the top of ``holdfast/certify/smoothing.py``."""
     arithmetic: Arithmetic | None = None
     """What a deterministic guarantee is about: the network as a function of ``real`` numbers, or what torch
     computes in ``float32``; the rounding of its own computation is accounted for in either."""
@@ -178,7 +179,7 @@ class Certifier(Component, family="certifiers"):
         y = check_inputs(x, y, threat)
         if not len(x):
             return Certificate(y, y.bool(), y.double(), [], self._guarantee, self._arithmetic)
-        with frozen_eval(model):
+        with frozen_eval(model), plain_arithmetic(x.device):
             found = self.findings(model, x, y, threat, seed, batch_size, on_progress or (lambda left, spent: None))
         return self._certificate(found, y, threat)
 

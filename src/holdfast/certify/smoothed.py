@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from holdfast.attacks import AttackResult
 from holdfast.certify.certificate import Certificate, Certifier
 from holdfast.certify.votes import CHUNK, VoteNoise, Voter
-from holdfast.inference import frozen_eval, mix_seed
+from holdfast.inference import frozen_eval, mix_seed, plain_arithmetic
 from holdfast.search import climb
 from holdfast.threat import Threat
 
@@ -54,8 +54,8 @@ class SmoothedClassifier(nn.Module):
 
     @torch.no_grad()
     def votes(self, x: Tensor, *, n: int = 1000, seed: int = 0) -> Tensor:
-        """How many of n noisy copies of each input the network gives each class, (N, K)."""
-        with frozen_eval(self.model):
+        """How many of n noisy copies of each input the network gives each class, (N, K); NaN logits give none."""
+        with frozen_eval(self.model), plain_arithmetic(x.device):
             logits = self.model(x[:2].clone())
             return Voter(self.model, x, self.noise, seed, 1024).counts(n, logits.shape[1], 31)
 

@@ -4,6 +4,12 @@ The smoothed classifier g(x) is the class that the network f gives most often to
 probability p > ½, then g is constant within σ Φ⁻¹(p) in l_2 for Gaussian noise of standard deviation σ (Cohen
 et al., 2019), and within 2 √3 σ (p − ½) in l_1 for uniform noise of that deviation (Lee et al., 2019). Samples
 bound p from below.
+
+Both theorems are of real noise. A float that is added to an input is rounded, differently for every input: the sum
+is no longer the same noise around another centre, and certificates can be broken (Jin et al., 2022). On a grid sums
+are exact, and inputs that differ by r differ by little more once they are rounded (``grid_bits``). What is assumed
+then is that the draws, rounded to the grid, fall as rounded real noise does: that torch's generator draws what it
+says, and that what its last bits and its tails lack (32 random bits reach 6.7 σ) changes no count.
 """
 
 from __future__ import annotations
@@ -45,13 +51,17 @@ class _Smoothing(Certifier):
 
     sigma: PositiveNumber = 0.25
     """Standard deviation of the noise, in input units."""
+    grid_bits: int | None = Field(default=20, ge=8, le=20)
+    """Round inputs and noise to multiples of 2^−bits, which makes their sum exact: the noise is then the same for
+    every input. Radii shrink by √d 2^−bits (l_1: d 2^−bits). Without it the guarantee is that of real noise, while
+    what a float adds depends on what it is added to (Jin et al., 2022)."""
 
     def subject(self, model: nn.Module) -> nn.Module:
         return SmoothedClassifier(model, self, self.noise_model)
 
     @property
     def noise_model(self) -> VoteNoise:
-        return VoteNoise("gaussian", self.sigma)
+        return VoteNoise("gaussian", self.sigma, self.grid_bits)
 
 
 class SmoothingCertifier(_Smoothing, name="smoothing"):
@@ -78,9 +88,6 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
     """Go on until the radius is known to this, in input units; sequential mode only."""
     noise: Literal["gaussian", "uniform"] = "gaussian"
     """``gaussian`` for l_2, ``uniform`` for l_1."""
-    grid_bits: int | None = Field(default=None, ge=8, le=20)
-    """Round inputs and noise to multiples of 2^−bits, which makes their sum exact: floating-point rounding can then
-    not distort the noise; radii shrink by √d 2^−bits (l_1: d 2^−bits)."""
 
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:
@@ -123,14 +130,17 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         self._check(threat, dimensions)
         voter = Voter(model, x, self.noise_model, seed, batch_size)
         classes = _classes(model, voter.x, y)
-        candidate = voter.counts(self.n0, classes, 0).argmax(1)
+        first = voter.counts(self.n0, classes, 0)
+        candidate, error = first.argmax(1), first.sum(1) < self.n0
         if self.mode == "fixed":
             counts = voter.counts(self.n, classes, 1, lambda left: tell(left, (len(x) - left) * self.n))
+            error |= counts.sum(1) < self.n
             hits = counts.gather(1, candidate[:, None])[:, 0].tolist()
             spent = [self.n] * len(x)
             lower = [clopper_pearson_lower(k, self.n, self.alpha) for k in hits]
         else:
-            lower, spent = self._sequential(voter, candidate, y, threat, tell)
+            lower, spent, broken = self._sequential(voter, candidate, y, threat, tell)
+            error |= torch.tensor(broken, device=error.device)
         radius = torch.tensor([self.noise_model.radius(p, dimensions) for p in lower], dtype=torch.float64)
         radius = just_below(radius.to(x.device))  # the theorem is of the open ball
         # Rounding to a grid shrinks radii, but no class: at the image itself that of more than half wins.
@@ -138,7 +148,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         if not self.finds_radii:
             radius = torch.full_like(radius, threat.eps).masked_fill(radius < threat.eps, 0)
         samples = torch.tensor(spent, device=x.device) + self.n0
-        return Findings(radius, candidate, samples=samples, abstained=abstained)
+        return Findings(radius, candidate, error, samples=samples, abstained=abstained)
 
     def _check(self, threat: Threat, dimensions: int) -> None:
         """Refuse what cannot certify anything."""
@@ -161,8 +171,8 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
 
     def _sequential(
         self, voter: Voter, candidate: Tensor, y: Tensor, threat: Threat, tell: Tell
-    ) -> tuple[list[float], list[int]]:
-        """The lower bound of each probability, and the samples it took.
+    ) -> tuple[list[float], list[int], list[bool]]:
+        """The lower bound of each probability, the samples it took, and whether some logits were NaN or inf.
 
         Chunks are judged in their order one by one, so that the answer does not depend on how examples are
         packed into batches.
@@ -172,7 +182,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         # Of a wrong class it is asked only whether it wins.
         wanted, candidates = [p_eps if hit else None for hit in (candidate == y).tolist()], candidate.tolist()
         hits, spent, number = [0] * len(candidates), [0] * len(candidates), [0] * len(candidates)
-        lower = [0.0] * len(candidates)
+        lower, broken = [0.0] * len(candidates), [False] * len(candidates)
         pending = list(range(len(candidates)))
         while pending:
             chosen = pending[: voter.tasks]
@@ -185,19 +195,22 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
             ]
             votes = voter.votes(tasks, salt=1)
             own = torch.tensor([candidates[task.example] for task in tasks], device=votes.device)
-            agreeing = (votes == own[:, None]).sum(1).tolist()
+            agreeing, valid = (votes == own[:, None]).sum(1).tolist(), (votes >= 0).sum(1).tolist()
             done = set()
-            for task, agree in zip(tasks, agreeing, strict=True):
+            for task, agree, some in zip(tasks, agreeing, valid, strict=True):
                 i = task.example
                 if i in done:
                     continue
                 hits[i], spent[i], number[i] = hits[i] + agree, spent[i] + task.count, number[i] + 1
-                if self._decided(hits[i], spent[i], wanted[i]):
+                broken[i] = some < task.count
+                if broken[i]:
+                    done.add(i)
+                elif self._decided(hits[i], spent[i], wanted[i]):
                     lower[i] = anytime_lower(hits[i], spent[i], self.alpha)
                     done.add(i)
             pending = [i for i in pending if i not in done]
             tell(len(pending), sum(spent))
-        return lower, spent
+        return lower, spent, broken
 
     def _decided(self, k: int, n: int, wanted: float | None) -> bool:
         """Whether sampling may end: it is decided if the class wins, and what is wanted of its probability.
@@ -229,7 +242,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
 
 def _classes(model: nn.Module, x: Tensor, y: Tensor) -> int:
     """How many the network tells apart; every label must be one of them."""
-    logits = predict(model, x[:1])
+    logits = predict(model, x[:1]).nan_to_num()
     check_logits(logits.expand(len(y), -1) if logits.dim() == 2 else logits, y)
     return int(logits.shape[1])
 
@@ -256,4 +269,5 @@ class PlugInSmoothing(_Smoothing, name="plug-in"):
             raise ValueError(f"gaussian noise certifies l2, the threat is {threat}")
         voter, classes = Voter(model, x, self.noise_model, seed, batch_size), _classes(model, x, y)
         counts = voter.counts(self.n, classes, 1, lambda left: tell(left, (len(x) - left) * self.n))
-        return Findings(plug_in_radius(counts, y, self.sigma).clamp(min=0), counts.argmax(1))
+        radius = plug_in_radius(counts, y, self.sigma).clamp(min=0)
+        return Findings(radius, counts.argmax(1), counts.sum(1) < self.n)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from holdfast.inference import check_logits, mix_seed
 
+FARTHEST = 8.6
+"""Standard deviations that no Gaussian draw exceeds, made as it is of at most 53 random bits."""
 CHUNK = 64
 """Samples of an example that are drawn together; what is drawn depends on seed, example and their number only."""
 
@@ -42,8 +44,24 @@ class VoteNoise:
         """Rounded; differentiated as if it were not."""
         if self.grid_bits is None:
             return x
-        rounded = (x.detach() * 2**self.grid_bits).round() / 2**self.grid_bits
-        return rounded + (x - x.detach())
+        rounded = (x.detach() * 2**self.grid_bits).round_().mul_(2.0**-self.grid_bits)
+        return rounded + (x - x.detach()) if x.requires_grad else rounded
+
+    def check_sums(self, x: Tensor) -> None:
+        """Refuse a grid so fine that this type cannot hold every sum of an input and noise on it.
+
+        Raises:
+            ValueError: with the finest grid that will do.
+        """
+        if self.grid_bits is None or not x.numel():
+            return
+        reach = x.abs().max().item() + self.sigma * (FARTHEST if self.kind == "gaussian" else math.sqrt(3))
+        finest = math.floor(math.log2(2 / torch.finfo(x.dtype).eps / reach))
+        if self.grid_bits > finest:
+            raise ValueError(
+                f"noisy inputs reach {reach:.3g}, where {x.dtype} holds no multiples of 2^-{self.grid_bits}: "
+                f"expected grid_bits of at most {finest}, or none"
+            )
 
     def radius(self, p: float, dimensions: int) -> float:
         """Within which a class of probability at least p stays the winner; 0 for p ≤ ½."""
@@ -83,20 +101,24 @@ class Voter:
     """Draws noisy copies of examples and counts the classes that the network gives them."""
 
     def __init__(self, model: nn.Module, x: Tensor, noise: VoteNoise, seed: int, batch_size: int) -> None:
+        noise.check_sums(x)
         self.model, self.x, self.noise, self.seed = model, noise.on_grid(x), noise, seed
         self.tasks = max(1, batch_size // CHUNK)
         """In a forward pass: of whichever examples are pending."""
 
     def votes(self, tasks: Sequence[Task], salt: int) -> Tensor:
-        """The classes of the samples, (tasks, CHUNK), −1 beyond a task's count; one forward pass."""
+        """The classes of the samples, (tasks, CHUNK); one forward pass.
+
+        −1 beyond a task's count, and where logits are NaN or inf: such a sample is for no class.
+        """
         draws = [
             self.noise.draw(self.x[task.example], mix_seed(self.seed, task.example, task.number, salt))
             for task in tasks
         ]
         copies = torch.cat([self.x[task.example] + draw for task, draw in zip(tasks, draws, strict=True)])
         logits = self.model(copies)
-        check_logits(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
-        classes = logits.argmax(1).view(len(tasks), CHUNK)
+        check_logits(logits.nan_to_num(), torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+        classes = logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1).view(len(tasks), CHUNK)
         counts = torch.tensor([task.count for task in tasks], device=classes.device)
         beyond = torch.arange(CHUNK, device=classes.device) >= counts[:, None]
         return classes.masked_fill(beyond, -1)
@@ -105,6 +127,8 @@ class Voter:
         self, samples: int, classes: int, salt: int, progress: Callable[[int], None] = lambda left: None
     ) -> Tensor:
         """Votes for each class in so many samples of every example, (N, K) int64; nothing leaves the device.
+
+        They are fewer than the samples where some logits are NaN or inf.
 
         Args:
             progress: told how many examples are left.
@@ -117,7 +141,7 @@ class Voter:
         )
         while part := list(islice(tasks, self.tasks)):
             rows = torch.tensor([task.example for task in part], device=found.device)
-            votes = self.votes(part, salt) + 1  # what is beyond the count falls into column 0
+            votes = self.votes(part, salt) + 1  # what is for no class falls into column 0
             of_task = torch.nn.functional.one_hot(votes, classes + 1).sum(1)
             found.index_add_(0, rows, of_task)
             progress(len(self.x) - part[-1].example)

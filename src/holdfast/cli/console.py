@@ -173,6 +173,8 @@ def print_run(run: Run) -> None:
     for name, spent in result.get("sampling", {}).items():
         text = f"{name}: {spent['samples']:.0f} samples per image, at most {spent['n0'] + spent['n']}"
         text += f", α {spent['alpha']:g}, abstained {percent(spent['abstained'])}"
+        bits = spent.get("grid_bits")
+        text += f", noise on a grid of 2^-{bits}" if bits else ", rounded noise taken for real"
         Console(highlight=False, markup=False).print(text)
     if radii := result.get("certified_at"):
         columns = list(next(iter(radii.values())))

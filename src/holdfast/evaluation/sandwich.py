@@ -29,7 +29,16 @@ from holdfast.evaluation.sanity import (
 )
 from holdfast.evaluation.subject import common_subject
 from holdfast.evaluation.summary import summarise
-from holdfast.inference import check_inputs, check_logits, device_of, fingerprint, frozen_eval, mix_seed, predict
+from holdfast.inference import (
+    check_inputs,
+    check_logits,
+    device_of,
+    fingerprint,
+    frozen_eval,
+    mix_seed,
+    plain_arithmetic,
+    predict,
+)
 from holdfast.threat import Threat
 
 
@@ -174,7 +183,7 @@ class _Making:
     def certify(self, certifiers: dict[str, Certifier], radii: Sequence[float]) -> None:
         """What the classifier answers, and what is certified of it."""
         self.subject = common_subject(self.model, list(certifiers.values()))
-        with self._timed("standard"), frozen_eval(self.model):
+        with self._timed("standard"), frozen_eval(self.model), plain_arithmetic(self.x.device):
             logits = predict(self.model, self.x, self.batch_size)
             check_logits(logits, self.y)
         certificates = {name: self._certificate(name, one) for name, one in certifiers.items()}

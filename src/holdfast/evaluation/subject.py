@@ -70,7 +70,9 @@ class SmoothedSubject(Subject):
         prediction, correct = torch.full_like(y, -1), torch.zeros_like(y, dtype=torch.bool)
         sampled = [one for one in certificates if one.guarantee != "estimate"]
         for one in sampled or certificates:
-            own = one.prediction if one.abstained is None else one.prediction.masked_fill(one.abstained, -1)
+            error = torch.tensor([word == "error" for word in one.status], device=y.device)
+            unsure = error if one.abstained is None else error | one.abstained
+            own = one.prediction.masked_fill(unsure, -1)
             prediction = torch.where(prediction < 0, own, prediction)
             correct |= own == y
         prediction = torch.where(correct, y, prediction)  # where two certificates are sure of different classes

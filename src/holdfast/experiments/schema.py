@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
-SCHEMA = 2
+SCHEMA = 3
 """1: version 0.1, whole recipes in ``experiment.yaml``, beside the result of the one evaluation. 2: settings that
-are not the defaults in ``recipe.yaml``, evaluations in folders of their own."""
+are not the defaults in ``recipe.yaml``, evaluations in folders of their own. 3: smoothing draws its noise on a grid
+(``grid_bits``); certificates account for their own rounding, and an attack's successes for that of the network."""
 TRAINS_ALIKE_SINCE = 2
 """The schema since which equal settings give equal weights."""
-ANSWERS_ALIKE_SINCE = 2
+ANSWERS_ALIKE_SINCE = 3
 """The schema since which equal settings give equal evaluations."""
 
 
@@ -25,7 +26,15 @@ def _from_1(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe
 
 
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+def _from_2(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Noise was drawn off the grid."""
+    for certifier in (recipe.get("evaluation") or {}).get("certifiers") or ():
+        if certifier["name"] in ("smoothing", "plug-in"):
+            certifier.setdefault("grid_bits", None)
+    return recipe
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
 """From each earlier form to the next."""
 
 

@@ -162,9 +162,11 @@ def frequency_response(kernel: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def _gram_spectrum(matrices: Tensor) -> Tensor:
-    """Squared singular values of each matrix, the smaller side's count, ascending."""
+    """Squared singular values of each matrix, the smaller side's count, ascending; NaN where they overflow."""
     tall = matrices.shape[-2] >= matrices.shape[-1]
-    return torch.linalg.eigvalsh(matrices.mH @ matrices if tall else matrices @ matrices.mH)
+    gram = matrices.mH @ matrices if tall else matrices @ matrices.mH
+    finite = gram.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
+    return torch.linalg.eigvalsh(gram.where(finite, 0)).where(finite[..., 0], torch.nan)
 
 
 def _gram_error(matrices: Tensor) -> Tensor:
