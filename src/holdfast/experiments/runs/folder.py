@@ -198,9 +198,19 @@ class Run:
             settings: all of it, with what is the default today, for whoever lists runs.
         """
         remove_leftovers(self.path)
+        self._write_recipe(recipe)
+        write_json(self.path / "environment.json", {**environment(device), "settings": settings})
+
+    def describe(self, experiment: Experiment) -> None:
+        """Write what a finished evaluation was asked by now; what it was made with stays."""
+        path = self.path / "environment.json"
+        known = json.loads(path.read_text("utf-8"))
+        write_json(path, {**known, "settings": experiment.model_dump(mode="json")})
+        self._write_recipe(experiment.evaluation_recipe())
+
+    def _write_recipe(self, recipe: dict[str, Any]) -> None:
         text = yaml.safe_dump({"schema": SCHEMA, **recipe}, sort_keys=False, allow_unicode=True)
         write_text(self.path / RECIPE, text)
-        write_json(self.path / "environment.json", {**environment(device), "settings": settings})
 
     def evaluation(self, experiment: Experiment) -> Run:
         """The evaluation of this training that the recipe asks for, whether it is there or not."""
@@ -277,6 +287,19 @@ class Run:
                 probabilities=before.numpy(),
                 probabilities_adv=after.numpy(),
             )
+
+    def read_adversarial(self, name: str) -> Tensor:
+        """The images that ``write_adversarial`` wrote.
+
+        Raises:
+            FileNotFoundError, ValueError: they are not there, or damaged.
+        """
+        path = self.path / "adversarial" / f"{name}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return torch.from_numpy(file["x_adv"])
+        except (EOFError, KeyError, zipfile.BadZipFile) as fault:
+            raise ValueError(f"{path} cannot be read: {fault}") from fault
 
     @property
     def pieces(self) -> Pieces:
