@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from holdfast.inference import eval_mode, mix_seed, own_inputs, rehearse
 from holdfast.objectives import Objective, Progress
 from holdfast.threat import Threat
 from holdfast.training import Observer, Reporter, fit
+from holdfast.training.checkpoint import Checkpoint
+from holdfast.training.stretches import by_process
 
 VALIDATION_ATTACK = PGD(steps=10)
 """The attack of the progress line; the evaluation's own attacks are for the last line."""
@@ -135,6 +137,9 @@ def _fit(
                 run.clear()
             run.begin(experiment.training_recipe(), experiment.model_dump(mode="json"), engine.device)
             reporter.begin(run.path)
+            divided = by_process(model, experiment.objective, experiment.training)
+            for words in _told_of_processes(checkpoint, engine.processes, divided):
+                reporter.stage(words)
             for tracker in followers:
                 tracker.begin(run.path, experiment.model_dump(mode="json"))
         engine.launch()
@@ -172,9 +177,19 @@ def _fit(
             for one in experiment.analysis:
                 if (table := one.table(history)) is not None:
                     run.write_table(one.name, table)
+            run.end_training()
             run.write_model(model, shape, num_classes)
         engine.wait()
         return model
+
+
+def _told_of_processes(checkpoint: Checkpoint | None, processes: int, divided: list[str]) -> Iterator[str]:
+    """What their number changes, where several train or another number went before."""
+    earlier = [one["processes"] for one in checkpoint.stretches] if checkpoint else []
+    if earlier and earlier[-1] != processes:
+        yield f"goes on with {processes} process{'es' * (processes > 1)} where {earlier[-1]} trained so far"
+    if divided and max(processes, *earlier, 1) > 1:
+        yield f"warning: {', '.join(divided)} by process: the numbers depend on how many processes train"
 
 
 def _observers(experiment: Experiment, model: nn.Module) -> list[Observer]:
