@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from holdfast.attacks import AttackResult
-from holdfast.component import explain, nearest
+from holdfast.component import explain
 from holdfast.experiments.recipes.experiment import Experiment
+from holdfast.experiments.records.find import evaluations, find_folder, trainings
 from holdfast.experiments.records.record import EVALUATIONS, FAILED, OLD_RECIPE, RECIPE
 from holdfast.experiments.runs import untrained
 from holdfast.experiments.runs.environment import environment
@@ -343,31 +344,17 @@ def find_run(name: str | Path, runs: Path) -> Run:
     Raises:
         FileNotFoundError: there is none, or several begin so.
     """
-    if (Path(name) / RECIPE).is_file() or (Path(name) / OLD_RECIPE).is_file():
-        return Run(Path(name))
-    known = {run.path.name: run for run in [*all_evaluations(runs), *all_runs(runs)]}
-    matching = [folder for folder in known if folder.startswith(str(name))]
-    if len(matching) == 1:
-        return known[matching[0]]
-    if matching:
-        raise FileNotFoundError(f"{len(matching)} runs begin with {str(name)!r}: {', '.join(sorted(matching))}")
-    hint = f"; {nearest(name, known)}" if known else ""
-    raise FileNotFoundError(f"{str(name)!r} is not a run folder, nor the name of one in {runs}{hint}")
+    return Run(find_folder(name, runs))
 
 
 def all_runs(runs: Path) -> list[Run]:
     """Every training in a folder of runs, and every model that was evaluated without one, oldest first."""
-    return _folders(runs, "*")
+    return [Run(path) for path in trainings(runs)]
 
 
 def all_evaluations(runs: Path) -> list[Run]:
     """Every evaluation below them that has a folder of its own, oldest first."""
-    return _folders(runs, f"*/{EVALUATIONS}/*")
-
-
-def _folders(runs: Path, pattern: str) -> list[Run]:
-    files = [path for name in (RECIPE, OLD_RECIPE) for path in runs.glob(f"{pattern}/{name}")]
-    return [Run(path.parent) for path in sorted(files, key=lambda path: path.stat().st_mtime)]
+    return [Run(path) for path in evaluations(runs)]
 
 
 def _read_recipe(folder: Path) -> dict[str, Any]:
