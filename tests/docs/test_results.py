@@ -120,7 +120,7 @@ tables:
   small:
     seeds: [0, 1]
     commands:
-      - >-
+      - &train >-
         holdfast train digits "objective={name: {objective}}" "model={name: mlp, hidden: [8]}" seed={seed}
         training.epochs=1 training.validation_examples=20 evaluation.examples=40 evaluation.train_examples=0
         evaluation.lipschitz_examples=0 evaluation.curve_points=0 "evaluation.attacks=[{name: pgd, steps: 1}]"
@@ -130,6 +130,10 @@ tables:
     commands: [holdfast train digits --rusn nowhere]
     columns: {standard: "{standard}"}
     rows: [{}]
+  elsewhere:
+    commands: [*train, "holdfast evaluate {run} --threat {asked} evaluation.examples=20"]
+    columns: {threat: "{threat}", standard: "{standard|.4f}"}
+    rows: [{objective: cross-entropy, asked: "linf:0.05"}]
 figures: {}
 """
 BEFORE = """# Numbers
@@ -145,6 +149,9 @@ In between.
 <!-- table small -->
 old
 <!-- end -->
+<!-- table elsewhere -->
+older
+<!-- end -->
 After.
 """
 
@@ -157,13 +164,63 @@ def test_a_table_is_what_the_runs_say_and_what_fails_stays(tmp_path: Path, monke
     listed = yaml.safe_load(SMALL)
     (left,) = results.remake(listed, page, tmp_path)
     assert left.startswith("table absent is left as it is: exit code 2 of holdfast train digits --rusn nowhere")
-    found = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/evaluations/*/result.json")]
-    assert len(found) == 2
+    all_found = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/evaluations/*/result.json")]
+    found = [result for result in all_found if result["threat"] == "linf:0.1"]
+    assert (len(found), len(all_found)) == (2, 3)
     standard = sum(result["standard"] for result in found) / 2
     attacked = sum(result["attacked"]["pgd"] for result in found) / 2
     row = f"| `cross-entropy` | {100 * standard:.1f} % | {100 * attacked:.2f} | 0.1 |"
     table = f"| loss | standard | PGD | eps |\n| --- | --- | --- | --- |\n{row}"
-    assert page.read_text() == BEFORE.replace("old", table)
+    (other,) = (result for result in all_found if result["threat"] == "linf:0.05")
+    below = f"| threat | standard |\n| --- | --- |\n| linf:0.05 | {other['standard']:.4f} |"
+    assert page.read_text() == BEFORE.replace("older", below).replace("old\n", f"{table}\n")
+
+
+def test_of_a_study_and_an_analysis_the_lines_that_a_row_chooses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "table.csv").write_text(
+        "points,method,seeds,train MSE\n40,natural,1,0.0043\n40,llr,1,–\n3,llr,1,1\n"
+    )
+    monkeypatch.setattr(results, "run", lambda command: tmp_path)
+    entry = {
+        "commands": ["holdfast study staircase"],
+        "columns": {"": "{points} {label}", "MSE": "{train MSE}", "%": "{train MSE|.1f %}"},
+        "rows": [{"where": {"method": "llr", "label": 1}, "label": "LLR"}],
+    }
+    assert results.make_table(entry)[2:] == ["| 40 LLR | – | – |", "| 3 LLR | 1.0 | 1.0 % |"]
+    (tmp_path / "table.csv").write_text("part,distance,right\ntrain,0.5,True\ntest,0.25,True\ntest,0.75,False\n")
+    values = results.measured(tmp_path, {"where": {"part": "test"}})
+    names = (
+        "table.distance.sum",
+        "table.distance.min",
+        "table.distance.mean",
+        "table.right.sum",
+        "table.right.mean",
+    )
+    assert [values[name] for name in names] == [1, 0.25, 0.5, 1, 0.5]
+
+
+def test_a_figure_is_what_its_last_command_drew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+
+    def run(command: str) -> Path:
+        done.append(command)
+        folder = tmp_path / f"run{len(done)}"
+        folder.mkdir()
+        (folder / "curves.png").write_bytes(b"picture %d" % len(done))
+        return folder
+
+    monkeypatch.setattr(results, "run", run)
+    entry = {
+        "objective": "{name: trades, steps: 5}",
+        "commands": ['train "{objective}" seed=0', "train seed=1", "analyze {run} --with {run1}"],
+        "file": "curves.png",
+    }
+    assert results.remake({"tables": {}, "figures": {"trades": entry}}, tmp_path / "page.md", tmp_path) == []
+    assert done[0] == 'train "{name: trades, steps: 5}" seed=0'
+    assert done[2] == f"analyze {tmp_path}/run2 --with {tmp_path}/run1"
+    assert (tmp_path / "trades.png").read_bytes() == b"picture 3"
 
 
 @pytest.mark.parametrize(
