@@ -81,13 +81,16 @@ def cell(text: str, words: Words, values: Words) -> str:
 
 
 def write(value: Any, form: str) -> str:
-    """A number in a format of Python's; ``.1p`` is ``.1%`` without the sign, ``.1f %`` has it behind per cents."""
+    """A number in a format of Python's, or ``.1p`` (``.1%`` without the sign), ``.1f %`` (of per cents) or ``.1f°`` (of
+    radians)."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return NONE
     if form.endswith("p"):
         return f"{100 * value:{form[:-1]}f}"
     if form.endswith(" %"):
         return f"{value:{form[:-2]}} %"
+    if form.endswith("°"):
+        return f"{math.degrees(value):{form[:-1]}}°"
     return f"{value:{form}}".replace("%", " %") if form else f"{value}"
 
 

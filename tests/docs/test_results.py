@@ -229,6 +229,7 @@ def test_a_figure_is_what_its_last_command_drew(tmp_path: Path, monkeypatch: pyt
         (0.9751, ".1%", "97.5 %"),
         (0.9751, ".2p", "97.51"),
         (97.5, ".1f %", "97.5 %"),
+        (0.5, ".1f°", "28.6°"),
         (None, ".1f %", "–"),
         (float("nan"), ".1%", "–"),
         (16000, "", "16000"),
