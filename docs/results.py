@@ -81,8 +81,8 @@ def cell(text: str, words: Words, values: Words) -> str:
 
 
 def write(value: Any, form: str) -> str:
-    """A number in a format of Python's, or ``.1p`` (``.1%`` without the sign), ``.1f %`` (of per cents) or ``.1f°`` (of
-    radians)."""
+    """A number in a format of Python's; also ``.1p``: ``.1%`` without the sign, ``.1f %``: per cents, ``.1f°``:
+    radians."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return NONE
     if form.endswith("p"):
