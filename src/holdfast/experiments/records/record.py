@@ -73,10 +73,10 @@ def read_records(runs: Path, of: str = "trainings") -> list[Record]:
     found = []
     for folder, below, files in os.walk(runs):
         path = Path(folder)
-        if file := _recipe_file(path):
+        if file := recipe_file(path):
             below.clear()
             parts = evaluations_of(path) if of == "evaluations" else [path]
-            found += [(((_recipe_file(one) or file).stat().st_mtime), read_record(one, of)) for one in parts]
+            found += [(((recipe_file(one) or file).stat().st_mtime), read_record(one, of)) for one in parts]
             continue
         below[:] = sorted(name for name in below if not name.startswith("."))
         texts = [path / name for name in sorted(files) if name.endswith(".yaml")]
@@ -88,7 +88,7 @@ def read_records(runs: Path, of: str = "trainings") -> list[Record]:
 def evaluations_of(training: Path) -> list[Path]:
     """The folders of a training's evaluations, oldest first; of one of version 0.1 the training's own is the
     first."""
-    below = [path for path in (training / EVALUATIONS).glob("*") if _recipe_file(path)]
+    below = [path for path in (training / EVALUATIONS).glob("*") if recipe_file(path)]
     below.sort(key=lambda path: path.stat().st_mtime)
     return [*([training] if (training / OLD_RECIPE).is_file() else []), *below]
 
@@ -113,7 +113,14 @@ def read_record(path: Path, of: str = "trainings") -> Record:
         recipe, settings = _recipe_of(training, last)
     except (OSError, ValueError, yaml.YAMLError) as fault:
         return Record(path, "damaged", {"fault": " ".join(str(fault).split())})
-    values = flatten(settings) | flatten(result or {}) | history_values(training)
+    values = named(settings, result or {}) | history_values(training)
+    values |= {"training": training.name, "evaluations": len(evaluations_of(training))}
+    return Record(path, state_of(path, result), values, recipe, last)
+
+
+def named(settings: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings and results by dotted names, and by the short ones that ``read_records`` tells of."""
+    values = flatten(settings) | flatten(result)
     for key in [key for key in values if key.endswith(".name")]:
         values.setdefault(key.removesuffix(".name"), short_name(str(values[key])) or values[key])
     if values.get("model") == "factory" and values.get("model.path"):
@@ -123,8 +130,7 @@ def read_record(path: Path, of: str = "trainings") -> Record:
     for name, key in (("gap", "standard"), ("attacked_gap", "bracket.attacked")):
         if values.get(f"train.{key}") is not None and values.get(key) is not None:
             values[name] = values[f"train.{key}"] - values[key]
-    values |= {"training": training.name, "evaluations": len(evaluations_of(training))}
-    return Record(path, state_of(path, result), values, recipe, last)
+    return values
 
 
 def state_of(path: Path, result: object) -> Status:
@@ -141,7 +147,8 @@ def state_of(path: Path, result: object) -> Status:
     return "failed" if any((one / FAILED).is_file() for one in parts) else "cut off"
 
 
-def _recipe_file(folder: Path) -> Path | None:
+def recipe_file(folder: Path) -> Path | None:
+    """What says that a folder is a run, and of what; None where it is none."""
     for name in (RECIPE, OLD_RECIPE):
         if (folder / name).is_file():
             return folder / name
@@ -154,7 +161,7 @@ def _stored(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it holds none.
     """
-    file = _recipe_file(folder) or folder / RECIPE
+    file = recipe_file(folder) or folder / RECIPE
     found = yaml.load(file.read_text("utf-8"), _YAML)
     if not isinstance(found, Mapping) or not isinstance(found.get("data"), Mapping):
         raise ValueError(f"{file} holds no recipe")

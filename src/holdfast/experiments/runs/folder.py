@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
-import re
 import shutil
-import subprocess
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib import metadata
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -28,8 +23,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from holdfast.attacks import AttackResult
-from holdfast.component import explain, nearest
+from holdfast.component import explain
 from holdfast.experiments.recipes.experiment import Experiment
+from holdfast.experiments.records.find import evaluations, find_folder, trainings
 from holdfast.experiments.records.record import (
     EVALUATIONS,
     FAILED,
@@ -40,12 +36,12 @@ from holdfast.experiments.records.record import (
     history_values,
 )
 from holdfast.experiments.runs import untrained
+from holdfast.experiments.runs.environment import environment
 from holdfast.experiments.schema import SCHEMA, schema_of, upgrade
 from holdfast.files import claimed, empty, remove_leftovers, whole_file, write_bytes, write_json, write_text
 from holdfast.models.model import Shape
 from holdfast.models.weights import refuse_misfits
 from holdfast.training.checkpoint import Checkpoint
-from holdfast.training.stretches import device_name
 
 
 @dataclass(frozen=True)
@@ -398,31 +394,17 @@ def find_run(name: str | Path, runs: Path) -> Run:
     Raises:
         FileNotFoundError: there is none, or several begin so.
     """
-    if (Path(name) / RECIPE).is_file() or (Path(name) / OLD_RECIPE).is_file():
-        return Run(Path(name))
-    known = {run.path.name: run for run in [*all_evaluations(runs), *all_runs(runs)]}
-    matching = [folder for folder in known if folder.startswith(str(name))]
-    if len(matching) == 1:
-        return known[matching[0]]
-    if matching:
-        raise FileNotFoundError(f"{len(matching)} runs begin with {str(name)!r}: {', '.join(sorted(matching))}")
-    hint = f"; {nearest(name, known)}" if known else ""
-    raise FileNotFoundError(f"{str(name)!r} is not a run folder, nor the name of one in {runs}{hint}")
+    return Run(find_folder(name, runs))
 
 
 def all_runs(runs: Path) -> list[Run]:
     """Every training in a folder of runs, and every model that was evaluated without one, oldest first."""
-    return _folders(runs, "*")
+    return [Run(path) for path in trainings(runs)]
 
 
 def all_evaluations(runs: Path) -> list[Run]:
     """Every evaluation below them that has a folder of its own, oldest first."""
-    return _folders(runs, f"*/{EVALUATIONS}/*")
-
-
-def _folders(runs: Path, pattern: str) -> list[Run]:
-    files = [path for name in (RECIPE, OLD_RECIPE) for path in runs.glob(f"{pattern}/{name}")]
-    return [Run(path.parent) for path in sorted(files, key=lambda path: path.stat().st_mtime)]
+    return [Run(path) for path in evaluations(runs)]
 
 
 def _read_recipe(folder: Path) -> dict[str, Any]:
@@ -439,49 +421,3 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path.name} holds no recipe")
     return found
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and state of the code that a result belongs to."""
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": installed(),
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads()},
-        "cpus": os.cpu_count(),
-        **_commit(Path(__file__)),
-    }
-
-
-def installed() -> dict[str, str]:
-    """Every installed distribution by its name, and its version; of several of one name the first on the path."""
-    found: dict[str, str] = {}
-    for distribution in metadata.distributions():  # in the order of the search path
-        name, version = distribution.metadata["Name"], distribution.version
-        if name and version:  # neither where a folder of metadata is damaged
-            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
-    return dict(sorted(found.items()))
-
-
-def _commit(file: Path) -> dict[str, Any]:
-    """The commit of the checkout that the code runs from, and whether it was changed.
-
-    None where the code is installed: the repository that a virtual environment lies in is another's.
-    """
-    ours = _git(file.parent, "ls-files", "--error-unmatch", file.name) is not None
-    return {
-        "git": _git(file.parent, "rev-parse", "HEAD") if ours else None,
-        "git_changed": ours and bool(_git(file.parent, "status", "--porcelain")),
-    }
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says in a folder; None where it says no."""
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
