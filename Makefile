@@ -7,7 +7,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-lowest test-wheel test-ray docs format clean
+.PHONY: demo test test-lowest test-wheel test-ray docs results format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/holdfast train digits
@@ -48,6 +48,10 @@ test-ray: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/build.py
+
+# Every table and figure of docs/results.md anew; ONLY=digits makes those whose name begins so. Reuses what is trained.
+results: $(VENV)/.installed
+	$(BIN)/python docs/results.py $(ONLY)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

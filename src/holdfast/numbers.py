@@ -50,12 +50,17 @@ class Mean(NamedTuple):
         """
         if np.isnan(self.value):
             return NONE
-        scale = 100 if is_share(key) or is_difference(key) else 1
+        scale = scale_of(key)
         form, form_half = (".2f", ".2f") if scale == 100 else (".4g", ".2g")
         text = f"{scale * self.value:{form}}"
         if not np.isnan(self.half):
             text += f" ± {scale * self.half:{form_half}}"
         return f"{text} (n={self.n})" if self.n != seeds or leaves_range(key, *self[:2]) else text
+
+
+def scale_of(key: str) -> int:
+    """100 for what is shown in per cent, 1 for any other number."""
+    return 100 if is_share(key) or is_difference(key) else 1
 
 
 def is_share(key: str) -> bool:

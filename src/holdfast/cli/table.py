@@ -28,25 +28,14 @@ def table(
     """
     with answer_for() as progress:
         from holdfast.experiments.records.defences import cells, defence_table, latex
-        from holdfast.experiments.runs.folder import all_evaluations, all_runs, find_run
-        from holdfast.foreign import no_imports
+        from holdfast.experiments.records.find import find_folder
+        from holdfast.experiments.records.record import read_record, read_records
 
-        chosen = (
-            [find_run(name, runs) for name in names]
-            if names
-            else all_evaluations(runs)
-            if of == "evaluations"
-            else all_runs(runs)
-        )
-        readable = []
-        for run in chosen:
-            try:
-                with no_imports():  # looking at a folder runs no code that it names
-                    if run.finished and run.result and run.experiment:
-                        readable.append(run)
-            except ValueError as fault:  # one damaged run does not hide the others
-                progress.stage(f"left out: {fault}")
-        found = defence_table(readable)
+        records = [read_record(find_folder(name, runs)) for name in names] if names else read_records(runs, of)
+        for one in records:
+            if one.status == "damaged":  # it does not hide the others
+                progress.stage(f"left out: {one.path}: {one.values['fault']}")
+        found = defence_table(records)
         if not len(found):
             raise ValueError(f"there are no finished trainings {'among these' if names else f'in {runs}'}")
         if form is Form.CSV:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from holdfast.experiments.records.comparison import compare
+from holdfast.experiments.records.comparison import compare, labels
 from holdfast.experiments.records.record import Record
 
 
@@ -71,3 +71,13 @@ def test_what_cannot_be_compared_is_told() -> None:
         compare([record(0.8)], y=["standrd"])
     with pytest.raises(ValueError, match="is no number: 'trades'"):
         compare([record(0.8)], y=["objective"])
+
+
+def test_a_label_is_the_name_and_what_tells_namesakes_apart() -> None:
+    inner = {"objective.name": "awp", "objective.objective.name": "trades", "objective.objective": "trades"}
+    records = [
+        record(0.8, objective="trades", **{"objective.beta": 1.0, "objective.steps": 5}),
+        record(0.8, objective="trades", **{"objective.beta": 6.0, "objective.steps": 5}),
+        record(0.8, objective="awp", **inner),
+    ]
+    assert labels(records, "objective") == ["trades(beta=1.0)", "trades(beta=6.0)", "awp"]

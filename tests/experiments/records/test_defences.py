@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,16 @@ from typer.testing import CliRunner
 
 from holdfast.cli import app
 from holdfast.experiments import Run, resolve
-from holdfast.experiments.records.defences import cells, defence_table, latex
+from holdfast.experiments import table as old_table
+from holdfast.experiments.records.defences import COLUMNS, cells, defence_table, latex
+from holdfast.experiments.records.record import Record, read_record
 from holdfast.files import write_text
 
 
-def finished(folder: Path, standard: float, train: float | None, *overrides: str) -> Run:
+def finished(folder: Path, standard: float, train: float | None, *overrides: str) -> Record:
     """A run that says it is finished, with these accuracies, and half as much under attack."""
     experiment = resolve("digits", overrides)
-    run = Run(folder / experiment.identity)
+    path = folder / experiment.identity
     result = {
         "standard": standard,
         "bracket": {"attacked": standard / 2, "certified": None},
@@ -29,9 +33,9 @@ def finished(folder: Path, standard: float, train: float | None, *overrides: str
     }
     if train is not None:
         result["train"] = {"standard": train, "bracket": {"attacked": 0.75}}
-    write_text(run.path / "experiment.yaml", json.dumps(experiment.model_dump(mode="json")))
-    write_text(run.path / "result.json", json.dumps(result))
-    return run
+    write_text(path / "experiment.yaml", json.dumps(experiment.model_dump(mode="json")))
+    write_text(path / "result.json", json.dumps(result))
+    return read_record(path)
 
 
 def test_seeds_make_one_row_with_an_interval(tmp_path: Path) -> None:
@@ -76,15 +80,34 @@ def test_a_mean_over_fewer_seeds_than_the_row_says_over_how_many(tmp_path: Path)
 
 
 def test_a_run_counts_once_and_words_are_escaped(tmp_path: Path) -> None:
-    one = finished(tmp_path, 0.9, 1.0, "objective={name: awp, objective: {name: trades, beta: 1}}")
-    two = finished(tmp_path, 0.8, 1.0, "objective={name: awp, objective: {name: trades, beta: 3}}")
-    again = finished(tmp_path / "elsewhere", 0.7, 1.0, "objective={name: awp, objective: {name: trades, beta: 3}}")
+    one = finished(tmp_path, 0.9, 1.0, "objective={name: awp, objective: {name: trades, step_size: 0.1}}")
+    two = finished(tmp_path, 0.8, 1.0, "objective={name: awp, objective: {name: trades, step_size: 0.2}}")
+    again = finished(
+        tmp_path / "elsewhere", 0.7, 1.0, "objective={name: awp, objective: {name: trades, step_size: 0.2}}"
+    )
     table = defence_table([one, one, two, again])
     assert table["seeds"].tolist() == [1, 1]
     assert table["test"].tolist() == [90, 70]
-    text = latex(table)
-    assert "{'" not in text
-    assert r"step\_size=" in text
+    assert table["defence"].tolist() == ["awp(objective.step_size=0.1)", "awp(objective.step_size=0.2)"]
+    assert r"step\_size=" in latex(table)
+
+
+def test_the_old_name_takes_runs_as_it_did(tmp_path: Path) -> None:
+    records = [
+        finished(tmp_path, 0.90, 1.0, "objective={name: trades, beta: 1}", "seed=0"),
+        finished(tmp_path, 0.94, None, "objective={name: trades, beta: 1}", "seed=1"),
+        finished(tmp_path, 0.80, 0.9, "objective={name: trades, beta: 6}"),
+    ]
+    unfinished = Run(tmp_path / "begun")
+    of_runs = old_table.defence_table([*(Run(one.path) for one in records), unfinished])
+    pd.testing.assert_frame_equal(of_runs, defence_table(records))
+
+
+def test_needs_no_torch() -> None:
+    code = (
+        "import sys, holdfast.experiments.records.defences, holdfast.cli.table; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -95,6 +118,19 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     assert shown.exit_code == 0
     assert "left out" in shown.output
     assert "90.00" in shown.stdout
+
+
+def test_what_several_processes_changed_stands_beside_the_numbers(tmp_path: Path) -> None:
+    one, two = (finished(tmp_path, 0.9, 1.0, f"objective={name}") for name in ("trades", "rst"))
+    assert "note" not in cells(defence_table([one, two]))[0]
+    line = {"stretch": 1, "step": 0, "processes": 4, "by_process": ["BatchNorm"]}
+    (two.path / "history.jsonl").write_text(json.dumps(line) + "\n")
+    two = read_record(two.path)
+    headings, rows = cells(defence_table([one, two]))
+    notes = [row[headings.index("note")] for row in rows]
+    assert notes == ["", "trained by 4 processes: BatchNorm by process"]
+    assert headings[-6:] == [heading for _, heading in COLUMNS.values()]  # the numbers stay where they are
+    assert latex(defence_table([one, two])).count("4 processes") == 1
 
 
 def test_recipes_that_differ_elsewhere_are_told_apart(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_stored_runs_are_listed_with_what_they_reached() -> None:
     digits = records["d8cbca02d61f"].values
     assert (digits["threat"], digits["trained.threat"], digits["schema"]) == ("linf:0.05", "linf:0.1", 1)
     assert digits["objective.kappa"] == 0.5
-    assert len(defence_table(all_runs(STORED))) == 4
+    assert len(defence_table(read_records(STORED))) == 4
 
 
 @pytest.mark.parametrize("name", ["d8cbca02d61f", "13d489a1173f", "4a91bea458ac", "31f9c238f587"])

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from pydantic import BeforeValidator, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.analysis.neural_collapse import Centre, NeuralCollapse, neural_collapse
+from holdfast.analysis.collapse_metrics import Centre, NeuralCollapse
+from holdfast.analysis.neural_collapse import neural_collapse
 from holdfast.analysis.simplex import compare_simplices, leap_matrix, nearest_centre
 from holdfast.experiments.analyses.analysis import Findings, ModelAnalysis, Subject
 from holdfast.experiments.analyses.published_collapse import read_published_collapse

@@ -41,19 +41,17 @@ def compare(
         for one in records
         if all(key in one.values for key in by) and any(one.values.get(key) is not None for key in y)
     ]
-    cells: dict[tuple[str, ...], dict[str, dict[Any, Record]]] = {}
+    cells: dict[tuple[str, ...], list[Record]] = {}
     for one in having:
         cell = tuple(json.dumps(one.values[key], sort_keys=True) for key in by)
-        recipe = json.dumps(one.recipe, sort_keys=True, default=str)
-        seed = one.values.get("seed", one.name)  # of the same experiment the last
-        cells.setdefault(cell, {}).setdefault(recipe, {})[seed] = one
+        cells.setdefault(cell, []).append(one)
     rows = []
     for found in cells.values():
-        groups = [list(group.values()) for group in found.values()]
+        groups = by_recipe(found)
         if len(groups) > 1 and not goal:
             raise ValueError(_differences([group[0] for group in groups], by))
         if goal:
-            known = [(Mean.of([_number(one, goal) for one in group]).value, group) for group in groups]
+            known = [(mean_of(group, goal).value, group) for group in groups]
             ranked = [((-1 if downwards else 1) * value, group) for value, group in known if not np.isnan(value)]
             if not ranked:
                 continue
@@ -62,11 +60,43 @@ def compare(
             group = groups[0]
         row = {key: _as_label(group[0].values[key]) for key in by} | {"seeds": len(group), "run": group[0].name}
         for key in y:
-            mean = Mean.of([_number(one, key) for one in group])
-            row |= {key + part: value for part, value in mean.columns.items()}
+            row |= {key + part: value for part, value in mean_of(group, key).columns.items()}
         rows.append(row)
     parts = [key + part for key in y for part in ("", "_half", "_n")]
     return pd.DataFrame(rows, columns=[*by, "seeds", "run", *parts])
+
+
+def by_recipe(records: Sequence[Record]) -> list[list[Record]]:
+    """Those that differ in nothing but their seed together; of one recipe and seed the last."""
+    groups: dict[str, dict[Any, Record]] = {}
+    for one in records:
+        recipe = json.dumps(one.recipe, sort_keys=True, default=str)
+        groups.setdefault(recipe, {})[one.values.get("seed", one.name)] = one
+    return [list(group.values()) for group in groups.values()]
+
+
+def mean_of(group: Sequence[Record], key: str) -> Mean:
+    """Of a number, over those that have it.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    return Mean.of([_number(one, key) for one in group])
+
+
+def labels(records: Sequence[Record], component: str) -> list[str]:
+    """What each has for a component, such as ``objective``: its name, and in which settings namesakes differ."""
+    found = []
+    for one in records:
+        namesakes = [other.values for other in records if other.values.get(component) == one.values.get(component)]
+        own = {key: value for key, value in one.values.items() if key.startswith(f"{component}.")}
+        words = [
+            f"{key.removeprefix(f'{component}.')}={_as_label(value)}"
+            for key, value in own.items()
+            if not key.endswith(".name") and any(other.get(key) != value for other in namesakes)
+        ]
+        found.append(str(one.values.get(component)) + (f"({','.join(words)})" if words else ""))
+    return found
 
 
 def _as_label(value: Any) -> Any:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
-import re
 import shutil
-import subprocess
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib import metadata
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +23,20 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from holdfast.attacks import AttackResult
-from holdfast.component import explain, nearest
+from holdfast.component import explain
 from holdfast.experiments.recipes.experiment import Experiment
-from holdfast.experiments.records.record import EVALUATIONS, FAILED, OLD_RECIPE, RECIPE
+from holdfast.experiments.records.find import evaluations, find_folder, trainings
+from holdfast.experiments.records.record import (
+    EVALUATIONS,
+    FAILED,
+    HISTORY,
+    OLD_RECIPE,
+    RECIPE,
+    history_lines,
+    history_values,
+)
 from holdfast.experiments.runs import untrained
+from holdfast.experiments.runs.environment import environment
 from holdfast.experiments.schema import SCHEMA, schema_of, upgrade
 from holdfast.files import claimed, empty, remove_leftovers, whole_file, write_bytes, write_json, write_text
 from holdfast.models.model import Shape
@@ -165,7 +171,19 @@ class Run:
     @property
     def history(self) -> pd.DataFrame:
         """One row per epoch."""
-        return pd.read_json(self.training.path / "history.jsonl", lines=True)
+        epochs, _ = history_lines(self.training.path)
+        return pd.read_json(StringIO("\n".join(epochs)), lines=True)
+
+    @property
+    def stretches(self) -> list[dict[str, Any]]:
+        """One record for each start and resumption of the training: ``step``, batches before it, ``processes``,
+        ``accelerator``, ``device``, ``by_process``."""
+        return [json.loads(line) for line in history_lines(self.training.path)[1]]
+
+    @property
+    def note(self) -> str:
+        """In words what the number of processes changed; empty where it changed nothing, or nobody trained here."""
+        return str(history_values(self.training.path).get("note", ""))
 
     @property
     def _checkpoint(self) -> Path:
@@ -198,9 +216,24 @@ class Run:
             settings: all of it, with what is the default today, for whoever lists runs.
         """
         remove_leftovers(self.path)
+        self._write_recipe(recipe)
+        write_json(self.path / "environment.json", {**environment(device), "settings": settings})
+
+    def describe(self, experiment: Experiment) -> None:
+        """Write what a finished evaluation was asked by now; what it was made with stays."""
+        path = self.path / "environment.json"
+        known = json.loads(path.read_text("utf-8"))
+        write_json(path, {**known, "settings": experiment.model_dump(mode="json")})
+        self._write_recipe(experiment.evaluation_recipe())
+
+    def _write_recipe(self, recipe: dict[str, Any]) -> None:
         text = yaml.safe_dump({"schema": SCHEMA, **recipe}, sort_keys=False, allow_unicode=True)
         write_text(self.path / RECIPE, text)
-        write_json(self.path / "environment.json", {**environment(device), "settings": settings})
+
+    def end_training(self) -> None:
+        """Write where each stretch of the training ran beside the environment of the last."""
+        path = self.path / "environment.json"
+        write_json(path, {**json.loads(path.read_text("utf-8")), "stretches": self.stretches})
 
     def evaluation(self, experiment: Experiment) -> Run:
         """The evaluation of this training that the recipe asks for, whether it is there or not."""
@@ -242,8 +275,9 @@ class Run:
         if keep_every and not checkpoint.partial and epoch % keep_every == 0:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.items()}
             write_bytes(self.path / "checkpoint" / f"epoch-{epoch:04}.safetensors", save(state))
-        lines = (json.dumps(record) + "\n" for record in checkpoint.history)
-        write_text(self.path / "history.jsonl", "".join(lines))
+        records = [*checkpoint.history, *checkpoint.stretches]
+        records.sort(key=lambda record: (record["step"], "stretch" in record))  # a stretch before its first epoch
+        write_text(self.path / HISTORY, "".join(json.dumps(record) + "\n" for record in records))
 
     def write_examples(self, table: pd.DataFrame, seconds: pd.DataFrame) -> None:
         """The table of the evaluation, and beside it what each example cost the certifiers."""
@@ -277,6 +311,19 @@ class Run:
                 probabilities=before.numpy(),
                 probabilities_adv=after.numpy(),
             )
+
+    def read_adversarial(self, name: str) -> Tensor:
+        """The images that ``write_adversarial`` wrote.
+
+        Raises:
+            FileNotFoundError, ValueError: they are not there, or damaged.
+        """
+        path = self.path / "adversarial" / f"{name}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return torch.from_numpy(file["x_adv"])
+        except (EOFError, KeyError, zipfile.BadZipFile) as fault:
+            raise ValueError(f"{path} cannot be read: {fault}") from fault
 
     @property
     def pieces(self) -> Pieces:
@@ -347,31 +394,17 @@ def find_run(name: str | Path, runs: Path) -> Run:
     Raises:
         FileNotFoundError: there is none, or several begin so.
     """
-    if (Path(name) / RECIPE).is_file() or (Path(name) / OLD_RECIPE).is_file():
-        return Run(Path(name))
-    known = {run.path.name: run for run in [*all_evaluations(runs), *all_runs(runs)]}
-    matching = [folder for folder in known if folder.startswith(str(name))]
-    if len(matching) == 1:
-        return known[matching[0]]
-    if matching:
-        raise FileNotFoundError(f"{len(matching)} runs begin with {str(name)!r}: {', '.join(sorted(matching))}")
-    hint = f"; {nearest(name, known)}" if known else ""
-    raise FileNotFoundError(f"{str(name)!r} is not a run folder, nor the name of one in {runs}{hint}")
+    return Run(find_folder(name, runs))
 
 
 def all_runs(runs: Path) -> list[Run]:
     """Every training in a folder of runs, and every model that was evaluated without one, oldest first."""
-    return _folders(runs, "*")
+    return [Run(path) for path in trainings(runs)]
 
 
 def all_evaluations(runs: Path) -> list[Run]:
     """Every evaluation below them that has a folder of its own, oldest first."""
-    return _folders(runs, f"*/{EVALUATIONS}/*")
-
-
-def _folders(runs: Path, pattern: str) -> list[Run]:
-    files = [path for name in (RECIPE, OLD_RECIPE) for path in runs.glob(f"{pattern}/{name}")]
-    return [Run(path.parent) for path in sorted(files, key=lambda path: path.stat().st_mtime)]
+    return [Run(path) for path in evaluations(runs)]
 
 
 def _read_recipe(folder: Path) -> dict[str, Any]:
@@ -388,50 +421,3 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path.name} holds no recipe")
     return found
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and state of the code that a result belongs to."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": installed(),
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "device": {"type": device.type, "name": name or platform.machine(), "threads": torch.get_num_threads()},
-        "cpus": os.cpu_count(),
-        **_commit(Path(__file__)),
-    }
-
-
-def installed() -> dict[str, str]:
-    """Every installed distribution by its name, and its version; of several of one name the first on the path."""
-    found: dict[str, str] = {}
-    for distribution in metadata.distributions():  # in the order of the search path
-        name, version = distribution.metadata["Name"], distribution.version
-        if name and version:  # neither where a folder of metadata is damaged
-            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
-    return dict(sorted(found.items()))
-
-
-def _commit(file: Path) -> dict[str, Any]:
-    """The commit of the checkout that the code runs from, and whether it was changed.
-
-    None where the code is installed: the repository that a virtual environment lies in is another's.
-    """
-    ours = _git(file.parent, "ls-files", "--error-unmatch", file.name) is not None
-    return {
-        "git": _git(file.parent, "rev-parse", "HEAD") if ours else None,
-        "git_changed": ours and bool(_git(file.parent, "status", "--porcelain")),
-    }
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says in a folder; None where it says no."""
-    command = ["git", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
