@@ -60,13 +60,15 @@ class BoundCertifier(Deterministic, name="bounds"):
         return self.radius_search == "always" or (self.radius_search == "cheap" and not expensive)
 
     def prover(self, model: nn.Module, x: Tensor, threat: Threat) -> Callable[[Examples], Findings]:
+        # Of other backends nobody can ask which convolutions they choose; the CPU takes what is theirs.
+        whole = self.float64 == "always" or x.device.type not in ("cpu", "cuda")
         double = cache(partial(self._double, model, x, threat))
 
         def prove(batch: Examples) -> Findings:
             started = time.perf_counter()
-            first = double() if self.float64 == "always" else self._level(model, batch.x, threat)
+            first = double() if whole else self._level(model, batch.x, threat)
             assert first is not None
-            last = double if self.float64 == "undecided" and x.dtype != torch.float64 else None
+            last = double if self.float64 == "undecided" and not whole and x.dtype != torch.float64 else None
             bound = _MarginBound(batch.x, batch.y, threat, first, last)
             bound.spend(started, torch.arange(len(batch.x), device=batch.x.device))
             lowest, stage = bound(torch.full_like(batch.y, threat.eps, dtype=torch.float64), right=batch.right)
@@ -94,7 +96,7 @@ class BoundCertifier(Deterministic, name="bounds"):
             exact, place = in_float64(model, x)
             return self._level(exact, x.to(place), threat)
         except (ValueError, RuntimeError) as fault:  # whatever a foreign forward makes of float64
-            if self.float64 == "always":
+            if self.float64 == "always" or x.device.type not in ("cpu", "cuda"):
                 raise ValueError(f"the network cannot be bounded in float64: {fault}") from fault
             warnings.warn(f"what float32 leaves undecided stays so, without float64: {fault}", stacklevel=2)
             return None

@@ -10,7 +10,7 @@ from holdfast.layers.lipschitz import in_double
 
 def in_float64(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     """The model in float64, and an empty tensor of the type and device that its inputs go to: the CPU, where theirs
-    has no float64.
+    may have no float64.
 
     Raises:
         ValueError: the model cannot be copied.
@@ -21,5 +21,5 @@ def in_float64(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
         double = in_double(model)
     except RuntimeError as fault:  # of deepcopy, about tensors that are no leaves
         raise ValueError(f"{type(model).__name__} cannot be copied to float64: {fault}") from fault
-    device = torch.device("cpu") if x.device.type == "mps" else x.device
+    device = x.device if x.device.type in ("cpu", "cuda") else torch.device("cpu")
     return double.to(device), torch.empty(0, dtype=torch.float64, device=device)
