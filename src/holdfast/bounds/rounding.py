@@ -74,7 +74,8 @@ class Bound(NamedTuple):
 
     lower: Tensor
     slack: Tensor | None = None
-    """By so much, about, exact arithmetic could raise it. None where rounding was not accounted for."""
+    """What was taken in the end; on the way there rounding may have cost some times as much. None where it was not
+    accounted for."""
 
     @property
     def hope(self) -> Tensor:
@@ -87,7 +88,7 @@ class Bound(NamedTuple):
         return Bound(lower, None if self.slack is None else (function(self.hope) - lower) / REACH)
 
 
-REACH = 8
+REACH = 16
 """Times its slack, a bound that lies lower is not asked again in float64: a matter of cost, not of soundness."""
 
 

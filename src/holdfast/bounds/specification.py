@@ -50,7 +50,7 @@ class Rows(NamedTuple):
     interval: Interval
     """(N, M)."""
     slack: Tensor | None
-    """By so much, about, exact arithmetic could raise its lower end."""
+    """Of its lower end (see ``Bound``)."""
 
     @property
     def lower(self) -> Tensor:
@@ -84,7 +84,7 @@ def interval_of_rows(graph: Graph, region: Region, values: dict[int, Interval], 
         return Rows(Interval(centre, radius), None)
     error = tail.error(rows, {source: values[source].size for source in tail.sources}, rounding)
     radius = rounding.up(radius + error) + rounding.gamma(STEPS) * (centre.abs() + radius)
-    return Rows(Interval(centre, radius, rounding), error * len(graph.nodes))
+    return Rows(Interval(centre, radius, rounding), error * len(graph.nodes) / 8)  # every node has widened it
 
 
 def linear_margins(graph: Graph, region: Region, done: Sweep, y: Tensor) -> Bound:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field, PositiveInt
@@ -71,7 +71,7 @@ class BoundCertifier(Deterministic, name="bounds"):
             last = double if self.float64 == "undecided" and not whole and x.dtype != torch.float64 else None
             bound = _MarginBound(batch.x, batch.y, threat, first, last)
             bound.spend(started, torch.arange(len(batch.x), device=batch.x.device))
-            lowest, stage = bound(torch.full_like(batch.y, threat.eps, dtype=torch.float64), right=batch.right)
+            lowest, stage = bound(threat.eps, batch.right)
             holds = batch.right & (lowest > 0) & lowest.isfinite()
             radius, above = self._radius(bound, batch.right, holds, threat)
             methods = [first.bounders[number].method.method for number in stage]
@@ -103,25 +103,44 @@ class BoundCertifier(Deterministic, name="bounds"):
 
     def _radius(self, bound: _MarginBound, right: Tensor, holds: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
         """Per example the largest radius that was verified, and the smallest tried in vain: doubled from eps, then
-        bisected."""
+        bisected. In float64 only where float32 leaves more of it open than the search does."""
         cap = threat.covering_eps(bound.x[0].numel())
         unit = min(threat.eps or 1.0, cap)
-        low = torch.full_like(bound.seconds, threat.eps).masked_fill(
-            ~holds, 0.0 if threat.eps else -1.0
-        )  # verified
+        none = 0.0 if threat.eps else -1.0
+        low = torch.full_like(bound.seconds, threat.eps).masked_fill(~holds, none)  # verified
         high = torch.full_like(low, threat.eps).masked_fill(holds, torch.inf)  # tried in vain, or inf
-        for _ in range(64) if self.finds_radii else ():
-            open_ends = right & (low < cap) & (high - low > self.radius_tolerance * unit)
+        if self.finds_radii:
+            start, room = high.clone(), self.radius_tolerance * unit
+            hopeful = self._search(bound, bound.first, right, low, high, (cap, unit))
+            again = right & (hopeful > low + room)
+            if again.any() and (level := bound.last) is not None:
+                high[again] = start[again]
+                self._search(bound, level, again, low, high, (cap, unit))
+        return torch.where(low >= cap, torch.inf, low), high
+
+    def _search(
+        self, bound: _MarginBound, level: _Level, who: Tensor, low: Tensor, high: Tensor, scale: tuple[float, float]
+    ) -> Tensor:
+        """Narrows what is verified and what was tried in vain, in place; the largest radius of which more precision
+        might have shown more, (N,).
+
+        Args:
+            scale: the radius that covers the box, and that of which the tolerance is a share.
+        """
+        (cap, unit), hopeful = scale, torch.zeros_like(low)
+        for _ in range(64):
+            open_ends = who & (low < cap) & (high - low > self.radius_tolerance * unit)
             rows = open_ends.nonzero().squeeze(1)
             if not len(rows):
                 break
             doubled, middle = (2 * low[rows]).clamp(min=unit), (low[rows] + high[rows]) / 2
             trial = torch.where(high[rows].isinf(), doubled, middle).clamp(max=cap)
-            lowest, _ = bound(trial, rows)
-            proven = (lowest > 0) & lowest.isfinite()
+            found = bound.at(level, trial, rows)
+            proven = (found.lowest > 0) & found.lowest.isfinite()
             low[rows] = torch.where(proven, trial, low[rows])
             high[rows] = torch.where(proven, high[rows], trial)
-        return torch.where(low >= cap, torch.inf, low), high
+            hopeful[rows] = torch.where(found.near & ~proven, torch.maximum(trial, hopeful[rows]), hopeful[rows])
+        return hopeful
 
 
 @dataclass(frozen=True)
@@ -140,6 +159,17 @@ class _Level:
         return found.lower.amin(1).to(eps), found.hope.amin(1).to(eps)
 
 
+class _Lowest(NamedTuple):
+    """What is known of n examples at their radii, (n,) each."""
+
+    lowest: Tensor
+    """The margin bound, float64."""
+    stage: Tensor
+    """Of which it comes."""
+    near: Tensor
+    """Whether more precision could lift it above 0."""
+
+
 class _MarginBound:
     """The lowest margin bound of each example as a function of a radius per example.
 
@@ -149,48 +179,43 @@ class _MarginBound:
     def __init__(
         self, x: Tensor, y: Tensor, threat: Threat, first: _Level, last: Callable[[], _Level | None] | None
     ) -> None:
-        self.x, self.y, self.threat, self.first, self.last = x, y, threat, first, last
+        self.x, self.y, self.threat, self.first, self._last = x, y, threat, first, last
         self.seconds = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         """What each example has cost so far."""
+
+    @property
+    def last(self) -> _Level | None:
+        return self._last() if self._last else None
 
     def spend(self, started: float, rows: Tensor) -> None:
         """Share the time since then among these examples."""
         self.seconds[rows] += (time.perf_counter() - started) / max(1, len(rows))
 
-    def __call__(
-        self, eps: Tensor, rows: Tensor | None = None, right: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The bounds, (n,) float64, and the stage that each comes from; later stages take what is right and not yet
-        positive."""
-        rows = torch.arange(len(self.x), device=self.x.device) if rows is None else rows
-        everyone = torch.ones_like(rows, dtype=torch.bool)
-        right = everyone if right is None else right
-        lowest, number = torch.full_like(eps, -torch.inf), torch.zeros_like(rows)
-        near = self._ask(self.first, eps, rows, everyone, right, lowest, number) & right & ~(lowest > 0)
-        if near.any() and self.last is not None and (level := self.last()) is not None:
-            self._ask(level, eps, rows, near, right, lowest, number)
-        return lowest, number
+    def __call__(self, eps: float, right: Tensor) -> tuple[Tensor, Tensor]:
+        """The bounds at one radius, (N,) float64, and the stage that each comes from."""
+        radius, everyone = torch.full_like(self.seconds, eps), torch.arange(len(self.x), device=self.x.device)
+        found = self.at(self.first, radius, everyone, right)
+        lowest, stage = found.lowest, found.stage
+        rows = (found.near & right & ~(lowest > 0)).nonzero().squeeze(1)
+        if len(rows) and (level := self.last) is not None:
+            again = self.at(level, radius[rows], rows)
+            better = ~(again.lowest <= lowest[rows])  # a NaN replaces what is known, and a number a NaN
+            lowest[rows[better]], stage[rows[better]] = again.lowest[better], again.stage[better]
+        return lowest, stage
 
-    def _ask(
-        self,
-        level: _Level,
-        eps: Tensor,
-        rows: Tensor,
-        asked: Tensor,
-        right: Tensor,
-        lowest: Tensor,
-        number: Tensor,
-    ) -> Tensor:
-        """Where more precision could decide, (n,) bool; ``lowest`` and ``number`` are brought up to date."""
-        near = torch.zeros_like(asked)
+    def at(self, level: _Level, eps: Tensor, rows: Tensor, right: Tensor | None = None) -> _Lowest:
+        """The bounds of some examples, each at a radius of its own, in one precision; later stages take what is
+        right and not yet positive."""
+        lowest, number = torch.full_like(eps, -torch.inf), torch.zeros_like(rows)
+        near = torch.zeros_like(rows, dtype=torch.bool)
         for stage in range(len(level.bounders)):
-            open_ends = asked & ~(lowest > 0)
-            here = (open_ends & right if stage else open_ends).nonzero().squeeze(1)
+            open_ends = ~(lowest > 0) & ~lowest.isnan()
+            here = (open_ends & right if stage and right is not None else open_ends).nonzero().squeeze(1)
             if len(here):
                 started = time.perf_counter()
                 found, hope = level(stage, self.x[rows[here]], self.y[rows[here]], self.threat, eps[here])
-                better = ~(found <= lowest[here])  # a NaN replaces what is known, and a number a NaN
+                better = ~(found <= lowest[here])  # a NaN replaces everything, and stays
                 lowest[here[better]], number[here[better]] = found[better], stage
                 near[here] |= ~(hope <= 0)
                 self.spend(started, rows[here])
-        return near
+        return _Lowest(lowest, number, near)
