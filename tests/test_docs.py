@@ -192,6 +192,13 @@ def test_your_own_by_name(tmp_path: Path) -> None:
     assert ["ownproof:Crown"] in [[certifier["name"] for certifier in certifiers] for certifiers in asked]
 
 
+def test_the_example_of_a_false_certificate(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "guarantees.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "example.py").write_text(code)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    subprocess.run([sys.executable, "example.py"], cwd=tmp_path, env=environment, check=True)
+
+
 def test_links_lead_somewhere() -> None:
     for path in [*DOCS.glob("*.md"), *(DOCS / "studies").glob("*.md")]:
         for link in re.findall(r"\]\(([\w./-]+)\)", path.read_text("utf-8")):

@@ -164,7 +164,8 @@ def print_run(run: Run) -> None:
     for label, attack in zip(result["attacked"], settings.attacks, strict=True):
         rows.append(_row(attack.title, result, "attacked", label))
     for label, certifier in zip(result["certified"], settings.certifiers, strict=True):
-        title = f"Certified ({certifier.title}, {result['guarantees'][label]})"
+        of = {"real": ", real arithmetic", "float32": ", float32"}.get(result.get("arithmetic", {}).get(label), "")
+        title = f"Certified ({certifier.title}, {result['guarantees'][label]}{of})"
         rows.append(_row(title, result, "certified", label))
     objective = run.experiment.objective
     how = (objective or run.experiment.model).short_name

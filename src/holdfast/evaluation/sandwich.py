@@ -61,8 +61,9 @@ class Evaluation:
     """``examples``, ``threat``, ``standard``; ``attacked`` and ``certified`` per name; ``bracket``, the
     accuracy under all attacks and under any certificate, whose ``bracket_guarantee`` is that of all together;
     ``not_surely_wrong`` of a smoothed classifier; ``counts``, ``intervals`` (95 %), ``passes``,
-    ``guarantees``, ``warnings`` (reasons to doubt the numbers), ``seconds`` and their ``timings`` per stage; where
-    asked for ``local_lipschitz``: mean and largest quotient, and of how many examples."""
+    ``guarantees``, ``arithmetic`` (of what network the deterministic ones are true), ``warnings`` (reasons to doubt
+    the numbers), ``seconds`` and their ``timings`` per stage; where asked for ``local_lipschitz``: mean and largest
+    quotient, and of how many examples."""
     subject: nn.Module = field(repr=False)
     """The classifier that all of it is about: the model, or what the certifiers make of it (its smoothed one)."""
     seconds: pd.DataFrame
@@ -172,6 +173,8 @@ class _Making:
         self.columns: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
         self.guarantees: dict[str, str] = {}
+        self.arithmetic: dict[str, str] = {}
+        """Of the deterministic certifiers."""
         self.proofs: dict[str, Certificate] = {}
         """The deterministic certificates."""
         self.each: dict[str, Any] = {}
@@ -219,6 +222,8 @@ class _Making:
             verified = verified & _numpy(self.correct)
         radius = np.where(verified, np.maximum(radius, eps), np.minimum(radius, np.nextafter(eps, -1)))
         self.guarantees[name] = certificate.guarantee
+        if certificate.arithmetic is not None:
+            self.arithmetic[name] = certificate.arithmetic
         self.columns |= {f"{name}.verified": verified, f"{name}.radius": np.maximum(radius, 0)}
         self.columns[f"{name}.status"] = certificate.status
         if certificate.seconds is not None:
@@ -301,6 +306,8 @@ class _Making:
         """The table, and what follows from it."""
         table = pd.DataFrame(self.columns)
         summary = summarise(table, self.threat, self.guarantees, self.seconds)
+        if self.arithmetic:
+            summary["arithmetic"] = self.arithmetic
         for name in summary.get("sampling", {}):
             summary["sampling"][name] |= certifiers[name].model_dump(exclude={"name"})
         if self.steep:
