@@ -16,6 +16,7 @@ from holdfast.bounds.operators import (
     LipschitzMap,
     Monotone,
     Operator,
+    Rectifier,
     Sum,
     UnsupportedOperator,
 )
@@ -154,6 +155,19 @@ def _(operator: Elementwise, value: Interval) -> Interval:
         every = torch.stack(ends)
         ends = [every.amin(0), every.amax(0)]
     return between_values(operator, value, *ends)
+
+
+@rule.register
+def _(operator: Rectifier, value: Interval) -> Interval:
+    """Of a ReLU the ends lie above 0, where widening them is a product, and the wider end is no smaller than the
+    centre: the same interval in two thirds of the operations."""
+    if (rounding := value.rounding) is None or operator.leak:
+        return rule.dispatch(Elementwise)(operator, value)
+    share = rounding.gamma(4)
+    lower = torch.relu(value.centre - value.radius) * (1 - share)
+    upper = torch.relu(value.centre + value.radius) * (1 + share)
+    centre = (upper + lower) / 2
+    return Interval(centre, torch.add(upper - centre, upper, alpha=share), rounding)._with_ends(lower, upper)
 
 
 @rule.register
