@@ -29,7 +29,7 @@ from holdfast.objectives import IBP
 from holdfast.training import Adam, OneCycle, Training, fit
 from holdfast.training.engine import Engine
 
-IMAGES, ROUNDS = 1000, 5
+IMAGES, ROUNDS = 1000, 3
 THREAT = Threat("linf", 0.1)
 METHODS = ("ibp", "crown-ibp", "cascade")
 
