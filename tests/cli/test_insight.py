@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +54,8 @@ def test_one_table_for_several_threats_and_methods(run: Path) -> None:
 
 
 def test_the_landscape_is_recorded_while_training_and_drawn_afterwards(run: Path) -> None:
-    records = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    assert all(record["landscape_loss_low"] <= record["landscape_loss_high"] for record in records)
+    history = Run(run).history
+    assert (history["landscape_loss_low"] <= history["landscape_loss_high"]).all()
     result = holdfast("analyze", run, "landscape", "batch=16", "--with", run)
     assert result.exit_code == 0, result.output
     folder = Path(result.stdout.splitlines()[-1])

@@ -3,6 +3,7 @@ everywhere."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,12 @@ def test_what_is_certified_beyond_eps_is_watched_over_too() -> None:
     found = evaluate(model, x, y, Threat("l2", 1e-4), ["fmn"], [Liar()], audit=1.0)
     with pytest.raises(SoundnessError, match=r"certified up to 2 in l2:0\.0001, but fmn broke it at"):
         sandwich_curve(model, x, y, Threat("l2", 1e-4), found, [], [0.0, 2.0])
+    # Where the image was not kept, the attack finds it again.
+    bare = replace(found, adversarial={})
+    with pytest.raises(SoundnessError, match="fmn broke it at") as alarm:
+        sandwich_curve(model, x, y, Threat("l2", 1e-4), bare, [Attack.parse("fmn")], [0.0, 2.0])
+    rows, x_adv = found.adversarial["fmn"]
+    assert torch.allclose(alarm.value.x_adv, x_adv[rows == alarm.value.example][0], atol=1e-6)
 
 
 def test_what_one_certifier_leaves_open_another_may_know() -> None:

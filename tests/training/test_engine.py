@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import TINY
+from typer.testing import CliRunner
 
+from holdfast import train
+from holdfast.cli import app
 from holdfast.experiments import Run
+from holdfast.experiments.records.record import read_record
 from holdfast.training.engine import Engine
 
 SCRIPT = '''
@@ -166,6 +171,86 @@ def test_two_processes_estimate_the_statistics_of_averaged_weights_together(tmp_
     assert all(torch.equal(value, second[key]) for key, value in first.items())
     assert first["0.running_var"].item() == pytest.approx(one["0.running_var"].item(), rel=0.01)
     assert first["0.running_mean"].item() == pytest.approx(one["0.running_mean"].item(), rel=0.01)
+
+
+CUT = """
+import os, sys
+from torch import nn
+from holdfast import train
+from holdfast.cli.console import ProgressLine
+from holdfast.training.loop import _Fitting
+
+def net(input_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, num_classes))
+
+def cut(self, *arguments):
+    if self.step == int(sys.argv[1]):
+        self.engine.wait()
+        os._exit(9)
+    return train_step(self, *arguments)
+
+if __name__ == "__main__":
+    train_step, _Fitting.train_step = _Fitting.train_step, cut
+    train("digits", *sys.argv[3:], runs=sys.argv[2], reporter=ProgressLine())
+"""
+"""Trains until so many batches are done, then dies."""
+
+
+QUICK = (
+    *TINY,
+    "engine.accelerator=cpu",
+    "objective=cross-entropy",
+    "evaluation={examples: 20, attacks: [fgsm], train_examples: 0, lipschitz_examples: 0, curve_points: 0}",
+)
+
+
+def cut_off_and_gone_on_with(folder: Path, at: int, devices: tuple[int, ...], *settings: str) -> tuple[Run, str]:
+    """A training on so many devices until a batch, and from there on others; the run and what the last one said."""
+    script, said = folder / "cut.py", ""
+    script.write_text(CUT)
+    asked = [*QUICK, *settings]
+    for number, count in enumerate(devices, start=1):
+        stop = at if number < len(devices) else -1
+        command = [sys.executable, script, str(stop), folder / "runs", *asked, f"engine.devices={count}"]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240, cwd=folder)
+        assert done.returncode == (9 if stop > 0 else 0), done.stderr
+        said = done.stderr
+    (path,) = (folder / "runs").glob("*/recipe.yaml")
+    return Run(path.parent), said
+
+
+def test_a_training_cut_off_on_two_devices_goes_on_with_one_and_says_what_that_changes(tmp_path: Path) -> None:
+    run, said = cut_off_and_gone_on_with(tmp_path, 3, (2, 1), "model=cut:net")
+    assert "goes on with 1 process where 2 trained so far" in said
+    assert "warning: BatchNorm by process" in said
+    assert run.finished
+    assert run.history["epoch"].tolist() == [1, 2]
+    assert "processes" not in run.history
+    places = [{key: one[key] for key in ("stretch", "step", "processes", "accelerator")} for one in run.stretches]
+    assert places == [
+        {"stretch": 1, "step": 0, "processes": 2, "accelerator": "cpu"},
+        {"stretch": 2, "step": 3, "processes": 1, "accelerator": "cpu"},
+    ]
+    assert json.loads((run.path / "environment.json").read_text())["stretches"] == run.stretches
+    note = "trained by 2 then 1 processes: BatchNorm by process"
+    for command in ("table", "runs"):
+        shown = CliRunner().invoke(app, [command, "--runs", str(tmp_path / "runs")])
+        assert note in shown.stdout
+    assert run.note == read_record(run.path).values["note"] == note
+    assert read_record(run.path).values["last.epoch"] == 2
+
+
+def test_another_number_of_devices_within_an_epoch_changes_nothing_but_rounding(tmp_path: Path) -> None:
+    settings = "training.checkpoint_every=2", "optimizer={name: sgd, lr: 0.1}"
+    whole = train("digits", *QUICK, *settings, runs=tmp_path / "whole")
+    parts, said = cut_off_and_gone_on_with(tmp_path, 2, (1, 2), *settings)
+    assert "goes on with 2 processes where 1 trained so far" in said
+    assert "by process" not in said
+    assert [(one["step"], one["processes"]) for one in parts.stretches] == [(0, 1), (2, 2)]
+    assert parts.note == whole.note == ""
+    assert parts.history["loss"].tolist() == pytest.approx(whole.history["loss"].tolist(), abs=1e-5)
+    for ours, theirs in zip(parts.model().parameters(), whole.model().parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

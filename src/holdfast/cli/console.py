@@ -181,7 +181,7 @@ def print_run(run: Run) -> None:
             for name, found in radii.items()
         ]
         print_table("certified at", ["", *columns], lines)
-    for line in _beside(result):
+    for line in (*_beside(result), *([run.note] if run.note else [])):
         Console(highlight=False, markup=False).print(line, soft_wrap=True)
     for warning in result.get("warnings", []):
         Console(stderr=True).print(f"warning: {warning}", highlight=False, soft_wrap=True, markup=False)

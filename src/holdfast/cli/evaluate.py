@@ -40,7 +40,8 @@ def evaluate(
     """Attack and certify a model: a run's, or any other.
 
     The result gets a folder of its own, below the run's where there is one; the last line of the output is
-    its path. An evaluation that was cut off goes on where it stopped.
+    its path. An evaluation that was cut off goes on where it stopped; one that is finished is not repeated where
+    another curve, or more adversarial images to keep, is all that is asked.
     """
     chosen = list(overrides or [])
     chosen += [f"evaluation.attacks=[{attacks}]"] if attacks is not None else []

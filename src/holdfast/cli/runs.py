@@ -56,6 +56,8 @@ def runs(
         shown = {one.values.get("evaluation.data.name") for one in chosen} - {None}
         if shown and not columns:  # not on the data that was trained on
             keys.insert(1, "evaluation.data")
+        if not columns and any("note" in one.values for one in chosen):
+            keys.append("note")
         if columns:
             store.check_keys(found, keys)
         headings = ["run", "", *(SHOWN.get(key, key) for key in keys)]

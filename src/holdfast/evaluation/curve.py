@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -43,7 +43,7 @@ def sandwich_curve(
     Args:
         model: the classifier that the evaluation is about, ``evaluation.subject``.
         images, labels: the first rows of what was evaluated; as many as the curve shall rest on.
-        evaluation: their evaluation.
+        evaluation: their evaluation; adversarial images that it lacks are found again where the alarm needs one.
         attacks: those of the evaluation, or others.
         radii: ascending, in the threat's norm.
 
@@ -70,7 +70,16 @@ def sandwich_curve(
     proven = np.full(len(table), -np.inf)
     for name in proofs:
         proven = np.maximum(proven, np.where(correct, table[f"{name}.radius"], -np.inf))
-    _ring_if_nearer(evaluation, table, proven, x, threat)
+
+    def found(name: str, row: int) -> Tensor:
+        """The adversarial image that an attack of the evaluation found for an example."""
+        rows, x_adv = evaluation.adversarial.get(name, (torch.zeros(0), x[:0]))
+        if len(kept := x_adv[rows == row]):
+            return kept[0]
+        attack, numbers = dict(zip(distinct_labels(attacks), attacks, strict=True))[name], torch.tensor([row])
+        return attack(model, x[[row]], y[[row]], threat, seed=seed, indices=numbers).x_adv[0]
+
+    _ring_if_nearer(found, table, proven, x, threat)
     reached = broken_from(table, threat.eps)
 
     def attacked(attack: Attack, rows: np.ndarray, eps: float) -> None:
@@ -116,19 +125,19 @@ def sandwich_curve(
 
 
 def _ring_if_nearer(
-    evaluation: Evaluation, table: pd.DataFrame, proven: np.ndarray, x: Tensor, threat: Threat
+    found: Callable[[str, int], Tensor], table: pd.DataFrame, proven: np.ndarray, x: Tensor, threat: Threat
 ) -> None:
     """The alarm: what the evaluation's attacks found lies nearer than what is certified by now."""
     for attack in names(table, "success"):
         distance = table[f"{attack}.distance"].to_numpy().astype(float)
         hits = np.flatnonzero(table["correct"].to_numpy() & nearer(distance, proven))
         if len(hits):
-            hit, (rows, x_adv) = int(hits[0]), evaluation.adversarial[attack]
+            hit = int(hits[0])
             raise SoundnessError(
                 f"example {hit} is certified up to {proven[hit]:.6g} in {threat}, but {attack} broke it at "
                 f"distance {distance[hit]:.6g} ({len(hits)} such examples): the certificate, or what it assumes of "
                 "the model, is wrong",
                 hit,
                 x[hit].cpu(),
-                x_adv[(rows == hit).nonzero()[0, 0]],
+                found(attack, hit).cpu(),
             )

@@ -34,6 +34,8 @@ class Checkpoint:
     """Sums and seconds of an epoch that is not finished, and what observers saw of it; empty between epochs."""
     precision: dict[str, Any] = field(default_factory=dict)
     """What mixed precision remembers between steps."""
+    stretches: list[dict[str, Any]] = field(default_factory=list)
+    """One record for each start and resumption so far."""
 
     def save(self, path: Path) -> None:
         """Write the file whole, or leave the previous one."""

@@ -25,6 +25,7 @@ from holdfast.training.engine import RunningEngine
 from holdfast.training.optimizers import Optimizer, set_rate
 from holdfast.training.plan import Training
 from holdfast.training.schedules import Schedule
+from holdfast.training.stretches import by_process, stretch
 
 MOST_SECONDS_UNSAVED = 5
 """Between checkpoints at the ends of epochs; every one that is validated has its own."""
@@ -180,6 +181,7 @@ class _Fitting:
         self.best = _Best(training, {})
         self.plan = training.plan(images.epoch_size, objective.steps_per_batch)
         self.history: list[dict[str, Any]] = []
+        self.stretches: list[dict[str, Any]] = []
         self.step = self.saved = 0
         self.saved_at = 0.0
         self.perturbs = False  # whether the objective trains on perturbed inputs
@@ -194,6 +196,7 @@ class _Fitting:
             self.average.load(checkpoint.average)
         self.best = _Best(self.training, checkpoint.best)
         self.history, self.step, self.saved = list(checkpoint.history), checkpoint.step, checkpoint.step
+        self.stretches = list(checkpoint.stretches)
         if checkpoint.partial:
             self.seconds = checkpoint.partial["seconds"]
             if self.engine.leads:  # the sums are those of all processes together
@@ -203,7 +206,8 @@ class _Fitting:
     def checkpoint(self, **partial: Any) -> Checkpoint:
         states = self.model.state_dict(), self.optimizer.state_dict(), self.history
         average = self.average.state() if self.average else {}
-        return Checkpoint(*states, average, self.best.state, self.step, partial, self.engine.state())
+        precision = self.engine.state()
+        return Checkpoint(*states, average, self.best.state, self.step, partial, precision, self.stretches)
 
     @property
     def ended(self) -> bool:
@@ -220,6 +224,8 @@ class _Fitting:
         engine = self.engine
         reporter.train(self.plan.total, self.plan.per_epoch, self.step)
         validates = engine.of_first(validate is not None)
+        divided = by_process(self.model, self.objective, self.training)
+        self.stretches = [*self.stretches, stretch(len(self.stretches) + 1, self.step, engine, divided)]
         while not engine.of_first(self.ended):
             epoch = self.step // self.plan.per_epoch + 1
             record = {"epoch": epoch, **self.train_epoch(save, reporter)}

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from holdfast.cli import app
 from holdfast.experiments import Run, resolve
-from holdfast.experiments.records.defences import cells, defence_table, latex
+from holdfast.experiments.records.defences import COLUMNS, cells, defence_table, latex
 from holdfast.files import write_text
 
 
@@ -95,6 +95,18 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     assert shown.exit_code == 0
     assert "left out" in shown.output
     assert "90.00" in shown.stdout
+
+
+def test_what_several_processes_changed_stands_beside_the_numbers(tmp_path: Path) -> None:
+    one, two = (finished(tmp_path, 0.9, 1.0, f"objective={name}") for name in ("trades", "rst"))
+    assert "note" not in cells(defence_table([one, two]))[0]
+    line = {"stretch": 1, "step": 0, "processes": 4, "by_process": ["BatchNorm"]}
+    (two.path / "history.jsonl").write_text(json.dumps(line) + "\n")
+    headings, rows = cells(defence_table([one, two]))
+    notes = [row[headings.index("note")] for row in rows]
+    assert notes == ["", "trained by 4 processes: BatchNorm by process"]
+    assert headings[-6:] == [*COLUMNS.values()]  # the numbers stay where they are
+    assert latex(defence_table([one, two])).count("4 processes") == 1
 
 
 def test_recipes_that_differ_elsewhere_are_told_apart(tmp_path: Path) -> None:

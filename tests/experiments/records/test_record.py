@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import write_run
 
+from holdfast.experiments import Run
 from holdfast.experiments.records import record as store
 from holdfast.experiments.records.record import Record, flatten, read_records, select
 
@@ -145,6 +146,41 @@ def test_sorting_puts_what_is_missing_last() -> None:
     records = [Record(Path(name), "finished", {"x": value}) for name, value in (("a", 2), ("b", None), ("c", 10))]
     assert [one.name for one in store.order(records, "x")] == ["a", "c", "b"]
     assert [one.name for one in store.order(records, "-x")] == ["c", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("stretches", "processes", "note"),
+    [
+        ([(1, [])], "1", ""),
+        ([(2, [])], "2", ""),  # nothing but rounding
+        ([(1, ["BatchNorm"]), (1, ["BatchNorm"])], "1", ""),
+        ([(2, ["BatchNorm", "Dropout"])], "2", "trained by 2 processes: BatchNorm, Dropout by process"),
+        (
+            [(2, ["Dropout"]), (2, ["Dropout"]), (1, ["Dropout"])],
+            "2 then 1",
+            "2 then 1 processes: Dropout by process",
+        ),
+    ],
+)
+def test_how_many_processes_trained_is_known_and_what_it_changed_is_said(
+    tmp_path: Path, stretches: list[tuple[int, list[str]]], processes: str, note: str
+) -> None:
+    path, lines = write_run(tmp_path, "run"), []
+    for number, (count, divided) in enumerate(stretches, start=1):
+        lines.append({"stretch": number, "step": 3 * number - 3, "processes": count, "by_process": divided})
+        lines.append({"epoch": number, "step": 3 * number, "loss": 1.5, "clean": [1, 2]})
+    (path / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    values = read_records(tmp_path)[0].values
+    assert values["processes"] == processes
+    assert note in values.get("note", "")
+    assert ("note" in values) == bool(note)
+    assert {key: value for key, value in values.items() if key.startswith("last.")} == {
+        "last.epoch": len(stretches),
+        "last.step": 3 * len(stretches),
+        "last.loss": 1.5,
+    }
+    assert Run(path).history["epoch"].tolist() == [*range(1, len(stretches) + 1)]
+    assert len(Run(path).stretches) == len(stretches)
 
 
 def test_five_hundred_runs_are_listed_without_torch_or_pandas(tmp_path: Path) -> None:

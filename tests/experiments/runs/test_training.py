@@ -150,6 +150,8 @@ def test_a_run_cut_off_goes_on_to_the_same_result(tiny: Run, tmp_path: Path) -> 
     resumed = train("digits", *TINY, runs=tmp_path)
     assert resumed.examples.equals(tiny.examples)
     assert list(resumed.history["loss"]) == list(tiny.history["loss"])
+    assert [one["step"] for one in resumed.stretches] == [0, 3]
+    assert [one["step"] for one in tiny.stretches] == [0]
     for ours, theirs in zip(load(resumed.path).parameters(), load(tiny.path).parameters(), strict=True):
         assert torch.equal(ours, theirs)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -215,7 +214,7 @@ def test_killed_sweeps_and_workers_lose_nothing(tmp_path: Path) -> None:
 
     def epochs(identity: str) -> int:
         history = tmp_path / identity / "history.jsonl"
-        return len(history.read_text().splitlines()) if history.exists() else 0
+        return history.read_text().count('"epoch"') if history.exists() else 0
 
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -239,8 +238,7 @@ def test_killed_sweeps_and_workers_lose_nothing(tmp_path: Path) -> None:
     assert "the worker process was killed" in text
     assert text.count(" finished (") == 2
     for identity in found:
-        lines = [json.loads(line) for line in (tmp_path / identity / "history.jsonl").read_text().splitlines()]
-        assert [line["epoch"] for line in lines] == list(range(1, 121))  # gone on with, nothing twice
+        assert Run(tmp_path / identity).history["epoch"].tolist() == [*range(1, 121)]  # gone on with, nothing twice
 
 
 def test_submitit_runs_the_same_plan(tmp_path: Path) -> None:

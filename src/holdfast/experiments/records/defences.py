@@ -29,7 +29,7 @@ def defence_table(runs: Sequence[Run]) -> pd.DataFrame:
 
     Accuracies under attack are those under all of a run's attacks. ``NAME`` is the mean over those seeds that have
     the number, ``NAME_half`` half its 95 % interval (Student's t; NaN for a single one), ``NAME_n`` how many they
-    are.
+    are. ``note`` tells where the number of processes that trained changed the numbers.
     """
     once: dict[str, dict[int, Run]] = {}
     for run in runs:
@@ -50,6 +50,7 @@ def defence_table(runs: Sequence[Run]) -> pd.DataFrame:
             "defence": defence,
         }
         row |= {"seeds": len(members), "run": members[0].path.name}
+        row["note"] = "; ".join(dict.fromkeys(run.note for run in members if run.note))
         for name, values in numbers.items():
             row |= {f"{name}{part}": value for part, value in Mean.of(values.to_numpy()).columns.items()}
         rows.append(row)
@@ -96,6 +97,8 @@ def cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     ]
     if table.duplicated(["data", "model", "threat", "defence"]).any():
         words.append("run")  # they differ in something else
+    if table["note"].any():
+        words.append("note")
     many = ["seeds"] if (table["seeds"] > 1).any() else []
     rows = [
         [

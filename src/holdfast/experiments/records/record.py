@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -22,6 +23,7 @@ Status = Literal["finished", "running", "failed", "cut off", "damaged", "old"]
 """``old`` is a result file of the code of Prach and Lampert."""
 OF = ("trainings", "evaluations")
 RECIPE, OLD_RECIPE, EVALUATIONS, FAILED = "recipe.yaml", "experiment.yaml", "evaluations", "failed.txt"
+HISTORY = "history.jsonl"
 ELSEWHERE = ("engine", "seed", "schema")
 """Parts of a recipe in which the runs of one mean may differ."""
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -60,9 +62,8 @@ def read_records(runs: Path, of: str = "trainings") -> list[Record]:
 
     ``objective`` stands for ``objective.name``, ``attacked`` and ``certified`` for the accuracy under all attacks
     and by all certifiers together, ``threat`` for that of the evaluation (``trained.threat`` for the other),
-    ``gap`` and
-    ``attacked_gap`` for how much better training images do, and ``last.NAME`` for a number of the last epoch:
-    ``last.validation_attacked``.
+    ``gap`` and ``attacked_gap`` for how much better training images do, ``last.NAME`` for a number of the last
+    epoch, such as ``last.validation_attacked``, and ``processes`` for how many trained, one after another.
 
     Raises:
         ValueError: neither ``trainings`` nor ``evaluations``.
@@ -112,7 +113,7 @@ def read_record(path: Path, of: str = "trainings") -> Record:
         recipe, settings = _recipe_of(training, last)
     except (OSError, ValueError, yaml.YAMLError) as fault:
         return Record(path, "damaged", {"fault": " ".join(str(fault).split())})
-    values = flatten(settings) | flatten(result or {}) | flatten({"last": _last_epoch(training)})
+    values = flatten(settings) | flatten(result or {}) | history_values(training)
     for key in [key for key in values if key.endswith(".name")]:
         values.setdefault(key.removesuffix(".name"), short_name(str(values[key])) or values[key])
     if values.get("model") == "factory" and values.get("model.path"):
@@ -223,15 +224,43 @@ def _result(path: Path) -> dict[str, Any] | None:
     return dict(result)
 
 
-def _last_epoch(path: Path) -> dict[str, Any]:
-    """The last line of the history, without lists; empty before the first epoch."""
+def history_lines(training: Path) -> tuple[list[str], list[str]]:
+    """The lines of a training's history as JSON: those of epochs, and those of stretches, each from a start or a
+    resumption to the next, which stand before the first epoch that they end.
+
+    Raises:
+        OSError: there is none.
+    """
+    lines = (training / HISTORY).read_text("utf-8").splitlines()
+    stretches = [line for line in lines if line.startswith('{"stretch"')]
+    return [line for line in lines if line and not line.startswith('{"stretch"')], stretches
+
+
+def processes_of(stretches: Sequence[Mapping[str, Any]]) -> str:
+    """How many processes trained one after another: ``2 then 1``."""
+    return " then ".join(str(count) for count, _ in itertools.groupby(one["processes"] for one in stretches))
+
+
+def processes_note(stretches: Sequence[Mapping[str, Any]]) -> str:
+    """In words what several processes did each for itself: ``trained by 2 then 1 processes: BatchNorm by process``.
+
+    Empty where one process trained, or where their number changes nothing but rounding.
+    """
+    divided = dict.fromkeys(name for one in stretches if one["processes"] > 1 for name in one["by_process"])
+    return f"trained by {processes_of(stretches)} processes: {', '.join(divided)} by process" if divided else ""
+
+
+def history_values(training: Path) -> dict[str, Any]:
+    """``last.NAME`` of the last epoch, without lists; ``processes``, and ``note`` where their number matters. Empty
+    where there is no history, or a damaged one."""
     try:
-        last = json.loads((path / "history.jsonl").read_text("utf-8").rstrip().rpartition("\n")[2])
-    except (OSError, ValueError):
+        epochs, lines = history_lines(training)
+        last, stretches = json.loads(epochs[-1]) if epochs else {}, [json.loads(line) for line in lines]
+        found = flatten({"last": {key: value for key, value in last.items() if not isinstance(value, list)}})
+        processes, note = processes_of(stretches), processes_note(stretches)
+    except (OSError, ValueError, AttributeError, KeyError):
         return {}
-    if not isinstance(last, dict):
-        return {}
-    return {key: value for key, value in last.items() if not isinstance(value, list)}
+    return found | ({"processes": processes} if processes else {}) | ({"note": note} if note else {})
 
 
 def _old_record(path: Path) -> Record | None:

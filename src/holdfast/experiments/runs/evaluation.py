@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from holdfast.attacks import PGD
-from holdfast.certify import SoundnessError
 from holdfast.component import foreign_modules
 from holdfast.data import Images, Splits, drawn
-from holdfast.evaluation import Evaluation, certified_at, evaluate, sandwich_curve
+from holdfast.evaluation import certified_at, evaluate
 from holdfast.experiments.recipes.experiment import Experiment
 from holdfast.experiments.recipes.overrides import apply_all
 from holdfast.experiments.runs import untrained
 from holdfast.experiments.runs.folder import Run, find_run
-from holdfast.files import whole_file, write_json
-from holdfast.inference import check_inputs, check_logits, device_of, frozen_eval, mix_seed, predict, rehearse
+from holdfast.experiments.runs.reported import (
+    alarm_kept,
+    already,
+    draw_adversarial,
+    draw_curve,
+    finished_as_asked,
+    keep_adversarial,
+    make_curve,
+    report_further,
+)
+from holdfast.files import write_json
+from holdfast.inference import check_inputs, check_logits, device_of, frozen_eval, mix_seed, rehearse
 from holdfast.listeners import Reporter
-from holdfast.plots import contact_sheet, sandwich_figure, save_figure
-from holdfast.threat import Threat
 
 
 def evaluate_run(
@@ -41,7 +47,8 @@ def evaluate_run(
     """Evaluate the model of a training under another threat, on other data or by other means, into a folder below
     it.
 
-    What the overrides leave open is as in the evaluation that is named, or in the first one of the training.
+    What the overrides leave open is as in the evaluation that is named, or in the first one of the training. Where
+    the evaluation is there, and they name another curve or more adversarial images to keep, those alone are made.
 
     Args:
         name: the folder of a training or of an evaluation, or its name (or the beginning of one) in ``runs``.
@@ -59,21 +66,23 @@ def evaluate_run(
     if not named.is_evaluation and len(named.evaluations) > 1 and not overrides:
         reporter.stage(f"{named.path} has {len(named.evaluations)} evaluations; this is about the first")
     settings = base.experiment.model_dump(mode="json")
-    asked = settings["evaluation"]
-    asked["threat"] = asked["threat"] or settings["threat"]
+    # A default asks for nothing.
+    chosen = base.experiment.evaluation.model_fields_set
+    settings["evaluation"] = asked = {key: settings["evaluation"][key] for key in chosen}
+    asked["threat"] = asked.get("threat") or settings["threat"]
     if any(override.startswith("data.") for override in overrides):
-        asked["data"] = asked["data"] or settings["data"]
+        asked["data"] = asked.get("data") or settings["data"]
     experiment = apply_all(settings, [_of_evaluation(override) for override in overrides])
     tell_imports(experiment, reporter)
     run = trained.evaluation(experiment)
-    if run.finished and not again:
-        reporter.stage(f"{run.path} is finished already")
+    if not again and finished_as_asked(run, experiment):
+        reporter.stage(already(run, experiment.evaluation))
         return run
     model = trained.model()
     splits = experiment.data.load()
     reporter.stage(experiment.data.told(splits))
     evaluate_into(run, experiment, model, splits, reporter, again=again)
-    return run
+    return Run(run.path)
 
 
 def tell_imports(experiment: Experiment, reporter: Reporter) -> None:
@@ -135,15 +144,15 @@ def evaluate_model(
     rehearse_evaluation(experiment, model, test)
     about = Run(untrained.folder_of(model, Path(runs)))
     run = about.evaluation(experiment)
-    if run.finished and not again:
-        reporter.stage(f"{run.path} is finished already")
+    if not again and finished_as_asked(run, experiment):
+        reporter.stage(already(run, experiment.evaluation))
         return run
     if not (about.path / "model.json").is_file():
         about.begin(experiment.training_recipe(), experiment.model_dump(mode="json"), engine.device)
         probes, _ = test.batch(drawn(test.labels, untrained.PROBES, 0))
         untrained.write(about.path, model, probes, len(test.classes), seed)
     evaluate_into(run, experiment, model, splits, reporter, again=again)
-    return run
+    return Run(run.path)
 
 
 def rehearse_evaluation(experiment: Experiment, model: nn.Module, test: Images) -> None:
@@ -167,22 +176,11 @@ def rehearse_evaluation(experiment: Experiment, model: nn.Module, test: Images) 
         certifier(model, x, y, experiment.test_threat)
 
 
-@contextlib.contextmanager
-def alarm_kept(run: Run, part: str) -> Iterator[None]:
-    """Keeps the example that rings the soundness alarm, as ``alarm.npz``."""
-    try:
-        yield
-    except SoundnessError as alarm:
-        with whole_file(run.path / "alarm.npz") as temporary:
-            np.savez(temporary, part=part, example=alarm.example, x=alarm.x.numpy(), x_adv=alarm.x_adv.numpy())
-        message = f"in the {part} images, {alarm} (kept in {run.path / 'alarm.npz'})"
-        raise SoundnessError(message, alarm.example, alarm.x, alarm.x_adv) from alarm
-
-
 def evaluate_into(
     run: Run, experiment: Experiment, model: nn.Module, splits: Splits, reporter: Reporter, *, again: bool = False
 ) -> None:
-    """The sandwich on the test images, its curve, the training images beside it, and the result, in a folder.
+    """The sandwich on the test images, its curve, the training images beside it, and the result, in a folder; where
+    they are there, what is asked of them further (see ``reported``).
 
     Raises:
         ValueError: the model does not take these images, or a certifier cannot handle it; nothing was written.
@@ -192,6 +190,9 @@ def evaluate_into(
     model = model.to(engine.device)
     test = test_images(experiment, splits, reporter)
     rehearse_evaluation(experiment, model, test)
+    if run.finished and not again:
+        report_further(run, experiment, model, test, reporter)
+        return
     with run.claimed():
         if again:  # only now: what cannot be evaluated throws nothing away
             run.clear()
@@ -245,34 +246,17 @@ def _evaluate(
             ),
             store=run.pieces,
         )
-    table = evaluation.table.assign(index=chosen.numpy())
+    evaluation = replace(evaluation, table=evaluation.table.assign(index=chosen.numpy()))
+    table = evaluation.table
     run.write_examples(table, evaluation.seconds)
-    for name, (rows, x_adv) in evaluation.adversarial.items():
-        rows, x_adv = rows[: settings.keep_adversarial], x_adv[: settings.keep_adversarial]
-        both = [_probabilities(evaluation.subject, x) for x in (images[rows], x_adv)]
-        run.write_adversarial(name, table.iloc[rows.numpy()], x_adv, *both)
+    keep_adversarial(run, experiment, evaluation, images)
     for warning in evaluation.summary["warnings"]:
         reporter.stage(f"warning: {warning}")
-    _draw_adversarial(run, images, evaluation, threat)
+    draw_adversarial(run, images, evaluation, threat)
     if settings.curve_points and threat.eps > 0:
-        radii = sorted({*np.linspace(0, 2 * threat.eps, settings.curve_points + 1).tolist(), threat.eps})
-        first = slice(settings.curve_examples)
         with alarm_kept(run, "test"):
-            curve = sandwich_curve(
-                evaluation.subject,
-                images[first],
-                labels[first],
-                threat,
-                evaluation,
-                settings.attacks,
-                radii,
-                seed=experiment.seed,
-                batch_size=settings.batch_size,
-            )
-        count, guarantee = min(settings.curve_examples, len(labels)), evaluation.summary["bracket_guarantee"]
-        figure = sandwich_figure(curve, threat, examples=count, guarantee=guarantee)
-        save_figure(figure, run.path / "figures" / "sandwich", curve)
-        reporter.stage(f"figure {run.path / 'figures' / 'sandwich.png'}")
+            curve = make_curve(experiment, evaluation, images, labels)
+        draw_curve(run, experiment, evaluation, curve, reporter)
     result: dict[str, Any] = {
         **evaluation.summary,
         **_on_training_images(run, experiment, model, splits.train, evaluation.subject is model, reporter),
@@ -282,14 +266,6 @@ def _evaluate(
     }
     write_json(run.path / "result.json", result)
     run.pieces.clear()
-
-
-def _probabilities(classifier: nn.Module, x: Tensor) -> Tensor:
-    """Of every class, (N, K): those of a network, or the shares of a vote."""
-    if not len(x):
-        return torch.zeros(0, 0)
-    with frozen_eval(classifier):
-        return predict(classifier, x.to(device_of(classifier))).softmax(1).cpu()
 
 
 def _finite(found: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float | None]]:
@@ -327,17 +303,6 @@ def _on_training_images(
     found = {name: summary[name] for name in kept if name in summary}
     reporter.stage(f"training images: {found['counts']['standard']} of {len(labels)} right")
     return {"train": found}
-
-
-def _draw_adversarial(run: Run, images: Tensor, evaluation: Evaluation, threat: Threat) -> None:
-    """A contact sheet for each attack that found something."""
-    table = evaluation.table
-    for name, (rows, x_adv) in evaluation.adversarial.items():
-        if images.dim() == 4 and images.shape[1] in (1, 3) and len(rows):
-            first = rows[:8]
-            figure = contact_sheet(images[first], x_adv[:8], table["label"].to_numpy()[first.numpy()], name, threat)
-            frame = table.iloc[first.numpy()][["index", "label", f"{name}.distance", f"{name}.origin"]]
-            save_figure(figure, run.path / "figures" / f"adversarial-{name}", frame)
 
 
 def peak_memory() -> int | None:

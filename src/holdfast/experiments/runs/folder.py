@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import metadata
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,22 @@ from torch import Tensor, nn
 from holdfast.attacks import AttackResult
 from holdfast.component import explain, nearest
 from holdfast.experiments.recipes.experiment import Experiment
-from holdfast.experiments.records.record import EVALUATIONS, FAILED, OLD_RECIPE, RECIPE
+from holdfast.experiments.records.record import (
+    EVALUATIONS,
+    FAILED,
+    HISTORY,
+    OLD_RECIPE,
+    RECIPE,
+    history_lines,
+    history_values,
+)
 from holdfast.experiments.runs import untrained
 from holdfast.experiments.schema import SCHEMA, schema_of, upgrade
 from holdfast.files import claimed, empty, remove_leftovers, whole_file, write_bytes, write_json, write_text
 from holdfast.models.model import Shape
 from holdfast.models.weights import refuse_misfits
 from holdfast.training.checkpoint import Checkpoint
+from holdfast.training.stretches import device_name
 
 
 @dataclass(frozen=True)
@@ -165,7 +175,19 @@ class Run:
     @property
     def history(self) -> pd.DataFrame:
         """One row per epoch."""
-        return pd.read_json(self.training.path / "history.jsonl", lines=True)
+        epochs, _ = history_lines(self.training.path)
+        return pd.read_json(StringIO("\n".join(epochs)), lines=True)
+
+    @property
+    def stretches(self) -> list[dict[str, Any]]:
+        """One record for each start and resumption of the training: ``step``, batches before it, ``processes``,
+        ``accelerator``, ``device``, ``by_process``."""
+        return [json.loads(line) for line in history_lines(self.training.path)[1]]
+
+    @property
+    def note(self) -> str:
+        """In words what the number of processes changed; empty where it changed nothing, or nobody trained here."""
+        return str(history_values(self.training.path).get("note", ""))
 
     @property
     def _checkpoint(self) -> Path:
@@ -198,9 +220,24 @@ class Run:
             settings: all of it, with what is the default today, for whoever lists runs.
         """
         remove_leftovers(self.path)
+        self._write_recipe(recipe)
+        write_json(self.path / "environment.json", {**environment(device), "settings": settings})
+
+    def describe(self, experiment: Experiment) -> None:
+        """Write what a finished evaluation was asked by now; what it was made with stays."""
+        path = self.path / "environment.json"
+        known = json.loads(path.read_text("utf-8"))
+        write_json(path, {**known, "settings": experiment.model_dump(mode="json")})
+        self._write_recipe(experiment.evaluation_recipe())
+
+    def _write_recipe(self, recipe: dict[str, Any]) -> None:
         text = yaml.safe_dump({"schema": SCHEMA, **recipe}, sort_keys=False, allow_unicode=True)
         write_text(self.path / RECIPE, text)
-        write_json(self.path / "environment.json", {**environment(device), "settings": settings})
+
+    def end_training(self) -> None:
+        """Write where each stretch of the training ran beside the environment of the last."""
+        path = self.path / "environment.json"
+        write_json(path, {**json.loads(path.read_text("utf-8")), "stretches": self.stretches})
 
     def evaluation(self, experiment: Experiment) -> Run:
         """The evaluation of this training that the recipe asks for, whether it is there or not."""
@@ -242,8 +279,9 @@ class Run:
         if keep_every and not checkpoint.partial and epoch % keep_every == 0:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.items()}
             write_bytes(self.path / "checkpoint" / f"epoch-{epoch:04}.safetensors", save(state))
-        lines = (json.dumps(record) + "\n" for record in checkpoint.history)
-        write_text(self.path / "history.jsonl", "".join(lines))
+        records = [*checkpoint.history, *checkpoint.stretches]
+        records.sort(key=lambda record: (record["step"], "stretch" in record))  # a stretch before its first epoch
+        write_text(self.path / HISTORY, "".join(json.dumps(record) + "\n" for record in records))
 
     def write_examples(self, table: pd.DataFrame, seconds: pd.DataFrame) -> None:
         """The table of the evaluation, and beside it what each example cost the certifiers."""
@@ -277,6 +315,19 @@ class Run:
                 probabilities=before.numpy(),
                 probabilities_adv=after.numpy(),
             )
+
+    def read_adversarial(self, name: str) -> Tensor:
+        """The images that ``write_adversarial`` wrote.
+
+        Raises:
+            FileNotFoundError, ValueError: they are not there, or damaged.
+        """
+        path = self.path / "adversarial" / f"{name}.npz"
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return torch.from_numpy(file["x_adv"])
+        except (EOFError, KeyError, zipfile.BadZipFile) as fault:
+            raise ValueError(f"{path} cannot be read: {fault}") from fault
 
     @property
     def pieces(self) -> Pieces:
@@ -392,14 +443,13 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and state of the code that a result belongs to."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": installed(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "device": {"type": device.type, "name": name or platform.machine(), "threads": torch.get_num_threads()},
+        "device": {"type": device.type, "name": device_name(device), "threads": torch.get_num_threads()},
         "cpus": os.cpu_count(),
         **_commit(Path(__file__)),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,22 +17,21 @@ from holdfast.evaluation import evaluate
 from holdfast.experiments.recipes.experiment import Experiment
 from holdfast.experiments.recipes.overrides import resolve
 from holdfast.experiments.recipes.sparse import plain
-from holdfast.experiments.runs.evaluation import (
-    alarm_kept,
-    evaluate_into,
-    rehearse_evaluation,
-    tell_imports,
-    test_images,
-)
+from holdfast.experiments.runs.evaluation import evaluate_into, rehearse_evaluation, tell_imports, test_images
 from holdfast.experiments.runs.folder import Run, find_run
+from holdfast.experiments.runs.reported import alarm_kept, already, finished_as_asked
 from holdfast.experiments.runs.tracking import TrackedReporter, Tracker, trackers
 from holdfast.inference import eval_mode, mix_seed, own_inputs, rehearse
 from holdfast.objectives import Objective, Progress
 from holdfast.threat import Threat
 from holdfast.training import Observer, Reporter, fit
+from holdfast.training.checkpoint import Checkpoint
+from holdfast.training.stretches import by_process
 
 VALIDATION_ATTACK = PGD(steps=10)
 """The attack of the progress line; the evaluation's own attacks are for the last line."""
+UNSEEN = ("keep_every", "validate_every", "validation_examples")
+"""Settings of the training that change no weights, but what is kept and measured on the way."""
 
 
 def train(
@@ -45,11 +44,11 @@ def train(
 ) -> Run:
     """Train and evaluate one experiment: ``train("digits", "objective.kappa=0.3")``.
 
-    What is trained is not trained again, and what is evaluated not evaluated again: other attacks, certifiers,
-    images or figures of the same training are an evaluation of the weights that are there. What was cut off goes on
-    from its last checkpoint and ends in the same result. With ``engine.devices`` above 1 this program is started
-    once more for every further device, from its beginning; all take part in the training, and the first alone
-    evaluates and writes.
+    What is trained is not trained again, and what is evaluated not evaluated again: other attacks, certifiers or
+    images are another evaluation of the weights that are there; another curve, or more adversarial images to keep,
+    are made from the evaluation that is there. What was cut off goes on from its last checkpoint and ends in the
+    same result. With ``engine.devices`` above 1 this program is started once more for every further device, from
+    its beginning; all take part in the training, and the first alone evaluates and writes.
 
     Args:
         recipe: the name of a recipe, the path of a YAML file, or an Experiment.
@@ -77,23 +76,36 @@ def train(
         one for one in plain(experiment.analysis) if one not in run.recipe.get("analysis", [])
     ]
     fits = bool(again or not run.trained or unseen)
-    if not fits and (evaluation.finished or not leads):
-        reporter.stage(f"{run.path} is finished already")
-        return Run(run.path, evaluation.path.name)
+    if not fits:
+        reporter.stage(f"{run.path} is trained already{_too_late(run, experiment)}")
+        if not leads:
+            return Run(run.path, evaluation.path.name)
+        if finished_as_asked(evaluation, experiment):
+            reporter.stage(already(evaluation, experiment.evaluation))
+            return Run(run.path, evaluation.path.name)
     splits = experiment.data.load()
     reporter.stage(experiment.data.told(splits))
     if fits:
         model = _fit(run, experiment, splits, again, leads, reporter, followers)
     else:
-        reporter.stage(f"{run.path} is trained already")
         model = run.model()
         for tracker in followers:
             tracker.begin(run.path, experiment.model_dump(mode="json"))
-    if leads and not evaluation.finished:
+    if leads and not finished_as_asked(evaluation, experiment):
         evaluate_into(evaluation, experiment, model, splits, reporter)
     for tracker in followers:
         tracker.end(evaluation.result)
     return Run(run.path, evaluation.path.name)
+
+
+def _too_late(run: Run, experiment: Experiment) -> str:
+    """In words what is asked for by name that only a new training could keep or measure."""
+    asked, there = experiment.training, run.experiment.training
+    names = [name for name in UNSEEN if name in asked.model_fields_set]
+    other = [
+        f"training.{name}={getattr(asked, name)}" for name in names if getattr(asked, name) != getattr(there, name)
+    ]
+    return f", without {' and '.join(other)}: that needs --again" if other else ""
 
 
 def _fit(
@@ -125,6 +137,9 @@ def _fit(
                 run.clear()
             run.begin(experiment.training_recipe(), experiment.model_dump(mode="json"), engine.device)
             reporter.begin(run.path)
+            divided = by_process(model, experiment.objective, experiment.training)
+            for words in _told_of_processes(checkpoint, engine.processes, divided):
+                reporter.stage(words)
             for tracker in followers:
                 tracker.begin(run.path, experiment.model_dump(mode="json"))
         engine.launch()
@@ -162,9 +177,19 @@ def _fit(
             for one in experiment.analysis:
                 if (table := one.table(history)) is not None:
                     run.write_table(one.name, table)
+            run.end_training()
             run.write_model(model, shape, num_classes)
         engine.wait()
         return model
+
+
+def _told_of_processes(checkpoint: Checkpoint | None, processes: int, divided: list[str]) -> Iterator[str]:
+    """What their number changes, where several train or another number went before."""
+    earlier = [one["processes"] for one in checkpoint.stretches] if checkpoint else []
+    if earlier and earlier[-1] != processes:
+        yield f"goes on with {processes} process{'es' * (processes > 1)} where {earlier[-1]} trained so far"
+    if divided and max(processes, *earlier, 1) > 1:
+        yield f"warning: {', '.join(divided)} by process: the numbers depend on how many processes train"
 
 
 def _observers(experiment: Experiment, model: nn.Module) -> list[Observer]:

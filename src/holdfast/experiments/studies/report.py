@@ -16,6 +16,7 @@ from holdfast.experiments.analyses import SeparationAnalysis
 from holdfast.experiments.records.comparison import compare, read_curves
 from holdfast.experiments.records.record import Record, latex, read_record
 from holdfast.experiments.runs.analysis import analyze
+from holdfast.experiments.runs.folder import Run
 from holdfast.experiments.studies.study import Published, Study, View
 from holdfast.experiments.sweeps.sweep import Planned
 from holdfast.files import write_text
@@ -227,7 +228,7 @@ def _draw(
 def _bands(records: Sequence[Record], labels: Sequence[str]) -> pd.DataFrame:
     parts = []
     for one in records:
-        history = pd.read_json(one.training / "history.jsonl", lines=True)
+        history = Run(one.training).history
         if "landscape_loss_low" in history:
             columns = {"epoch": "epoch", "landscape_loss_low": "loss_low", "landscape_loss_high": "loss_high"}
             words = ", ".join(str(one.values[label]) for label in labels)
