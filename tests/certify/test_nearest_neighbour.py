@@ -62,7 +62,10 @@ def test_no_attack_comes_nearer_than_the_certificate(norm: str) -> None:
     table = evaluation.table
     assert (table.loc[60:63, "nearest-neighbour.status"] == "wrong").all()
     right = table[table["correct"]]
-    assert (right["towards-neighbour.distance"] >= right["nearest-neighbour.radius"]).all()
+    # Nearer by a rounding is where float32 errs, not the classifier of real numbers.
+    nearer = right["towards-neighbour.distance"] < right["nearest-neighbour.radius"]
+    assert nearer.sum() <= evaluation.summary["float32_disagrees"]
+    assert (right["towards-neighbour.distance"] >= (1 - 1e-6) * right["nearest-neighbour.radius"]).all()
     assert right["towards-neighbour.distance"].median() < 4 * right["nearest-neighbour.radius"].median()
 
 

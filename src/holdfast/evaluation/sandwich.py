@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from holdfast.analysis.local_lipschitz import local_lipschitz
 from holdfast.attacks import Attack, AttackResult
-from holdfast.certify import Certificate, Certifier, SoundnessError
+from holdfast.certify import Certificate, Certifier
 from holdfast.component import distinct_labels
-from holdfast.evaluation.accuracy import nearer
+from holdfast.evaluation.alarm import Claim, Points, Watch, disagreement, exact_distance
 from holdfast.evaluation.sanity import (
     batch_dependence,
     blind_successes,
@@ -45,7 +45,8 @@ class Evaluation:
     vain, where it was searched), ``NAME.margin``, ``NAME.method``,
     ``NAME.samples``, ``NAME.abstained`` where it has them; for each attack ``NAME.attacked`` (false where the
     clean prediction is wrong or a certificate made it needless), ``NAME.success`` (wrong inside the threat set),
-    ``NAME.distance`` (of the adversarial example, inf without one; a minimum-norm attack's may exceed eps),
+    ``NAME.distance`` (of the adversarial example, in float64, inf without one; a minimum-norm attack's may exceed
+    eps),
     ``NAME.origin`` (restart and step that found it), ``NAME.forwards``, ``NAME.backwards``; and, where asked for,
     ``local_lipschitz``, the largest quotient found around the example, NaN where none was sought."""
     summary: dict[str, Any]
@@ -53,7 +54,9 @@ class Evaluation:
     accuracy under all attacks and under any certificate, whose ``bracket_guarantee`` is that of all together;
     ``not_surely_wrong`` of a smoothed classifier; ``counts``, ``intervals`` (95 %), ``passes``,
     ``guarantees``, ``warnings`` (reasons to doubt the numbers), ``seconds`` and their ``timings`` per stage; where
-    asked for ``local_lipschitz``: mean and largest quotient, and of how many examples."""
+    asked for ``local_lipschitz``: mean and largest quotient, and of how many examples; beside deterministic
+    certificates ``float32_disagrees``: around how many examples float32 errs within a certified radius, where the
+    network as a function of real numbers is right, as the certificate says."""
     subject: nn.Module = field(repr=False)
     """The classifier that all of it is about: the model, or what the certifiers make of it (its smoothed one)."""
     seconds: pd.DataFrame
@@ -89,6 +92,7 @@ def evaluate(
     *,
     radii: Sequence[float] = (),
     audit: float = 0.1,
+    attack_certified: bool = False,
     lipschitz_examples: int = 0,
     seed: int = 0,
     batch_size: int = 256,
@@ -110,6 +114,7 @@ def evaluate(
         radii: further radii at which certified accuracy shall be known (``certified_at``): certifiers whose radius
             is too expensive to search are asked at each of them.
         audit: share of the certified examples that are attacked too, 0 to 1.
+        attack_certified: attack them all, for what the attacks themselves come to.
         lipschitz_examples: measure ``analysis.local_lipschitz`` of the logits, in the 1-norm, around the first so
             many examples. Left out where it means nothing: for a smoothed classifier, in l_0, and at eps = 0.
         seed: with the example's number it determines everything drawn for an example.
@@ -139,7 +144,7 @@ def evaluate(
     device = device_of(model)
     making = _Making(model, images.to(device), labels.to(device), threat, seed, batch_size, on_progress)
     making.certify(named_certifiers, radii)
-    making.attack(named_attacks, audit, store)
+    making.attack(named_attacks, 1.0 if attack_certified else audit, store)
     making.measure_steepness(lipschitz_examples)
     return making.evaluation(named_certifiers, named_attacks)
 
@@ -181,6 +186,7 @@ class _Making:
         with self._timed("standard"):
             answers = self.subject.answers(logits, self.x, self.y, list(certificates.values()), self.seed)
         self.correct = answers.correct
+        self.watch = Watch(self.subject.classifier, self.x, self.threat)
         self.report("standard", int(self.correct.sum()), 0)
         numbers = np.arange(len(self.y))
         self.columns |= {"index": numbers, "label": _numpy(self.y), "prediction": _numpy(answers.prediction)}
@@ -189,10 +195,11 @@ class _Making:
             self._enter(name, certificate)
             if certificate.guarantee == "deterministic":
                 self.proofs[name] = certificate
-                _ring_if_wrong(name, certificate, self.correct, self.x, self.threat)
                 with self._timed(name):
                     self._ask(name, certifiers[name], radii)
             self.report(name, int(certificate.verified.sum()), 0)
+        wrong = (~self.correct).nonzero().squeeze(1)
+        self._check("the model itself", Points(self.x[wrong], self.y[wrong], self.x[wrong], wrong), wrong=True)
 
     def _certificate(self, name: str, certifier: Certifier) -> Certificate:
         how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size}
@@ -242,19 +249,20 @@ class _Making:
                     standing -= int(pieces[-1].success.sum())
                     self.report(name, standing, len(rows) - sum(len(part.success) for part in pieces))
             result = _joined(pieces, x, y.device)
-            away = torch.where(correct, torch.inf, 0.0).to(result.distance)
+            hits = torch.isfinite(result.adversarial_distance)
+            distance = torch.where(correct, torch.inf, 0.0).double().cpu()
+            distance[rows[hits].cpu()] = exact_distance(self.threat, x[rows[hits]], result.x_adv[hits])
             nothing = torch.zeros_like(correct)
             origin = np.full(len(y), "", dtype=object)
             origin[_numpy(rows)] = result.origin
             self.columns |= {
                 f"{name}.attacked": _scatter(rows, torch.ones_like(rows).bool(), nothing),
                 f"{name}.success": _scatter(rows, result.success, ~correct),
-                f"{name}.distance": _scatter(rows, result.adversarial_distance, away),
+                f"{name}.distance": _numpy(distance),
                 f"{name}.forwards": _scatter(rows, result.forwards, nothing.long()),
                 f"{name}.backwards": _scatter(rows, result.backwards, nothing.long()),
                 f"{name}.origin": origin,
             }
-            hits = torch.isfinite(result.adversarial_distance)
             self.adversarial[name] = rows[hits].cpu(), result.x_adv[hits].cpu()
         if attacks:
             self.doubts += suspicions(self.subject.classifier, x, y, self.threat)
@@ -269,11 +277,23 @@ class _Making:
             result = subject.confirmed(found, x, y, threat)
             if store is not None:
                 store.put(f"{attack.name}-{known}", result)
-        for proved_by, proof in self.proofs.items():
-            further = torch.from_numpy(self.columns[f"{proved_by}.radius"]).to(proof.radius)
-            radius = torch.maximum(proof.radius, further)[piece]
-            ring_if_unsound(proved_by, proof.verified[piece], radius, name, result, x, piece, threat)
+        hits = torch.isfinite(result.adversarial_distance).nonzero().squeeze(1)
+        x_adv = result.x_adv[hits].to(x.device)
+        hits = hits.to(x.device)
+        self._check(name, Points(x[hits], y[hits], x_adv, piece[hits]), wrong=True)
         return result
+
+    def _check(self, by: str, points: Points, *, wrong: bool) -> Tensor:
+        """Ring where the points contradict what is certified of their examples."""
+        claims = [self._claim(name, proof).take(points.numbers) for name, proof in self.proofs.items()]
+        return self.watch.check(by, claims, points, wrong=wrong)
+
+    def _claim(self, name: str, proof: Certificate) -> Claim:
+        """What is certified of all examples, by the certificate itself or when it was asked further."""
+        further = torch.from_numpy(self.columns[f"{name}.radius"]).to(proof.radius)
+        radius = torch.maximum(proof.radius, further)
+        radius = torch.where(proof.verified, radius.clamp(min=self.threat.eps), radius)
+        return Claim(name, radius.masked_fill(~proof.verified & (radius <= 0), -1.0), proof.arithmetic)
 
     def measure_steepness(self, examples: int) -> None:
         """The local Lipschitz constant around the first few, of a network as it is."""
@@ -300,6 +320,9 @@ class _Making:
         sure = table[table["prediction"] >= 0]  # what abstains is no class
         if len(sure):
             doubts += [*misplaced_labels(sure), *unpredicted_classes(sure)]
+        if self.proofs:
+            summary["float32_disagrees"] = len(self.watch.disagreements)
+            doubts += disagreement(self.watch.disagreements)
         summary["warnings"] = [*doubts, *self.doubts, *blind_successes(table, attacks)]
         each = pd.DataFrame(self.each)
         return Evaluation(table, summary, self.subject.classifier, each, self.adversarial, certifiers)
@@ -394,50 +417,3 @@ def _share(count: int, share: float, seed: int) -> Tensor:
 def _scatter(rows: Tensor, values: Tensor, default: Tensor) -> Any:
     """The values in their rows, the default elsewhere."""
     return _numpy(default.index_put((rows,), values))
-
-
-def _ring_if_wrong(name: str, certificate: Certificate, correct: Tensor, x: Tensor, threat: Threat) -> None:
-    """The alarm: a certificate for an example that the model gets wrong without any attack."""
-    wrong = (certificate.verified & ~correct).nonzero().squeeze(1)
-    if len(wrong):
-        example = int(wrong[0])
-        raise SoundnessError(
-            f"example {example} is certified by {name} in {threat}, but the model gets it wrong as it is "
-            f"({len(wrong)} such examples)",
-            example,
-            x[example].cpu(),
-            x[example].cpu(),
-        )
-
-
-def ring_if_unsound(
-    certifier: str,
-    verified: Tensor,
-    radius: Tensor,
-    attack: str,
-    result: AttackResult,
-    x: Tensor,
-    numbers: Tensor,
-    threat: Threat,
-) -> None:
-    """The alarm: an attack succeeded on a verified example, or nearer to an example than its certified radius.
-
-    Args:
-        verified, radius, result, x, numbers: of the attacked examples, (M, ...); their numbers in the table.
-
-    Raises:
-        SoundnessError: naming the first such example.
-    """
-    closer = nearer(result.adversarial_distance.double(), radius)
-    hits = ((result.success & verified) | closer).nonzero().squeeze(1)
-    if len(hits):
-        hit, example = int(hits[0]), int(numbers[hits[0]])
-        claimed, found = f"{radius[hit].item():.6g}", f"{result.distance[hit].item():.6g}"
-        raise SoundnessError(
-            f"example {example} is certified by {certifier} up to {claimed} in {threat}, but {attack} breaks it "
-            f"at distance {found} ({len(hits)} such examples): the certificate, or what it assumes of the model, "
-            "is wrong",
-            example,
-            x[hit].cpu(),
-            result.x_adv[hit].cpu(),
-        )

@@ -15,7 +15,6 @@ from holdfast.certify import SoundnessError
 from holdfast.component import distinct_labels
 from holdfast.data import Images, drawn
 from holdfast.evaluation import Evaluation, sandwich_curve
-from holdfast.evaluation.accuracy import ROUNDING, TIE
 from holdfast.evaluation.subject import common_subject, subject_of
 from holdfast.experiments.recipes.experiment import EvaluationSettings, Experiment
 from holdfast.experiments.runs.folder import Run
@@ -120,7 +119,7 @@ def _found_again(
             how: dict[str, Any] = {"seed": experiment.seed, "batch_size": settings.batch_size}
             result = subject.confirmed(attack(evaluation.subject, x, y, threat, indices=new, **how), x, y, threat)
             known = table[f"{name}.distance"].to_numpy()[new.numpy()]
-            if not np.allclose(result.adversarial_distance.cpu(), known, rtol=ROUNDING, atol=TIE):
+            if not np.allclose(result.adversarial_distance.cpu(), known, rtol=1e-5, atol=1e-6):
                 raise ValueError(
                     f"{run.path} kept {len(x_adv)} adversarial images of {name}, which does not find the others "
                     f"again as they were: evaluation.keep_adversarial={settings.keep_adversarial} needs --again"
