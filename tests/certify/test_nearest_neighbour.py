@@ -58,7 +58,7 @@ def test_no_attack_comes_nearer_than_the_certificate(norm: str) -> None:
         {"name": "pgd", "loss": "margin", "steps": 10},
         {"name": "fmn", "steps": 20},
     ]
-    evaluation = evaluate(model, x, labels, threat, attacks, [NearestNeighbourCertifier()], audit=1.0)
+    evaluation = evaluate(model, x, labels, threat, attacks, [NearestNeighbourCertifier()], attack_certified=True)
     table = evaluation.table
     assert (table.loc[60:63, "nearest-neighbour.status"] == "wrong").all()
     right = table[table["correct"]]

@@ -176,8 +176,8 @@ def test_what_is_certified_beyond_eps_is_watched_over_too() -> None:
     with torch.no_grad():
         y = model.eval()(x).argmax(1)
     with pytest.raises(SoundnessError, match=r"certified by liar up to 2 in l2:0\.0001"):
-        evaluate(model, x, y, Threat("l2", 1e-4), ["fmn"], [Liar()], radii=[2.0], audit=1.0)
-    found = evaluate(model, x, y, Threat("l2", 1e-4), ["fmn"], [Liar()], audit=1.0)
+        evaluate(model, x, y, Threat("l2", 1e-4), ["fmn"], [Liar()], radii=[2.0], attack_certified=True)
+    found = evaluate(model, x, y, Threat("l2", 1e-4), ["fmn"], [Liar()], attack_certified=True)
     with pytest.raises(SoundnessError, match=r"certified by liar up to 2 in l2:0\.0001, but fmn breaks it"):
         sandwich_curve(model, x, y, Threat("l2", 1e-4), found, [], [0.0, 2.0])
     # Where the image was not kept, the attack finds it again.

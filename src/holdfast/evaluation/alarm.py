@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +56,22 @@ class Claim(NamedTuple):
     def take(self, rows: Tensor) -> Claim:
         """What it says of some of them."""
         return self._replace(radius=self.radius[rows.to(self.radius.device)])
+
+
+def claims_of(table: pd.DataFrame, names: Sequence[str], certifiers: Mapping[str, Any]) -> list[Claim]:
+    """What these certifiers say of the right examples of a table.
+
+    Args:
+        certifiers: by their names, those that are at hand: they know the arithmetic.
+    """
+    claims = []
+    for name in names:
+        radius = torch.from_numpy(table[f"{name}.radius"].to_numpy().astype(float))
+        silent = torch.from_numpy(~table["correct"].to_numpy()) | (radius <= 0)
+        claims.append(
+            Claim(name, radius.masked_fill(silent, -1.0), getattr(certifiers.get(name), "arithmetic", None))
+        )
+    return claims
 
 
 class Watch:

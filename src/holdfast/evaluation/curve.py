@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from holdfast.attacks import Attack
 from holdfast.component import distinct_labels
 from holdfast.evaluation.accuracy import broken_from, names, radius_known
-from holdfast.evaluation.alarm import Claim, Points, Watch, disagreement, exact_distance
+from holdfast.evaluation.alarm import Claim, Points, Watch, claims_of, disagreement, exact_distance
 from holdfast.evaluation.sandwich import Evaluation, ask_at, in_vain
 from holdfast.evaluation.subject import subject_of
 from holdfast.inference import device_of
@@ -81,7 +80,7 @@ def sandwich_curve(
         attack, numbers = dict(zip(distinct_labels(attacks), attacks, strict=True))[name], torch.tensor([row])
         return attack(model, x[[row]], y[[row]], threat, seed=seed, indices=numbers).x_adv[0]
 
-    claims = [_claim(name, table, evaluation.certifiers) for name in proofs]
+    claims = claims_of(table, proofs, evaluation.certifiers)
     watch = Watch(model, x, threat)
     _check_again(watch, claims, found, table, x, y)
     reached = broken_from(table, threat.eps)
@@ -130,13 +129,6 @@ def sandwich_curve(
     for doubt in disagreement(watch.disagreements):
         warnings.warn(f"the sandwich curve: {doubt}", stacklevel=2)
     return pd.DataFrame(points, columns=["eps", "standard", "attacked", "certified"])
-
-
-def _claim(name: str, table: pd.DataFrame, certifiers: Mapping[str, Any]) -> Claim:
-    """What a certifier says of all right examples by now."""
-    radius = torch.from_numpy(table[f"{name}.radius"].to_numpy().copy())
-    silent = torch.from_numpy(~table["correct"].to_numpy() | (table[f"{name}.radius"].to_numpy() <= 0))
-    return Claim(name, radius.masked_fill(silent, -1.0), getattr(certifiers.get(name), "arithmetic", None))
 
 
 def _check_again(

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from holdfast.attacks import Attack, AttackResult
 from holdfast.certify import Certificate, Certifier
 from holdfast.component import distinct_labels
 from holdfast.evaluation.alarm import Claim, Points, Watch, disagreement, exact_distance
+from holdfast.evaluation.audit import CHEAP, FEWEST, Audit, affordable, audit, closest_first, radii_of
 from holdfast.evaluation.sanity import (
     batch_dependence,
     blind_successes,
@@ -29,7 +30,7 @@ from holdfast.evaluation.sanity import (
 )
 from holdfast.evaluation.subject import common_subject
 from holdfast.evaluation.summary import summarise
-from holdfast.inference import check_inputs, check_logits, device_of, fingerprint, frozen_eval, mix_seed, predict
+from holdfast.inference import check_inputs, check_logits, device_of, fingerprint, frozen_eval, predict
 from holdfast.threat import Threat
 
 
@@ -56,7 +57,8 @@ class Evaluation:
     ``guarantees``, ``warnings`` (reasons to doubt the numbers), ``seconds`` and their ``timings`` per stage; where
     asked for ``local_lipschitz``: mean and largest quotient, and of how many examples; beside deterministic
     certificates ``float32_disagrees``: around how many examples float32 errs within a certified radius, where the
-    network as a function of real numbers is right, as the certificate says."""
+    network as a function of real numbers is right, as the certificate says, and ``audit``: examples, passes, the
+    smallest margin seen, and where."""
     subject: nn.Module = field(repr=False)
     """The classifier that all of it is about: the model, or what the certifiers make of it (its smoothed one)."""
     seconds: pd.DataFrame
@@ -91,7 +93,7 @@ def evaluate(
     certifiers: Sequence[Certifier | str | Mapping[str, Any]] = (),
     *,
     radii: Sequence[float] = (),
-    audit: float = 0.1,
+    audit: float = 0.02,
     attack_certified: bool = False,
     lipschitz_examples: int = 0,
     seed: int = 0,
@@ -101,8 +103,8 @@ def evaluate(
 ) -> Evaluation:
     """Squeeze the robust accuracy of a model between its certificates and the attacks on it.
 
-    Every attack runs on the examples that are right and not deterministically certified; a share ``audit``
-    of the certified ones is attacked all the same, to test the certificates.
+    Every attack runs on the examples that are right and not deterministically certified; the certificates are
+    tested by an audit of those that are nearest to failing.
 
     Args:
         model: any module from images to logits; evaluated in eval mode and left as it was.
@@ -113,8 +115,11 @@ def evaluate(
         certifiers: certifiers, likewise.
         radii: further radii at which certified accuracy shall be known (``certified_at``): certifiers whose radius
             is too expensive to search are asked at each of them.
-        audit: share of the certified examples that are attacked too, 0 to 1.
-        attack_certified: attack them all, for what the attacks themselves come to.
+        audit: share, 0 to 1, of the passes so far that are spent on attacking certified examples where a false
+            certificate would show (see ``evaluation.audit``); 0 for none, otherwise at least 8 examples of each
+            certifier. Passes are those of the attacks, forward and backward, and one of each example for the answer
+            and for each certifier.
+        attack_certified: run the attacks on the certified examples, too, for what they themselves come to.
         lipschitz_examples: measure ``analysis.local_lipschitz`` of the logits, in the 1-norm, around the first so
             many examples. Left out where it means nothing: for a smoothed classifier, in l_0, and at eps = 0.
         seed: with the example's number it determines everything drawn for an example.
@@ -144,7 +149,8 @@ def evaluate(
     device = device_of(model)
     making = _Making(model, images.to(device), labels.to(device), threat, seed, batch_size, on_progress)
     making.certify(named_certifiers, radii)
-    making.attack(named_attacks, 1.0 if attack_certified else audit, store)
+    making.attack(named_attacks, attack_certified, store)
+    making.audit(audit)
     making.measure_steepness(lipschitz_examples)
     return making.evaluation(named_certifiers, named_attacks)
 
@@ -175,6 +181,7 @@ class _Making:
         self.adversarial: dict[str, tuple[Tensor, Tensor]] = {}
         self.steep: dict[str, Any] = {}
         self.doubts: list[str] = []
+        self.audited: Audit | None = None
 
     def certify(self, certifiers: dict[str, Certifier], radii: Sequence[float]) -> None:
         """What the classifier answers, and what is certified of it."""
@@ -182,6 +189,7 @@ class _Making:
         with self._timed("standard"), frozen_eval(self.model):
             logits = predict(self.model, self.x, self.batch_size)
             check_logits(logits, self.y)
+            self.classes = logits.shape[1]
         certificates = {name: self._certificate(name, one) for name, one in certifiers.items()}
         with self._timed("standard"):
             answers = self.subject.answers(logits, self.x, self.y, list(certificates.values()), self.seed)
@@ -233,13 +241,13 @@ class _Making:
             ask = partial(ask_at, certifier, self.model, self.x, self.y, self.threat, radii, *known)
             ask(seed=self.seed, batch_size=self.batch_size)
 
-    def attack(self, attacks: dict[str, Attack], audit: float, store: Store | None) -> None:
-        """Attack what is right and not proven, and a share of what is; ring where it should not fall."""
+    def attack(self, attacks: dict[str, Attack], certified: bool, store: Store | None) -> None:
+        """Attack what is right and not proven, or all of what is right; ring where it should not fall."""
         x, y, correct = self.x, self.y, self.correct
         proven = torch.stack([torch.zeros_like(correct), *(proof.verified for proof in self.proofs.values())]).any(
             0
         )
-        rows = (correct & (~proven | _share(len(y), audit, self.seed).to(y.device))).nonzero().squeeze(1)
+        rows = (correct & (~proven | certified)).nonzero().squeeze(1)
         for name, attack in attacks.items():
             pieces: list[AttackResult] = []
             standing = int(correct.sum())
@@ -266,6 +274,23 @@ class _Making:
             self.adversarial[name] = rows[hits].cpu(), result.x_adv[hits].cpu()
         if attacks:
             self.doubts += suspicions(self.subject.classifier, x, y, self.threat)
+
+    def audit(self, share: float) -> None:
+        """Attack the certified examples that are nearest to failing, for a share of the passes so far."""
+        claims = [self._claim(name, proof) for name, proof in self.proofs.items()]
+        if not share or not claims:
+            return
+        spent = sum(int(c.sum()) for name, c in self.columns.items() if name.endswith((".forwards", ".backwards")))
+        spent += len(self.y) * (1 + len(self.guarantees))
+        margins = {name: proof.margin for name, proof in self.proofs.items() if proof.margin is not None}
+        rows, radii = closest_first(claims, margins, self.threat.eps), radii_of(claims, self.threat, self.x)
+        with self._timed("audit"):
+            each = CHEAP.passes(self.classes)
+            rows = affordable(rows, radii, share * spent, each, FEWEST * len(claims))
+            self.audited = audit(
+                self.watch, claims, self.x, self.y, rows, seed=self.seed, batch_size=self.batch_size
+            )
+        self.report(f"audit of {len(rows)} certified examples", -1, 0)
 
     def _piece(self, name: str, attack: Attack, piece: Tensor, store: Store | None) -> AttackResult:
         x, y, threat, subject = self.x[piece], self.y[piece], self.threat, self.subject
@@ -323,6 +348,8 @@ class _Making:
         if self.proofs:
             summary["float32_disagrees"] = len(self.watch.disagreements)
             doubts += disagreement(self.watch.disagreements)
+        if self.audited is not None:
+            summary["audit"] = asdict(self.audited)
         summary["warnings"] = [*doubts, *self.doubts, *blind_successes(table, attacks)]
         each = pd.DataFrame(self.each)
         return Evaluation(table, summary, self.subject.classifier, each, self.adversarial, certifiers)
@@ -406,12 +433,6 @@ def _joined(pieces: list[AttackResult], x: Tensor, device: torch.device) -> Atta
 
 def _numpy(tensor: Tensor) -> Any:
     return tensor.cpu().numpy().copy()
-
-
-def _share(count: int, share: float, seed: int) -> Tensor:
-    """A random subset of 0..count−1 of about the given share, (count,) bool."""
-    generator = torch.Generator().manual_seed(mix_seed(seed, count))
-    return torch.rand(count, generator=generator) < share
 
 
 def _scatter(rows: Tensor, values: Tensor, default: Tensor) -> Any:

@@ -74,7 +74,7 @@ def report_further(run: Run, experiment: Experiment, model: nn.Module, test: Ima
         settings = run.experiment.evaluation.model_copy(update=found)
         here = settings.model_copy(update={"batch_size": experiment.evaluation.batch_size})
         asked = experiment.model_copy(update={"evaluation": here})
-        images, labels, evaluation = _read(run, asked, model, test)
+        images, labels, evaluation = read_evaluation(run, asked, model, test)
         if "keep_adversarial" in found:
             evaluation.adversarial.update(_found_again(run, asked, evaluation, images, labels))
         curve = make_curve(asked, evaluation, images, labels) if "curve_points" in found else None
@@ -87,8 +87,14 @@ def report_further(run: Run, experiment: Experiment, model: nn.Module, test: Ima
         run.describe(experiment.model_copy(update={"evaluation": settings}))
 
 
-def _read(run: Run, experiment: Experiment, model: nn.Module, test: Images) -> tuple[Tensor, Tensor, Evaluation]:
-    """Images, labels and what was found of them, but for the adversarial images."""
+def read_evaluation(
+    run: Run, experiment: Experiment, model: nn.Module, test: Images
+) -> tuple[Tensor, Tensor, Evaluation]:
+    """Images, labels and what was found of them, but for the adversarial images.
+
+    Raises:
+        ValueError: the images are others by now.
+    """
     settings, table = experiment.evaluation, run.examples
     chosen = drawn(test.labels, settings.examples, settings.draw)
     images, labels = test.batch(chosen)
