@@ -185,7 +185,7 @@ def certified(count: int) -> None:
     model, (x, y) = by_ibp(), load_data("mnist").test.batch(slice(count))
 
     def by_holdfast() -> Tensor:
-        evaluation = evaluate(model, x, y, Threat("linf", 0.1), [AutoAttack()], [BoundCertifier()], audit=0.0)
+        evaluation = evaluate(model, x, y, Threat("linf", 0.1), [AutoAttack()], [BoundCertifier()], audit=0)
         print(f"  certified {evaluation.summary['certified']}, attacked {evaluation.summary['bracket']}")
         return torch.where(torch.tensor(evaluation.table["autoattack.success"])[:, None, None, None], torch.nan, x)
 

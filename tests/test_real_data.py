@@ -34,7 +34,6 @@ def test_certified_training_on_a_part_of_mnist(tmp_path: Path) -> None:
         "training.batch_size=64",
         "evaluation.examples=500",
         "evaluation.attacks=[{name: pgd, steps: 20}]",
-        "evaluation.audit=1",
         "evaluation.curve_points=0",
         runs=tmp_path,
     )

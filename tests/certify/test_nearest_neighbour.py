@@ -58,12 +58,14 @@ def test_no_attack_comes_nearer_than_the_certificate(norm: str) -> None:
         {"name": "pgd", "loss": "margin", "steps": 10},
         {"name": "fmn", "steps": 20},
     ]
-    evaluation = evaluate(model, x, labels, threat, attacks, [NearestNeighbourCertifier()], audit=1.0)
+    evaluation = evaluate(model, x, labels, threat, attacks, [NearestNeighbourCertifier()], attack_certified=True)
     table = evaluation.table
     assert (table.loc[60:63, "nearest-neighbour.status"] == "wrong").all()
     right = table[table["correct"]]
-    found = right["towards-neighbour.distance"].astype(float)  # which float32 rounds
-    assert (found * (1 + 1e-6) >= right["nearest-neighbour.radius"]).all()
+    # Nearer by a rounding is where float32 errs, not the classifier of real numbers.
+    nearer = right["towards-neighbour.distance"] < right["nearest-neighbour.radius"]
+    assert nearer.sum() <= evaluation.summary["float32_disagrees"]
+    assert (right["towards-neighbour.distance"] >= (1 - 1e-6) * right["nearest-neighbour.radius"]).all()
     assert right["towards-neighbour.distance"].median() < 4 * right["nearest-neighbour.radius"].median()
 
 

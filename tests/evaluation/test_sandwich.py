@@ -38,7 +38,7 @@ class Everything(Certifier):
 
 def test_the_table_and_the_summary_tell_the_same_story() -> None:
     model, (x, y) = small_cnn(), images(80)
-    evaluation = evaluate(model, x, y, THREAT, ["fgsm", PGD(steps=10)], ["bounds"], audit=1.0)
+    evaluation = evaluate(model, x, y, THREAT, ["fgsm", PGD(steps=10)], ["bounds"], attack_certified=True)
     table, summary = evaluation.table, evaluation.summary
     assert len(table) == summary["examples"] == 80
     assert table["correct"].mean() == summary["standard"]
@@ -65,29 +65,25 @@ def test_attacked_and_certified_accuracy_of_a_linear_model_equal_the_closed_form
     exact = linear_radius(model, x, y, "linf")
     free = Threat("linf", 0.1, -torch.inf, torch.inf)
     assert ((exact - 0.1).abs() > 1e-4).all()
-    summary = evaluate(model, x, y, free, [PGD(steps=20)], [BoundCertifier()], audit=1.0).summary
+    summary = evaluate(model, x, y, free, [PGD(steps=20)], [BoundCertifier()], attack_certified=True).summary
     truth = (exact > 0.1).double().mean().item()
     assert summary["attacked"]["pgd"] == truth
     assert summary["certified"]["bounds"] == truth
     assert summary["standard"] == (exact > 0).double().mean().item()
 
 
-def test_what_is_certified_is_attacked_only_for_the_audit() -> None:
+def test_what_is_certified_is_attacked_only_if_asked() -> None:
     model, (x, y) = small_cnn(), images(80)
-    shares = []
-    for audit in (0.0, 0.5, 1.0):
-        table = evaluate(model, x, y, THREAT, [FGSM()], [BoundCertifier()], audit=audit).table
+    for asked in (False, True):
+        table = evaluate(model, x, y, THREAT, [FGSM()], [BoundCertifier()], attack_certified=asked).table
         assert table["fgsm.attacked"][table["correct"] & ~table["bounds.verified"]].all()
         assert not table["fgsm.attacked"][~table["correct"]].any()
-        shares.append(table["fgsm.attacked"][table["bounds.verified"]].mean())
-    assert shares[0] == 0
-    assert 0.2 < shares[1] < 0.8
-    assert shares[2] == 1
+        assert (table["fgsm.attacked"][table["bounds.verified"]] == asked).all()
 
 
 def test_skipping_changes_no_verdict() -> None:
     model, (x, y) = small_cnn(), images(80)
-    with_proofs = evaluate(model, x, y, THREAT, [PGD(steps=10)], [BoundCertifier()], audit=0.0)
+    with_proofs = evaluate(model, x, y, THREAT, [PGD(steps=10)], [BoundCertifier()])
     without = evaluate(model, x, y, THREAT, [PGD(steps=10)])
     assert with_proofs.table["pgd.success"].equals(without.table["pgd.success"])
 
@@ -98,7 +94,7 @@ def test_a_wrong_certificate_rings_the_alarm_and_names_the_example() -> None:
     with pytest.raises(
         SoundnessError, match=r"example \d+ is certified by everything .* but pgd breaks it"
     ) as caught:
-        evaluate(model, x, y, threat, [PGD(steps=10)], [Everything()], audit=1.0)
+        evaluate(model, x, y, threat, [PGD(steps=10)], [Everything()], attack_certified=True)
     alarm = caught.value
     assert torch.equal(alarm.x, x[alarm.example])
     assert model.eval()(alarm.x_adv[None]).argmax() != y[alarm.example]
@@ -178,7 +174,7 @@ def test_the_curve_agrees_with_the_table_at_its_own_radius() -> None:
     threat, attacks = Threat("linf", 0.03), [PGD(steps=10)]  # 0.03 in float32 is less than 0.03
     for eps in (0.03, 0.1):  # and 0.1 in float32 is more
         threat = threat.with_eps(eps)
-        evaluation = evaluate(model, x, y, threat, attacks, [BoundCertifier()], audit=1.0)
+        evaluation = evaluate(model, x, y, threat, attacks, [BoundCertifier()], attack_certified=True)
         curve = sandwich_curve(model, x, y, threat, evaluation, attacks, [eps])
         assert curve["attacked"][0] == evaluation.summary["attacked"]["pgd"]
         assert curve["certified"][0] == evaluation.summary["certified"]["bounds"]
@@ -257,7 +253,7 @@ def test_a_minimum_norm_attack_tells_distances_beyond_eps_and_rings_within_a_cer
     assert ((table["fmn.distance"] <= eps) == table["fmn.success"]).all()
 
     with pytest.raises(SoundnessError, match="certified by everything up to 100"):
-        evaluate(model, x, y, Threat("l2", 1e-6, -math.inf, math.inf), ["fmn"], [Far()], audit=1.0)
+        evaluate(model, x, y, Threat("l2", 1e-6, -math.inf, math.inf), ["fmn"], [Far()], attack_certified=True)
 
 
 class Far(Everything):
@@ -285,7 +281,7 @@ def test_a_minimum_norm_attack_is_the_whole_curve_also_beyond_certificates() -> 
     radius = linear_radius(model, x, y, "l2").numpy()
     threat = Threat("l2", float(np.median(radius)), -math.inf, math.inf)
     attacks = [Attack.parse("fmn")]
-    evaluation = evaluate(model, x, y, threat, attacks, ["bounds"], audit=0.0)
+    evaluation = evaluate(model, x, y, threat, attacks, ["bounds"])
     radii = [factor * threat.eps for factor in (0, 0.5, 1.05, 2)]
     curve = sandwich_curve(model, x, y, threat, evaluation, attacks, radii)
     without = evaluate(model, x, y, threat, [], ["bounds"])

@@ -11,6 +11,7 @@ import typer
 
 from holdfast import __version__
 from holdfast.cli.analyze import analyze
+from holdfast.cli.audit import audit
 from holdfast.cli.evaluate import evaluate
 from holdfast.cli.export import export
 from holdfast.cli.list import list_
@@ -47,7 +48,7 @@ def _options(version: VersionOption = False) -> None:
     pass
 
 
-for command in (train, sweep, study, evaluate, analyze, export, show, runs, table):
+for command in (train, sweep, study, evaluate, audit, analyze, export, show, runs, table):
     app.command()(command)
 app.command("list")(list_)
 app.add_typer(plot, name="plot")

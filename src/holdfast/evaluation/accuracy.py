@@ -6,15 +6,8 @@ example that is wrong as it is counts at no radius.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
-
-ROUNDING = 1e-5
-"""Share of a distance by which it may come out wrong in float32."""
-TIE = 1e-6
-"""Input units within which two logits in float32 may trade places from one batch to another."""
 
 
 def names(table: pd.DataFrame, column: str) -> list[str]:
@@ -49,25 +42,20 @@ def radius_known(table: pd.DataFrame, name: str, radius: float) -> bool:
 def broken_from(table: pd.DataFrame, eps: float, name: str | None = None) -> np.ndarray:
     """The smallest radius at which each example counts as broken by this attack, or by any, (N,) float64.
 
-    The distance of the adversarial example. Distances are rounded, so one a hair above eps counts from eps on where
-    the example lies inside the threat set, and one a hair below a certified radius counts from beyond it. 0 where
-    the example is wrong as it is, inf where nothing was found.
+    The distance of the adversarial example; eps, where it counts as within the threat set but lies a hair farther,
+    as attacks round. 0 where the example is wrong as it is, inf where nothing was found. What was found within a
+    certified radius, and is no contradiction (see ``evaluation.alarm``), is an error of float32 where the network
+    that the certificate speaks of is right: it counts from beyond that radius.
     """
     smallest = np.full(len(table), np.inf)
     for attack in names(table, "success") if name is None else [name]:
         distance = table[f"{attack}.distance"].to_numpy().astype(float)
         for certifier in names(table, "verified"):
             radius = table[f"{certifier}.radius"].to_numpy()
-            same = (distance <= radius) & ~nearer(distance, radius)
-            distance = np.where(same, np.nextafter(radius, np.inf), distance)
+            distance = np.where(distance <= radius, np.nextafter(radius, np.inf), distance)
         inside = table[f"{attack}.success"].to_numpy()
         smallest = np.minimum(smallest, np.where(inside, np.minimum(distance, eps), distance))
     return np.where(table["correct"], smallest, 0.0)
-
-
-def nearer(distance: Any, radius: Any) -> Any:
-    """Whether an adversarial example lies within a certified radius by more than rounding; of arrays or tensors."""
-    return distance < radius * (1 - ROUNDING) - TIE
 
 
 def stands(table: pd.DataFrame, eps: float, radius: float, name: str | None = None) -> pd.Series:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks import Attack
-from holdfast.certify import SoundnessError
 from holdfast.component import distinct_labels
-from holdfast.evaluation.accuracy import broken_from, names, nearer, radius_known
-from holdfast.evaluation.sandwich import Evaluation, ask_at, in_vain, ring_if_unsound
+from holdfast.evaluation.accuracy import broken_from, names, radius_known
+from holdfast.evaluation.alarm import Claim, Points, Watch, claims_of, disagreement, exact_distance
+from holdfast.evaluation.sandwich import Evaluation, ask_at, in_vain
 from holdfast.evaluation.subject import subject_of
 from holdfast.inference import device_of
 from holdfast.threat import Threat
@@ -79,7 +80,9 @@ def sandwich_curve(
         attack, numbers = dict(zip(distinct_labels(attacks), attacks, strict=True))[name], torch.tensor([row])
         return attack(model, x[[row]], y[[row]], threat, seed=seed, indices=numbers).x_adv[0]
 
-    _ring_if_nearer(found, table, proven, x, threat)
+    claims = claims_of(table, proofs, evaluation.certifiers)
+    watch = Watch(model, x, threat)
+    _check_again(watch, claims, found, table, x, y)
     reached = broken_from(table, threat.eps)
 
     def attacked(attack: Attack, rows: np.ndarray, eps: float) -> None:
@@ -90,11 +93,13 @@ def sandwich_curve(
         here, beyond = numbers.to(device), threat.with_eps(eps)
         result = attack(model, x[here], y[here], beyond, seed=seed, indices=numbers, batch_size=batch_size)
         result = subject.confirmed(result, x[here], y[here], beyond)
-        radius = torch.from_numpy(proven[rows]).to(device)
-        ring_if_unsound(" or ".join(proofs), radius >= eps, radius, attack.name, result, x[here], numbers, threat)
-        distance = result.adversarial_distance.double()
-        distance = torch.where(result.success, distance.clamp(max=eps), distance)
-        reached[rows] = np.minimum(reached[rows], distance.cpu().numpy())
+        hits = torch.isfinite(result.adversarial_distance)
+        points = Points(x[here][hits], y[here][hits], result.x_adv[hits], here[hits])
+        watch.check(attack.name, [claim.take(points.numbers) for claim in claims], points, wrong=True)
+        distance = exact_distance(threat, points.x, points.x_adv)
+        distance = torch.where(result.success[hits].cpu(), distance.clamp(max=eps), distance)
+        broken = rows[hits.cpu().numpy()]
+        reached[broken] = np.minimum(reached[broken], distance.numpy())
 
     for name, attack in zip(distinct_labels(attacks), attacks, strict=True):
         spared = ~np.asarray(table.get(f"{name}.attacked", False), dtype=bool)
@@ -121,23 +126,28 @@ def sandwich_curve(
                 "certified": (correct & np.any(reaches, axis=0)).mean() if known else np.nan,
             }
         )
+    for doubt in disagreement(watch.disagreements):
+        warnings.warn(f"the sandwich curve: {doubt}", stacklevel=2)
     return pd.DataFrame(points, columns=["eps", "standard", "attacked", "certified"])
 
 
-def _ring_if_nearer(
-    found: Callable[[str, int], Tensor], table: pd.DataFrame, proven: np.ndarray, x: Tensor, threat: Threat
+def _check_again(
+    watch: Watch,
+    claims: Sequence[Claim],
+    found: Callable[[str, int], Tensor],
+    table: pd.DataFrame,
+    x: Tensor,
+    y: Tensor,
 ) -> None:
-    """The alarm: what the evaluation's attacks found lies nearer than what is certified by now."""
+    """The alarm: what the evaluation's attacks found contradicts what is certified by now."""
+    if not claims:
+        return
+    most = torch.stack([claim.radius for claim in claims]).amax(0).numpy()
     for attack in names(table, "success"):
         distance = table[f"{attack}.distance"].to_numpy().astype(float)
-        hits = np.flatnonzero(table["correct"].to_numpy() & nearer(distance, proven))
-        if len(hits):
-            hit = int(hits[0])
-            raise SoundnessError(
-                f"example {hit} is certified up to {proven[hit]:.6g} in {threat}, but {attack} broke it at "
-                f"distance {distance[hit]:.6g} ({len(hits)} such examples): the certificate, or what it assumes of "
-                "the model, is wrong",
-                hit,
-                x[hit].cpu(),
-                found(attack, hit).cpu(),
-            )
+        near = np.flatnonzero(np.isfinite(distance) & (distance <= most))
+        if len(near):
+            here = torch.from_numpy(near).to(x.device)
+            x_adv = torch.stack([found(attack, int(row)) for row in near]).to(x.device)
+            points = Points(x[here], y[here], x_adv, here)
+            watch.check(attack, [claim.take(here) for claim in claims], points, wrong=True)

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from holdfast.analysis.local_lipschitz import local_lipschitz
 from holdfast.attacks import Attack, AttackResult
-from holdfast.certify import Certificate, Certifier, SoundnessError
+from holdfast.certify import Certificate, Certifier
 from holdfast.component import distinct_labels
-from holdfast.evaluation.accuracy import nearer
+from holdfast.evaluation.alarm import Claim, Points, Watch, disagreement, exact_distance
+from holdfast.evaluation.audit import CHEAP, FEWEST, Audit, affordable, audit, closest_first, radii_of
 from holdfast.evaluation.sanity import (
     batch_dependence,
     blind_successes,
@@ -35,7 +36,6 @@ from holdfast.inference import (
     device_of,
     fingerprint,
     frozen_eval,
-    mix_seed,
     plain_arithmetic,
     predict,
 )
@@ -54,7 +54,8 @@ class Evaluation:
     vain, where it was searched), ``NAME.margin``, ``NAME.method``,
     ``NAME.samples``, ``NAME.abstained`` where it has them; for each attack ``NAME.attacked`` (false where the
     clean prediction is wrong or a certificate made it needless), ``NAME.success`` (wrong inside the threat set),
-    ``NAME.distance`` (of the adversarial example, inf without one; a minimum-norm attack's may exceed eps),
+    ``NAME.distance`` (of the adversarial example, in float64, inf without one; a minimum-norm attack's may exceed
+    eps),
     ``NAME.origin`` (restart and step that found it), ``NAME.forwards``, ``NAME.backwards``; and, where asked for,
     ``local_lipschitz``, the largest quotient found around the example, NaN where none was sought."""
     summary: dict[str, Any]
@@ -63,7 +64,9 @@ class Evaluation:
     ``not_surely_wrong`` of a smoothed classifier; ``counts``, ``intervals`` (95 %), ``passes``,
     ``guarantees``, ``arithmetic`` (of what network the deterministic ones are true), ``warnings`` (reasons to doubt
     the numbers), ``seconds`` and their ``timings`` per stage; where asked for ``local_lipschitz``: mean and largest
-    quotient, and of how many examples."""
+    quotient, and of how many examples; beside deterministic certificates ``float32_disagrees``: around how many
+    examples float32 errs within a certified radius, where the network as a function of real numbers is right, as
+    the certificate says, and ``audit``: examples, passes, the smallest margin seen, and where."""
     subject: nn.Module = field(repr=False)
     """The classifier that all of it is about: the model, or what the certifiers make of it (its smoothed one)."""
     seconds: pd.DataFrame
@@ -98,7 +101,8 @@ def evaluate(
     certifiers: Sequence[Certifier | str | Mapping[str, Any]] = (),
     *,
     radii: Sequence[float] = (),
-    audit: float = 0.1,
+    audit: float = 0.02,
+    attack_certified: bool = False,
     lipschitz_examples: int = 0,
     seed: int = 0,
     batch_size: int = 256,
@@ -107,8 +111,8 @@ def evaluate(
 ) -> Evaluation:
     """Squeeze the robust accuracy of a model between its certificates and the attacks on it.
 
-    Every attack runs on the examples that are right and not deterministically certified; a share ``audit``
-    of the certified ones is attacked all the same, to test the certificates.
+    Every attack runs on the examples that are right and not deterministically certified; the certificates are
+    tested by an audit of those that are nearest to failing.
 
     Args:
         model: any module from images to logits; evaluated in eval mode and left as it was.
@@ -119,7 +123,11 @@ def evaluate(
         certifiers: certifiers, likewise.
         radii: further radii at which certified accuracy shall be known (``certified_at``): certifiers whose radius
             is too expensive to search are asked at each of them.
-        audit: share of the certified examples that are attacked too, 0 to 1.
+        audit: share, 0 to 1, of the passes so far that are spent on attacking certified examples where a false
+            certificate would show (see ``evaluation.audit``); 0 for none, otherwise at least 8 examples of each
+            certifier. Passes are those of the attacks, forward and backward, and one of each example for the answer
+            and for each certifier.
+        attack_certified: run the attacks on the certified examples, too, for what they themselves come to.
         lipschitz_examples: measure ``analysis.local_lipschitz`` of the logits, in the 1-norm, around the first so
             many examples. Left out where it means nothing: for a smoothed classifier, in l_0, and at eps = 0.
         seed: with the example's number it determines everything drawn for an example.
@@ -149,7 +157,8 @@ def evaluate(
     device = device_of(model)
     making = _Making(model, images.to(device), labels.to(device), threat, seed, batch_size, on_progress)
     making.certify(named_certifiers, radii)
-    making.attack(named_attacks, audit, store)
+    making.attack(named_attacks, attack_certified, store)
+    making.audit(audit)
     making.measure_steepness(lipschitz_examples)
     return making.evaluation(named_certifiers, named_attacks)
 
@@ -182,6 +191,7 @@ class _Making:
         self.adversarial: dict[str, tuple[Tensor, Tensor]] = {}
         self.steep: dict[str, Any] = {}
         self.doubts: list[str] = []
+        self.audited: Audit | None = None
 
     def certify(self, certifiers: dict[str, Certifier], radii: Sequence[float]) -> None:
         """What the classifier answers, and what is certified of it."""
@@ -189,10 +199,12 @@ class _Making:
         with self._timed("standard"), frozen_eval(self.model), plain_arithmetic(self.x.device):
             logits = predict(self.model, self.x, self.batch_size)
             check_logits(logits, self.y)
+            self.classes = logits.shape[1]
         certificates = {name: self._certificate(name, one) for name, one in certifiers.items()}
         with self._timed("standard"):
             answers = self.subject.answers(logits, self.x, self.y, list(certificates.values()), self.seed)
         self.correct = answers.correct
+        self.watch = Watch(self.subject.classifier, self.x, self.threat)
         self.report("standard", int(self.correct.sum()), 0)
         numbers = np.arange(len(self.y))
         self.columns |= {"index": numbers, "label": _numpy(self.y), "prediction": _numpy(answers.prediction)}
@@ -201,10 +213,11 @@ class _Making:
             self._enter(name, certificate)
             if certificate.guarantee == "deterministic":
                 self.proofs[name] = certificate
-                _ring_if_wrong(name, certificate, self.correct, self.x, self.threat)
                 with self._timed(name):
                     self._ask(name, certifiers[name], radii)
             self.report(name, int(certificate.verified.sum()), 0)
+        wrong = (~self.correct).nonzero().squeeze(1)
+        self._check("the model itself", Points(self.x[wrong], self.y[wrong], self.x[wrong], wrong), wrong=True)
 
     def _certificate(self, name: str, certifier: Certifier) -> Certificate:
         how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size}
@@ -240,13 +253,13 @@ class _Making:
             ask = partial(ask_at, certifier, self.model, self.x, self.y, self.threat, radii, *known)
             ask(seed=self.seed, batch_size=self.batch_size)
 
-    def attack(self, attacks: dict[str, Attack], audit: float, store: Store | None) -> None:
-        """Attack what is right and not proven, and a share of what is; ring where it should not fall."""
+    def attack(self, attacks: dict[str, Attack], certified: bool, store: Store | None) -> None:
+        """Attack what is right and not proven, or all of what is right; ring where it should not fall."""
         x, y, correct = self.x, self.y, self.correct
         proven = torch.stack([torch.zeros_like(correct), *(proof.verified for proof in self.proofs.values())]).any(
             0
         )
-        rows = (correct & (~proven | _share(len(y), audit, self.seed).to(y.device))).nonzero().squeeze(1)
+        rows = (correct & (~proven | certified)).nonzero().squeeze(1)
         for name, attack in attacks.items():
             pieces: list[AttackResult] = []
             standing = int(correct.sum())
@@ -256,22 +269,40 @@ class _Making:
                     standing -= int(pieces[-1].success.sum())
                     self.report(name, standing, len(rows) - sum(len(part.success) for part in pieces))
             result = _joined(pieces, x, y.device)
-            away = torch.where(correct, torch.inf, 0.0).to(result.distance)
+            hits = torch.isfinite(result.adversarial_distance)
+            distance = torch.where(correct, torch.inf, 0.0).double().cpu()
+            distance[rows[hits].cpu()] = exact_distance(self.threat, x[rows[hits]], result.x_adv[hits])
             nothing = torch.zeros_like(correct)
             origin = np.full(len(y), "", dtype=object)
             origin[_numpy(rows)] = result.origin
             self.columns |= {
                 f"{name}.attacked": _scatter(rows, torch.ones_like(rows).bool(), nothing),
                 f"{name}.success": _scatter(rows, result.success, ~correct),
-                f"{name}.distance": _scatter(rows, result.adversarial_distance, away),
+                f"{name}.distance": _numpy(distance),
                 f"{name}.forwards": _scatter(rows, result.forwards, nothing.long()),
                 f"{name}.backwards": _scatter(rows, result.backwards, nothing.long()),
                 f"{name}.origin": origin,
             }
-            hits = torch.isfinite(result.adversarial_distance)
             self.adversarial[name] = rows[hits].cpu(), result.x_adv[hits].cpu()
         if attacks:
             self.doubts += suspicions(self.subject.classifier, x, y, self.threat)
+
+    def audit(self, share: float) -> None:
+        """Attack the certified examples that are nearest to failing, for a share of the passes so far."""
+        claims = [self._claim(name, proof) for name, proof in self.proofs.items()]
+        if not share or not claims:
+            return
+        spent = sum(int(c.sum()) for name, c in self.columns.items() if name.endswith((".forwards", ".backwards")))
+        spent += len(self.y) * (1 + len(self.guarantees))
+        margins = {name: proof.margin for name, proof in self.proofs.items() if proof.margin is not None}
+        rows, radii = closest_first(claims, margins, self.threat.eps), radii_of(claims, self.threat, self.x)
+        with self._timed("audit"):
+            each = CHEAP.passes(self.classes)
+            rows = affordable(rows, radii, share * spent, each, FEWEST * len(claims))
+            self.audited = audit(
+                self.watch, claims, self.x, self.y, rows, seed=self.seed, batch_size=self.batch_size
+            )
+        self.report(f"audit of {len(rows)} certified examples", -1, 0)
 
     def _piece(self, name: str, attack: Attack, piece: Tensor, store: Store | None) -> AttackResult:
         x, y, threat, subject = self.x[piece], self.y[piece], self.threat, self.subject
@@ -283,11 +314,23 @@ class _Making:
             result = subject.confirmed(found, x, y, threat)
             if store is not None:
                 store.put(f"{attack.name}-{known}", result)
-        for proved_by, proof in self.proofs.items():
-            further = torch.from_numpy(self.columns[f"{proved_by}.radius"]).to(proof.radius)
-            radius = torch.maximum(proof.radius, further)[piece]
-            ring_if_unsound(proved_by, proof.verified[piece], radius, name, result, x, piece, threat)
+        hits = torch.isfinite(result.adversarial_distance).nonzero().squeeze(1)
+        x_adv = result.x_adv[hits].to(x.device)
+        hits = hits.to(x.device)
+        self._check(name, Points(x[hits], y[hits], x_adv, piece[hits]), wrong=True)
         return result
+
+    def _check(self, by: str, points: Points, *, wrong: bool) -> Tensor:
+        """Ring where the points contradict what is certified of their examples."""
+        claims = [self._claim(name, proof).take(points.numbers) for name, proof in self.proofs.items()]
+        return self.watch.check(by, claims, points, wrong=wrong)
+
+    def _claim(self, name: str, proof: Certificate) -> Claim:
+        """What is certified of all examples, by the certificate itself or when it was asked further."""
+        further = torch.from_numpy(self.columns[f"{name}.radius"]).to(proof.radius)
+        radius = torch.maximum(proof.radius, further)
+        radius = torch.where(proof.verified, radius.clamp(min=self.threat.eps), radius)
+        return Claim(name, radius.masked_fill(~proof.verified & (radius <= 0), -1.0), proof.arithmetic)
 
     def measure_steepness(self, examples: int) -> None:
         """The local Lipschitz constant around the first few, of a network as it is."""
@@ -316,6 +359,11 @@ class _Making:
         sure = table[table["prediction"] >= 0]  # what abstains is no class
         if len(sure):
             doubts += [*misplaced_labels(sure), *unpredicted_classes(sure)]
+        if self.proofs:
+            summary["float32_disagrees"] = len(self.watch.disagreements)
+            doubts += disagreement(self.watch.disagreements)
+        if self.audited is not None:
+            summary["audit"] = asdict(self.audited)
         summary["warnings"] = [*doubts, *self.doubts, *blind_successes(table, attacks)]
         each = pd.DataFrame(self.each)
         return Evaluation(table, summary, self.subject.classifier, each, self.adversarial, certifiers)
@@ -401,59 +449,6 @@ def _numpy(tensor: Tensor) -> Any:
     return tensor.cpu().numpy().copy()
 
 
-def _share(count: int, share: float, seed: int) -> Tensor:
-    """A random subset of 0..count−1 of about the given share, (count,) bool."""
-    generator = torch.Generator().manual_seed(mix_seed(seed, count))
-    return torch.rand(count, generator=generator) < share
-
-
 def _scatter(rows: Tensor, values: Tensor, default: Tensor) -> Any:
     """The values in their rows, the default elsewhere."""
     return _numpy(default.index_put((rows,), values))
-
-
-def _ring_if_wrong(name: str, certificate: Certificate, correct: Tensor, x: Tensor, threat: Threat) -> None:
-    """The alarm: a certificate for an example that the model gets wrong without any attack."""
-    wrong = (certificate.verified & ~correct).nonzero().squeeze(1)
-    if len(wrong):
-        example = int(wrong[0])
-        raise SoundnessError(
-            f"example {example} is certified by {name} in {threat}, but the model gets it wrong as it is "
-            f"({len(wrong)} such examples)",
-            example,
-            x[example].cpu(),
-            x[example].cpu(),
-        )
-
-
-def ring_if_unsound(
-    certifier: str,
-    verified: Tensor,
-    radius: Tensor,
-    attack: str,
-    result: AttackResult,
-    x: Tensor,
-    numbers: Tensor,
-    threat: Threat,
-) -> None:
-    """The alarm: an attack succeeded on a verified example, or nearer to an example than its certified radius.
-
-    Args:
-        verified, radius, result, x, numbers: of the attacked examples, (M, ...); their numbers in the table.
-
-    Raises:
-        SoundnessError: naming the first such example.
-    """
-    closer = nearer(result.adversarial_distance.double(), radius)
-    hits = ((result.success & verified) | closer).nonzero().squeeze(1)
-    if len(hits):
-        hit, example = int(hits[0]), int(numbers[hits[0]])
-        claimed, found = f"{radius[hit].item():.6g}", f"{result.distance[hit].item():.6g}"
-        raise SoundnessError(
-            f"example {example} is certified by {certifier} up to {claimed} in {threat}, but {attack} breaks it "
-            f"at distance {found} ({len(hits)} such examples): the certificate, or what it assumes of the model, "
-            "is wrong",
-            example,
-            x[hit].cpu(),
-            result.x_adv[hit].cpu(),
-        )

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from holdfast.experiments.recipes.experiment import EvaluationSettings, Experiment
     from holdfast.experiments.recipes.overrides import recipe_names, resolve
     from holdfast.experiments.runs.analysis import analyze, export_run
+    from holdfast.experiments.runs.audit import audit_run
     from holdfast.experiments.runs.evaluation import evaluate_model, evaluate_run
     from holdfast.experiments.runs.folder import Run, find_run
     from holdfast.experiments.runs.training import load, train
@@ -18,6 +19,7 @@ _HOME = {
     "Experiment": "recipes.experiment",
     "Run": "runs.folder",
     "analyze": "runs.analysis",
+    "audit_run": "runs.audit",
     "evaluate_model": "runs.evaluation",
     "evaluate_run": "runs.evaluation",
     "export_run": "runs.analysis",
@@ -32,6 +34,7 @@ __all__ = [
     "Experiment",
     "Run",
     "analyze",
+    "audit_run",
     "evaluate_model",
     "evaluate_run",
     "export_run",

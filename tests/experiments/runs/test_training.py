@@ -282,7 +282,7 @@ def test_the_alarm_keeps_the_example_that_rang_it(tmp_path: Path) -> None:
 
     certifiers: list[Certifier] = [TooSure()]
     experiment = changed()
-    evaluation = experiment.evaluation.model_copy(update={"certifiers": certifiers, "audit": 1.0})
+    evaluation = experiment.evaluation.model_copy(update={"certifiers": certifiers})
     with pytest.raises(SoundnessError, match="is certified by bounds"):
         train(changed(evaluation=evaluation), runs=tmp_path)
     (alarm,) = tmp_path.rglob("alarm.npz")

@@ -41,7 +41,7 @@ class NearestNeighbourAnalysis(DataAnalysis, name="nearest-neighbour"):
             threat,
             [attack],
             [certifier],
-            audit=1.0,
+            attack_certified=True,
             on_progress=lambda name, standing, left: reporter.stage(f"{name}: {standing} of {len(y)} stand"),
         )
         table, counts = evaluation.table, evaluation.summary["counts"]

@@ -15,7 +15,6 @@ from holdfast.certify import SoundnessError
 from holdfast.component import distinct_labels
 from holdfast.data import Images, drawn
 from holdfast.evaluation import Evaluation, sandwich_curve
-from holdfast.evaluation.accuracy import ROUNDING, TIE
 from holdfast.evaluation.subject import common_subject, subject_of
 from holdfast.experiments.recipes.experiment import EvaluationSettings, Experiment
 from holdfast.experiments.runs.folder import Run
@@ -75,7 +74,7 @@ def report_further(run: Run, experiment: Experiment, model: nn.Module, test: Ima
         settings = run.experiment.evaluation.model_copy(update=found)
         here = settings.model_copy(update={"batch_size": experiment.evaluation.batch_size})
         asked = experiment.model_copy(update={"evaluation": here})
-        images, labels, evaluation = _read(run, asked, model, test)
+        images, labels, evaluation = read_evaluation(run, asked, model, test)
         if "keep_adversarial" in found:
             evaluation.adversarial.update(_found_again(run, asked, evaluation, images, labels))
         curve = make_curve(asked, evaluation, images, labels) if "curve_points" in found else None
@@ -88,8 +87,14 @@ def report_further(run: Run, experiment: Experiment, model: nn.Module, test: Ima
         run.describe(experiment.model_copy(update={"evaluation": settings}))
 
 
-def _read(run: Run, experiment: Experiment, model: nn.Module, test: Images) -> tuple[Tensor, Tensor, Evaluation]:
-    """Images, labels and what was found of them, but for the adversarial images."""
+def read_evaluation(
+    run: Run, experiment: Experiment, model: nn.Module, test: Images
+) -> tuple[Tensor, Tensor, Evaluation]:
+    """Images, labels and what was found of them, but for the adversarial images.
+
+    Raises:
+        ValueError: the images are others by now.
+    """
     settings, table = experiment.evaluation, run.examples
     chosen = drawn(test.labels, settings.examples, settings.draw)
     images, labels = test.batch(chosen)
@@ -120,7 +125,7 @@ def _found_again(
             how: dict[str, Any] = {"seed": experiment.seed, "batch_size": settings.batch_size}
             result = subject.confirmed(attack(evaluation.subject, x, y, threat, indices=new, **how), x, y, threat)
             known = table[f"{name}.distance"].to_numpy()[new.numpy()]
-            if not np.allclose(result.adversarial_distance.cpu(), known, rtol=ROUNDING, atol=TIE):
+            if not np.allclose(result.adversarial_distance.cpu(), known, rtol=1e-5, atol=1e-6):
                 raise ValueError(
                     f"{run.path} kept {len(x_adv)} adversarial images of {name}, which does not find the others "
                     f"again as they were: evaluation.keep_adversarial={settings.keep_adversarial} needs --again"
