@@ -9,6 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+WIDER = 1 + 2.0**-50
+"""What a few roundings in float64 may take from a number."""
+
 
 class Norm(Protocol):
     """What a threat asks of its norm; differences are rows, (n, d)."""
@@ -51,7 +54,7 @@ class Norm(Protocol):
 
     @staticmethod
     def box_radius(dimensions: int, width: float) -> float:
-        """The largest distance within a cube of this width."""
+        """At least the largest distance within a cube of this width, which may have been rounded."""
 
     @staticmethod
     def reach(eps: Tensor) -> Tensor:
@@ -101,7 +104,7 @@ class Linf:
 
     @staticmethod
     def box_radius(dimensions: int, width: float) -> float:
-        return width
+        return width * WIDER
 
 
 class L2:
@@ -128,7 +131,10 @@ class L2:
         # In units of the largest weight, whose square neither vanishes nor overflows.
         scale = weight.detach().amax(1, keepdim=True)
         weight = weight / torch.where(scale > 0, scale, 1)
-        space = room.nan_to_num(posinf=torch.finfo(room.dtype).max)
+        # And of eps, for the same reason.
+        unit = torch.where((eps > 0) & eps.isfinite(), eps, 1)
+        scale, eps = scale * unit, eps / unit
+        space = (room / unit).nan_to_num(posinf=torch.finfo(room.dtype).max)
         with torch.no_grad():
             free, level = torch.ones_like(weight, dtype=torch.bool), torch.zeros_like(eps)
             for _ in range(100):
@@ -181,7 +187,7 @@ class L2:
 
     @staticmethod
     def box_radius(dimensions: int, width: float) -> float:
-        return width * math.sqrt(dimensions)
+        return width * math.sqrt(dimensions) * WIDER
 
 
 class L1:
@@ -270,7 +276,7 @@ class L1:
 
     @staticmethod
     def box_radius(dimensions: int, width: float) -> float:
-        return width * dimensions
+        return width * dimensions * WIDER
 
 
 class L0:

@@ -188,3 +188,105 @@ def test_boxes_without_an_end_are_refused() -> None:
         bound_outputs(model, x, (x - math.inf, x + 1))
     with pytest.raises(ValueError, match="'reals' is no arithmetic"):
         bound_outputs(model, x, Threat("linf", 0.1, -1.0), arithmetic="reals")  # type: ignore[arg-type]
+
+
+def linear(weight: list[list[float]], constant: list[float]) -> nn.Linear:
+    layer = nn.Linear(len(weight[0]), len(weight))
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weight))
+        layer.bias.copy_(torch.tensor(constant))
+    return layer
+
+
+@pytest.mark.parametrize("method", ["crown-ibp", "crown", "ibp"])
+def test_what_torch_sums_over_many_inputs_counts_in_float32(method: str) -> None:
+    """4,096 small terms, each of which a large one swallows in some orders of summation: torch's answer hangs on
+    the size of the batch."""
+    ulp = 2.0**-23
+    weight = torch.full((2, 4096), ulp / 2) + torch.tensor([[2.0**-8], [-(2.0**-8)]]) * ulp
+    weight[:, :16] = 1
+    model = nn.Sequential(nn.ReLU(), nn.Linear(4096, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(weight)
+        model[1].bias.copy_(torch.tensor([0.0, 31 * ulp]))
+    x, y, threat = torch.ones(1, 4096), torch.tensor([0]), Threat("linf", 1e-12, 0.0, 2.0)
+    real = (weight[0].double() - weight[1].double()).sum().item() - 31 * ulp
+    assert 0 < real < 4096 * 4096 * 2.0**-24
+    said = {
+        a: BoundCertifier(method=method, arithmetic=a)(model, x, y, threat).status[0] for a in ("real", "float32")
+    }
+    assert said == {"real": "verified", "float32": "undecided"}
+
+
+class ManySums(nn.Module):
+    """z_y alone is 1 and what 400 additions of less than half a rounding make of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z, small, last = torch.relu(x[:, :2]), torch.relu(x[:, 2:4]), torch.relu(x[:, 4:])
+        for _ in range(400):
+            z = z + small
+        return z + last
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown", "bcp", "lmt"])
+def test_an_end_of_many_sums(method: str) -> None:
+    unit = 2.0**-24
+    x = torch.tensor([[0.0, 1.0, 0.0, unit * (1 - 2.0**-10), 1 + 200 * unit, 0.0]])
+    y, threat = torch.tensor([0]), Threat("l2", 1e-30, -2.0, 2.0)
+    assert ManySums()(x).argmax().item() == 0  # the sum of what is small is lost
+    assert BoundCertifier(method=method)(ManySums(), x, y, threat).status == ["undecided"]
+    assert LipschitzCertifier()(ManySums(), x, y, threat).status == ["undecided"]
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown", "bcp", "lmt"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_numbers_whose_squares_underflow(method: str, norm: str) -> None:
+    """Class 0 where x_0 + x_1 < 1, written with weights of 1e-25 and 1e25."""
+    model = nn.Sequential(linear([[1e-25, 1e-25]], [0.0]), nn.ReLU(), linear([[-1e25], [0.0]], [1.0, 0.0])).eval()
+    x, y = torch.tensor([[0.25, 0.25]]), torch.tensor([0])
+    true = {"linf": 0.25, "l2": math.sqrt(0.125), "l1": 0.5}[norm]
+    certificate = BoundCertifier(method=method, radius_search="always")(
+        model, x, y, Threat(norm, 1.1 * true, -4.0, 4.0)
+    )
+    assert certificate.status == ["undecided"]
+    assert certificate.radius.item() <= true
+    tiny = nn.Sequential(linear([[1e-3, -1e23], [0.0, 0.0]], [0.5, 0.0])).eval()
+    at_edge = BoundCertifier(method=method)(tiny, torch.tensor([[0.5, 0.0]]), y, Threat(norm, 2e-23, -1.0, 1.0))
+    assert at_edge.status == ["undecided"]  # its margin of 0.5 is gone 5e-24 away
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown", "lmt"])
+def test_softplus_is_that_of_real_numbers(method: str) -> None:
+    """torch's is x from 20 on, 2e-9 below log(1 + exp(x)): more than float64 rounds."""
+    model = nn.Sequential(nn.Softplus(), linear([[-1.0], [0.0]], [20.0 + 1e-9, 0.0])).double().eval()
+    with torch.no_grad():
+        model[1].bias[0] = 20.0 + 1e-9  # above torch's value at 20, below the real one
+    x, y = torch.tensor([[20.0 + 1e-12]], dtype=torch.float64), torch.tensor([0])
+    assert model(x).argmax().item() == 0
+    assert BoundCertifier(method=method)(model, x, y, Threat("l2", 1e-14, 0.0, 40.0)).status == ["undecided"]
+
+
+def test_whole_boxes_are_covered_whole() -> None:
+    model = nn.Sequential(linear([[1.0], [0.0]], [0.0, -(2.0**-61)])).eval()
+    x, y = torch.ones(1, 1), torch.tensor([0])
+    threat = Threat("linf", 0.5, -(2.0**-60), 1.0)  # the width of which rounds to 1
+    assert BoundCertifier(float64="always")(model, x, y, threat).radius.isfinite().all()
+    assert threat.covering_eps(1) > 1
+
+
+def test_a_constant_that_broadcasts_is_no_entrywise_step() -> None:
+    class Wide(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.tensor([0.1, 0.2, 0.3])
+
+    node = trace(Wide(), torch.rand(2, 1)).nodes[0]
+    assert not node.operator.entrywise
+    assert node.operator.fan_out(node.shape) == 3
+
+
+@pytest.mark.parametrize("certifier", [LipschitzCertifier, BoundCertifier])
+def test_balls_say_nothing_of_float32_away_from_their_centre(certifier: type) -> None:
+    model, x, y = nn.Sequential(nn.Linear(2, 2)).eval(), torch.rand(1, 2), torch.tensor([0])
+    chosen = certifier(arithmetic="float32", **({"method": "lmt"} if certifier is BoundCertifier else {}))
+    with pytest.raises(ValueError, match="arithmetic float32 is not stated by"):
+        chosen(model, x, y, Threat("l2", 0.1))

@@ -77,9 +77,8 @@ def test_what_contradicts_the_words_of_a_certificate_rings(threshold: float, ari
 
 def test_without_certificates_nothing_is_said_of_float32() -> None:
     assert "float32_disagrees" not in evaluate(swallowing(1.5), X, Y, THREAT, [PGD(steps=5)]).summary
-    agreed = evaluate(
-        swallowing(1.5), X, Y, Threat("linf", 0.01, 0.0, 2.0), ["pgd"], ["bounds"], attack_certified=True
-    )
+    threat, at_eps = Threat("linf", 0.01, 0.0, 2.0), BoundCertifier(radius_search="never")
+    agreed = evaluate(swallowing(1.5), X, Y, threat, ["pgd"], [at_eps], attack_certified=True)
     assert agreed.summary["float32_disagrees"] == 0
 
 

@@ -85,7 +85,7 @@ def test_it_is_asked_at_eps_and_at_the_certified_radius_and_the_closest_first() 
     ]
     radii = radii_of(claims, threat, x)
     assert torch.equal(radii.isfinite(), torch.tensor([[True, False], [True, True], [True, True], [False, False]]))
-    assert radii[1:3, 1].tolist() == [0.3, 1.0]  # the whole box
+    assert radii[1:3, 1].tolist() == pytest.approx([0.3, 1.0])  # the whole box
     assert not radii_of(claims, Threat("linf", 0.1, -math.inf, math.inf), x)[2, 1].isfinite()
     assert closest_first(claims, {}, 0.1).tolist() == [0, 2, 1]
     assert closest_first(claims, {"a": torch.tensor([3.0, 1.0, 2.0, 0.0])}, 0.1).tolist() == [1, 2, 0]

@@ -148,6 +148,12 @@ def test_a_whole_recipe_of_the_first_form_means_what_it_said() -> None:
     assert Experiment.model_validate(upgrade(whole)) == resolve("digits", TINY)
 
 
+def test_the_audit_of_the_second_form_was_another_share() -> None:
+    shares = [upgrade({"schema": 2, "evaluation": {"audit": share}})["evaluation"] for share in (0.1, 1, 0)]
+    assert shares == [{}, {}, {"audit": 0}]
+    assert upgrade({"schema": 3, "evaluation": {"audit": 0.1}})["evaluation"] == {"audit": 0.1}
+
+
 def test_smoothing_of_the_second_form_drew_off_the_grid() -> None:
     parts = [{"name": "smoothing"}, {"name": "plug-in"}, {"name": "smoothing", "grid_bits": 12}, {"name": "bounds"}]
     for number, bits in ((2, [None, None, 12]), (3, [20, 20, 12])):

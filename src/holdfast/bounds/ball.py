@@ -30,6 +30,7 @@ from holdfast.bounds.operators import (
     Sum,
     UnsupportedOperator,
     apply,
+    lengths,
     transposed,
     walk,
 )
@@ -115,10 +116,10 @@ def _ball(
     if rounding is None:
         return apply(operator, *(centre for centre, _ in values)), radius, torch.zeros_like(radius)
     point = image(operator, *(Interval.point(centre, rounding) for centre, _ in values))
-    length = point.radius.flatten(1).norm(dim=1)
+    length = lengths(point.radius.flatten(1))
     return (
         point.centre,
-        rounding.up(radius + length, 2 * STEPS + length.numel() + math.prod(point.centre.shape[1:])),
+        rounding.up(radius + length, 2 * STEPS + math.prod(point.centre.shape[1:])),
         point.radius,
     )
 
@@ -149,7 +150,7 @@ def _start(region: Region) -> CutBall:
     if isinstance(region, Ball):
         radius = region.eps * region.threat.euclidean_eps(math.prod(region.x.shape[1:]))
         return CutBall(region.x, rounding.up(radius) if rounding else radius, box)
-    radius = box.radius.flatten(1).norm(dim=1)
+    radius = lengths(box.radius.flatten(1))
     return CutBall(box.centre, rounding.up(radius, math.prod(box.centre.shape[1:])) if rounding else radius, box)
 
 
@@ -181,7 +182,7 @@ def lipschitz_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> 
     tail, start = tail_of(graph, region.box.centre), _start(region)
     balls = _balls(graph, start.centre, start.radius, gains, region.rounding, tail.stop)
     end = _End.at(tail, {source: balls[source][0] for source in tail.sources}, y)
-    reach = {source: balls[source][1][:, None] * rows.norm(dim=2) for source, rows in end.rows.items()}
+    reach = {source: balls[source][1][:, None] * lengths(rows) for source, rows in end.rows.items()}
     sizes = {source: balls[source][0].abs() + per_example(*reversed(balls[source])) for source in tail.sources}
     return end.less(reach, sizes, region.rounding)
 
@@ -238,17 +239,15 @@ def lipschitz_radii(graph: Graph, x: Tensor, y: Tensor, gains: Gains, rounding: 
     balls = _balls(graph, x, none, gains, rounding, tail.stop)
     end = _End.at(tail, {source: balls[source][0] for source in tail.sources}, y)
     constants = _grown(graph, torch.ones((), dtype=torch.float64, device=x.device), gains, tail.stop)
-    lengths = {source: rows.double().norm(dim=2) for source, rows in end.rows.items()}
+    norms = {source: lengths(rows.double()) for source, rows in end.rows.items()}
     if rounding is not None:
         for source in tail.sources:
-            lengths[source] = rounding.up(
-                lengths[source] + end.row_error(source, x, rounding), math.prod(x.shape[1:])
-            )
-        strayed = {source: balls[source][1][:, None] * lengths[source] for source in tail.sources}
+            norms[source] = rounding.up(norms[source] + end.row_error(source, x, rounding), math.prod(x.shape[1:]))
+        strayed = {source: balls[source][1][:, None] * norms[source] for source in tail.sources}
         margins = end.less(strayed, {source: balls[source][0].abs() for source in tail.sources}, rounding).lower
     else:
         margins = end.margins
-    slopes = sum(constants[source] * length for source, length in lengths.items())
+    slopes = sum(constants[source] * length for source, length in norms.items())
     assert isinstance(slopes, Tensor)
     if rounding is not None:
         slopes = rounding.up(slopes, STEPS * len(graph.nodes))
@@ -314,7 +313,7 @@ def _radius(operator: Operator, gain: Tensor | None, *radii: Tensor) -> Tensor:
     if isinstance(operator, Sum):
         return radii[0] + radii[1]
     if isinstance(operator, Concatenate):
-        return torch.stack(radii).norm(dim=0)
+        return lengths(torch.stack(radii, -1))
     raise UnsupportedOperator(f"{type(operator).__name__} has no Lipschitz constant; crown or ibp may do")
 
 

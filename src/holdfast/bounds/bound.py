@@ -77,6 +77,11 @@ class Bounder:
         if method.method == "ibp":
             return interval_margins(graph, region, y)
         if method.method in ("bcp", "lmt"):
+            if region.rounding is not None and region.rounding.network:
+                raise ValueError(
+                    f"arithmetic float32 is not stated by {method.method}, whose ball says nothing of torch's "
+                    "rounding away from its centre; ibp and crown state it"
+                )
             self._gains = self._gains or certified_gains(graph, region.box.centre)
             bound = ball_margins if method.method == "bcp" else lipschitz_margins
             return bound(graph, region, y, self._gains)

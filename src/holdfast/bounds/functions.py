@@ -95,8 +95,13 @@ def _sum(call: Call) -> Operator:
         return Sum(sign)
     shape = call.result.shape[1:]  # a constant may broadcast the activation, and its radius with it
     if isinstance(first, Argument):
-        return Affine(lambda x: x + sign * second, lambda r: r.expand(len(r), *shape), entrywise=True)
-    return Affine(lambda x: first + sign * x, lambda r: r.expand(len(r), *shape), entrywise=True)
+        return Affine(lambda x: x + sign * second, lambda r: r.expand(len(r), *shape), entrywise=_each(call))
+    return Affine(lambda x: first + sign * x, lambda r: r.expand(len(r), *shape), entrywise=_each(call))
+
+
+def _each(call: Call) -> bool:
+    """Whether an entry of the activation is read for one entry of the result: no constant broadcasts it."""
+    return call.result.shape == call.activation.shape
 
 
 def _real(constant: Any, call: Call) -> Any:
@@ -108,14 +113,14 @@ def _product(call: Call) -> Operator:
     if len(call.args) != 2 or call.kwargs or all(isinstance(a, Argument) for a in call.args):
         raise UnsupportedOperator("only a product with a constant has a rule")
     factor = _real(call.args[0] if isinstance(call.args[1], Argument) else call.args[1], call)
-    return Affine(lambda x: x * factor, lambda radius: radius * abs(factor), entrywise=True)
+    return Affine(lambda x: x * factor, lambda radius: radius * abs(factor), entrywise=_each(call))
 
 
 def _quotient(call: Call) -> Operator:
     if len(call.args) != 2 or call.kwargs or isinstance(call.args[1], Argument):
         raise UnsupportedOperator("only a division by a constant has a rule")
     divisor = _real(call.args[1], call)
-    return Affine(lambda x: x / divisor, lambda radius: radius / abs(divisor), entrywise=True)
+    return Affine(lambda x: x / divisor, lambda radius: radius / abs(divisor), entrywise=_each(call))
 
 
 def _negation(call: Call) -> Operator:

@@ -68,7 +68,9 @@ def _(operator: Softmax, value: Interval) -> Interval:
     low = -_others(upper, lower) - slack
     high = (slack - _others(lower, upper)).clamp(max=0)
     if not operator.log:
-        low, high = low.exp() * (1 - 8 * eps), (high.exp() * (1 + 8 * eps)).clamp(max=1)
+        tiny = torch.finfo(low.dtype).tiny  # of exponentials that underflow
+        low = (low.exp() * (1 - 8 * eps) - tiny).clamp(min=0)
+        high = (high.exp() * (1 + 8 * eps) + tiny).clamp(max=1)
     return Interval.between(low.movedim(-1, operator.dim), high.movedim(-1, operator.dim), value.rounding)
 
 

@@ -19,6 +19,7 @@ from holdfast.bounds.operators import (
     Rectifier,
     Sum,
     UnsupportedOperator,
+    lengths,
 )
 from holdfast.bounds.rounding import KERNEL, STEPS, Rounding
 from holdfast.search import per_example
@@ -174,7 +175,7 @@ def _(operator: Rectifier, value: Interval) -> Interval:
 def _(operator: LipschitzMap, value: Interval) -> Interval:
     """No entry moves farther than the whole does in l_2."""
     centre = operator.function(value.centre)
-    reach = operator.constant * value.radius.flatten(1).norm(dim=1)
+    reach = operator.constant * lengths(value.radius.flatten(1))
     if (rounding := value.rounding) is not None:
         reach = rounding.up(reach, math.prod(value.radius.shape[1:])) + map_error(operator, value.size, rounding)
     return Interval(centre, per_example(reach, centre).expand_as(centre), rounding)

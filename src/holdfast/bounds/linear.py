@@ -28,6 +28,7 @@ from holdfast.bounds.operators import (
     Shape,
     Sum,
     UnsupportedOperator,
+    lengths,
     walk,
 )
 from holdfast.bounds.region import Ball, Box, Region
@@ -66,6 +67,8 @@ class Costs:
             last: whether it is the node that the pass begins with.
         """
         if relaxation is None:
+            if self.rounding.network and isinstance(self.graph.nodes[number].operator, Sum):
+                return self.of_value(number + 1, a)
             mine = number in self.affine and (last or number not in self._under_lines)
             return self._affine(number).of(a.detach()) if mine else 0.0
         if (cost := relaxation.cost) is None:
@@ -105,8 +108,11 @@ def affine_cost(operator: Affine, value: Interval, rounding: Rounding, shape: Sh
     """
     entries, source = math.prod(shape), tuple(value.centre.shape[1:])
     out = operator.fan_out(shape)
+    if rounding.network:  # torch sums W v, too
+        out = max(out, operator.fan_in(source))
     share = rounding.gamma(out + STEPS) * operator.absolute(value.size)
     share = share + rounding.gamma(entries + STEPS) * operator.bias_size(value.centre, source)
+    share = share + rounding.tiny  # which may have underflowed
     return Cost(share.flatten(1), rounding.tiny * (out + 1) * (entries + value.size.flatten(1).sum(1)))
 
 
@@ -295,7 +301,7 @@ class BallImages:
             point = image(operator, Interval.point(known, rounding))
             entries = math.prod(shape) + math.prod(node.shape)
             centre, reach = point.centre, rounding.up(reach, entries) + point.radius
-            eps = rounding.up(eps + point.radius.flatten(1).norm(self.order, dim=1), 2 * entries)
+            eps = rounding.up(eps + lengths(point.radius.flatten(1), self.order), 2 * entries)
         self.known[number + 1] = centre, eps
         around = Interval(centre, reach, rounding)
         return value.intersect(around.lower, around.upper)

@@ -57,11 +57,11 @@ class Affine(Operator):
 
     def fan_in(self, shape: Shape) -> int:
         """At most so many products are summed for an entry of W x."""
-        return 1 if self.entrywise else min(self.summands or math.prod(shape), math.prod(shape))
+        return 1 if self.entrywise else self.summands or math.prod(shape)
 
     def fan_out(self, shape: Shape) -> int:
         """At most so many products are summed for an entry of Wᵀ a, a of this shape."""
-        return 1 if self.entrywise else min(self.summands or math.prod(shape), math.prod(shape))
+        return 1 if self.entrywise else self.summands or math.prod(shape)
 
     def bias_size(self, like: Tensor, shape: Shape) -> Tensor:
         """At least |b| and the sizes of all that b was summed from, (1, ...)."""
@@ -87,7 +87,7 @@ class Affine(Operator):
         """
         rows = self.absolute(like.new_ones(1, *shape))
         columns = transposed(self.absolute, torch.ones_like(rows), shape).amax()
-        return columns if order == 1 else (rows.amax() * columns).sqrt()
+        return columns if order == 1 else rows.amax().sqrt() * columns.sqrt()
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Linear(Affine):
         return coefficients @ self.weight
 
     def row_lengths(self, like: Tensor, shape: Shape, order: float) -> Tensor:
-        return torch.linalg.vector_norm(self.weight, order, dim=1).expand(1, *shape[:-1], -1)
+        return lengths(self.weight, order).expand(1, *shape[:-1], -1)
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,15 @@ class Convolution(Affine):
         return result
 
     def row_lengths(self, like: Tensor, shape: Shape, order: float) -> Tensor:
-        lengths = torch.linalg.vector_norm(self.weight.flatten(1), order, dim=1)  # at the border some are shorter
-        return lengths.view(1, -1, *[1] * len(self.stride))
+        rows = lengths(self.weight.flatten(1), order)  # at the border some are shorter
+        return rows.view(1, -1, *[1] * len(self.stride))
+
+
+def lengths(vectors: Tensor, order: float = 2.0) -> Tensor:
+    """Norms over the last dimension, whose squares neither vanish nor overflow."""
+    scale = vectors.abs().amax(-1, keepdim=True).detach()
+    unit = vectors / torch.where(scale > 0, scale, 1)
+    return scale[..., 0] * torch.linalg.vector_norm(unit, order, dim=-1)
 
 
 def transposed(linear: Map, coefficients: Tensor, shape: Shape) -> Tensor:

@@ -157,7 +157,7 @@ def _cost(value: Interval, size: Tensor, error: Tensor | float = 0.0) -> Cost | 
         return None
     with torch.no_grad():
         entries = math.prod(size.shape[1:])
-        share = rounding.gamma(entries + STEPS) * size + error
+        share = rounding.gamma(entries + STEPS) * size + error + rounding.tiny
         return Cost(share.flatten(1), rounding.tiny * entries * (1 + value.size.flatten(1).sum(1)))
 
 
@@ -179,7 +179,7 @@ def _(operator: Rectifier, value: Interval, slopes: Slopes) -> Relaxation:
 def rectifier_lines(value: Interval, slopes: Slopes, leak: float = 0.0) -> Lines:
     """Above an unstable entry the chord, below a line through the origin; a stable entry is itself."""
     lower, upper = value.lower.clamp(max=0), value.upper.clamp(min=0)
-    share = upper / (upper - lower).clamp(min=torch.finfo(lower.dtype).tiny)
+    share = upper / torch.where(upper > lower, upper - lower, 1)
     chord = leak + (1 - leak) * share if leak else share
     active, unstable = value.lower >= 0, (value.lower < 0) & (value.upper > 0)
     below = slopes(value)
@@ -204,6 +204,7 @@ def _(operator: Elementwise, value: Interval, slopes: Slopes) -> Relaxation:
     width = upper - lower
     wide = width > 1e-6 * (1 + lower.abs())
     slope = torch.where(wide, (ends[1] - ends[0]) / torch.where(wide, width, 1), 0)
+    slope = slope.clamp(-operator.steepest, operator.steepest)  # narrow intervals round it farther
     pieces = GRID if operator.curvature else 1
     steps = torch.linspace(0, 1, pieces + 1, dtype=lower.dtype, device=lower.device)
     least = most = ends[0] - slope * lower

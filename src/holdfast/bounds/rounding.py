@@ -23,9 +23,6 @@ inputs of the set; ``float32``, beside that what torch computes of them in singl
 summation.
 """
 
-SINGLE = 2.0**-24
-"""Unit roundoff of float32."""
-
 KERNEL = 16
 """Roundings that a kernel of a smooth function (exp, tanh, erf) may be off by, and one step of ours beside it."""
 
@@ -41,12 +38,16 @@ class Rounding:
     """Unit roundoff of what computes the bound, and beside it of what computes the network, if that is meant."""
     tiny: float
     """What underflow may lose in one operation."""
+    network: bool = False
+    """Whether the network's own rounding is meant too."""
 
     @classmethod
     def of(cls, dtype: torch.dtype, arithmetic: Arithmetic = "real") -> Rounding:
         """That of bounds computed in this type, which speak of such a network."""
-        network = SINGLE if arithmetic == "float32" else 0.0
-        return cls(torch.finfo(dtype).eps / 2 + network, max(torch.finfo(dtype).tiny, network and 2.0**-126))
+        info, network = torch.finfo(dtype), arithmetic == "float32"
+        single = torch.finfo(torch.float32)
+        unit = info.eps / 2 + (single.eps / 2 if network else 0.0)
+        return cls(unit, max(info.tiny, single.tiny if network else 0.0), network)
 
     def gamma(self, n: float) -> float:
         """γ_n; inf where n roundings may lose a tenth, so that squares of it are negligible wherever it is not."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from holdfast.bounds.functions import FUNCTIONS
 from holdfast.bounds.kinds import (
@@ -77,7 +79,15 @@ def _convolution(module: Any) -> Operator:
     return Affine(  # _conv_forward applies the module's own padding mode
         lambda x: module._conv_forward(x, module.weight, module.bias),
         lambda radius: module._conv_forward(radius, module.weight.abs(), None),
+        summands=_products(module.weight, module.padding_mode, module._reversed_padding_repeated_twice[::2]),
     )
+
+
+def _products(weight: Tensor, mode: str, padding: Sequence[int]) -> int:
+    """At most so many products make an entry of a padded convolution, or of its adjoint: an entry of the input is
+    there up to three times along an axis, or as often as the borders are wide."""
+    copies = math.prod(1 + 2 * p if mode == "replicate" else 3 for p in padding)
+    return max(weight[0].numel(), weight[:, 0].numel() * copies)
 
 
 def _transposed_convolution(module: Any) -> Operator:
@@ -128,6 +138,7 @@ def _effective_convolution(module: AffineConv2d) -> Operator:
         lambda x: convolve(module.unshuffled(x), kernel, module.bias, module.padding_mode, stride),
         lambda radius: convolve(module.unshuffled(radius), kernel.abs(), None, module.padding_mode, stride),
         norm=module.lipschitz_bound,
+        summands=_products(kernel, module.padding_mode, [side // 2 for side in module.kernel_size]),
     )
 
 
@@ -159,7 +170,12 @@ def _average_pool_module(module: nn.AvgPool2d) -> Operator:
 def _softplus(module: nn.Softplus) -> Operator:
     if module.beta <= 0 or module.threshold < 15:
         raise UnsupportedOperator("softplus jumps down at its threshold; only the usual one, 20, has a rule")
-    return Elementwise(module, (), curvature=module.beta / 4, steepest=1.0)
+    beta = module.beta
+
+    def exactly(v: Tensor) -> Tensor:  # torch's own is v above its threshold, which float64 can tell from it
+        return torch.logaddexp(beta * v, torch.zeros_like(v)) / beta
+
+    return Elementwise(exactly, (), curvature=beta / 4, steepest=1.0)
 
 
 MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {

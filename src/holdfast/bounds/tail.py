@@ -69,7 +69,8 @@ class Tail:
 
         Every product on the way errs by a share of |rows| Σ_v |W_v| |value v| + |b|.
         """
-        roundings, like = STEPS + rows.shape[2], next(iter(sizes.values()))
+        roundings = STEPS + rows.shape[2] + 2 * len(self.inner)  # a sum of values, and of their coefficients
+        like = next(iter(sizes.values()))
 
         def step(number: int, operator: Operator, *values: Tensor) -> Tensor:
             if isinstance(operator, Sum):

@@ -32,6 +32,11 @@ class LipschitzCertifier(Deterministic, name="lipschitz"):
         return "LIPSCHITZ"
 
     def prover(self, model: nn.Module, x: Tensor, threat: Threat) -> Callable[[Examples], Findings]:
+        if self.arithmetic == "float32":
+            raise ValueError(
+                "arithmetic float32 is not stated by Lipschitz constants, which say nothing of torch's rounding "
+                "away from the input; bounds by ibp or crown state it"
+            )
         dimensions = x[0].numel()
         unit, covering = threat.euclidean_eps(dimensions), threat.covering_eps(dimensions)
         exact, place = in_float64(model, x)

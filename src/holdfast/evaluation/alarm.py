@@ -141,7 +141,8 @@ class Watch:
         distance = exact_distance(self.threat, near.x, near.x_adv)
         seen, exact, error = self.margins(near)
         seen = torch.where(inside & wrong, seen.clamp(max=0), seen)
-        stands = seen > 0 if claim.arithmetic == "float32" else exact > -error
+        # An exact tie is no rounding.
+        stands = seen > 0 if claim.arithmetic == "float32" else (exact > -error) & (exact != 0)
         reached = distance <= radius[rows]
         told = reached & stands & (seen <= 0)
         self.disagreements |= dict(zip(near.numbers.cpu()[told].tolist(), exact[told].tolist(), strict=True))

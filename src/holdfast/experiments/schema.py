@@ -14,7 +14,8 @@ from typing import Any
 SCHEMA = 3
 """1: version 0.1, whole recipes in ``experiment.yaml``, beside the result of the one evaluation. 2: settings that
 are not the defaults in ``recipe.yaml``, evaluations in folders of their own. 3: smoothing draws its noise on a grid
-(``grid_bits``); certificates account for their own rounding, and an attack's successes for that of the network."""
+(``grid_bits``); certificates account for their own rounding, and an attack's successes for that of the network;
+``audit`` is a share of the passes."""
 TRAINS_ALIKE_SINCE = 2
 """The schema since which equal settings give equal weights."""
 ANSWERS_ALIKE_SINCE = 3
@@ -27,8 +28,11 @@ def _from_1(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_2(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Noise was drawn off the grid."""
-    for certifier in (recipe.get("evaluation") or {}).get("certifiers") or ():
+    """Noise was drawn off the grid, and the audit was a share of the certified examples: none stays none."""
+    evaluation = recipe.get("evaluation") or {}
+    if evaluation.get("audit"):
+        del evaluation["audit"]
+    for certifier in evaluation.get("certifiers") or ():
         if certifier["name"] in ("smoothing", "plug-in"):
             certifier.setdefault("grid_bits", None)
     return recipe

@@ -266,11 +266,14 @@ def in_double(model: nn.Module) -> nn.Module:
     double = deepcopy(model).eval()
     for module in double.modules():
         if parametrize.is_parametrized(module) and not isinstance(module, LipschitzLayer):
+            kind = type(module)  # the original's too, from which a removal would take the weight away
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
             for name in [name for name, _ in cast(nn.ModuleDict, module.parametrizations).items()]:
                 parametrize.remove_parametrizations(module, name)
     double = double.double()
-    for ours, theirs in zip(model.modules(), double.modules(), strict=False):
-        if isinstance(ours, LipschitzLayer) and isinstance(theirs, LipschitzLayer):
+    for name, theirs in double.named_modules():  # fewer than the model's, without the parametrisations
+        if isinstance(theirs, LipschitzLayer):
+            ours = cast(LipschitzLayer, model.get_submodule(name))
             theirs._kept = _pytree.tree_map_only(Tensor, _doubled, ours._kept)
     return double
 
