@@ -75,11 +75,15 @@ def test_what_contradicts_the_words_of_a_certificate_rings(threshold: float, ari
     assert alarm.value.x_adv > 1
 
 
-def test_without_certificates_nothing_is_said_of_float32() -> None:
-    assert "float32_disagrees" not in evaluate(swallowing(1.5), X, Y, THREAT, [PGD(steps=5)]).summary
-    threat, at_eps = Threat("linf", 0.01, 0.0, 2.0), BoundCertifier(radius_search="never")
-    agreed = evaluate(swallowing(1.5), X, Y, threat, ["pgd"], [at_eps], attack_certified=True)
-    assert agreed.summary["float32_disagrees"] == 0
+def test_it_is_told_of_the_ball_that_was_looked_into_and_without_certificates_nothing_is() -> None:
+    model, near, attacks = swallowing(1.5), THREAT.with_eps(0.01), [PGD(steps=5)]
+    assert "float32_disagrees" not in evaluate(model, X, Y, THREAT, attacks).summary
+    small = evaluate(model, X, Y, near, attacks, ["bounds"], attack_certified=True, audit=0)
+    assert small.summary["float32_disagrees"] == 0
+    assert small.table["bounds.radius"][0] > 0.5
+    assert (
+        evaluate(model, X, Y, near, attacks, ["bounds"]).summary["float32_disagrees"] == 1
+    )  # the audit goes there
 
 
 class Below(nn.Module):
