@@ -217,7 +217,7 @@ def test_l0_counts_entries() -> None:
 def test_an_l0_ball_covers_the_box_when_it_may_change_every_entry() -> None:
     assert Threat("l0", 4, 0.0, 0.5).covering_eps(8) == 8
     assert Threat("l1", 4, 0.0, 0.5).covering_eps(8) == pytest.approx(4)
-    assert Threat("l2", 4, 0.0, 0.5).covering_eps(16) == 2
+    assert Threat("l2", 4, 0.0, 0.5).covering_eps(16) == pytest.approx(2)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])

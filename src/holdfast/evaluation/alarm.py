@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from holdfast.bounds.rounding import Arithmetic
 from holdfast.certify import SoundnessError
 from holdfast.certify.double import in_float64
-from holdfast.inference import frozen_eval, predict
+from holdfast.inference import frozen_eval, plain_arithmetic, predict
 from holdfast.search import per_example
 from holdfast.threat import Threat
 
@@ -104,12 +104,12 @@ class Watch:
         """z_y − max_{j≠y} z_j as the model answers at the nearest points of its own precision that are no farther
         from x, of the real network at the points as they are, and what the latter may be off by; (M,) float64 on
         the CPU each."""
-        with frozen_eval(self.classifier):
+        with frozen_eval(self.classifier), plain_arithmetic(points.x.device):
             logits = predict(self.classifier, rounded_towards(points.x, points.x_adv))
         seen = exact = margin(logits, points.y)
         if self._exact is not None:
             model, place = self._exact
-            with frozen_eval(model):
+            with frozen_eval(model), plain_arithmetic(place.device):
                 logits = predict(model, points.x_adv.to(place))
             exact = margin(logits, points.y)
         return seen, exact, UNSURE * torch.finfo(logits.dtype).eps * logits.abs().amax(1).cpu().double()

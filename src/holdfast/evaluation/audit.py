@@ -18,7 +18,7 @@ from holdfast.attacks.attack import Targets
 from holdfast.attacks.losses import gap, targeted_gap
 from holdfast.attacks.pgd import likeliest
 from holdfast.evaluation.alarm import Claim, Points, Watch
-from holdfast.inference import frozen_eval, predict
+from holdfast.inference import frozen_eval, plain_arithmetic, predict
 from holdfast.search import gradient_of, per_example
 from holdfast.threat import Threat
 
@@ -91,7 +91,7 @@ def audit(
     least, passes = torch.full_like(eps, torch.inf), 0
     for jobs in torch.arange(len(eps)).split(batch_size) if len(eps) else ():
         here = numbers[jobs].to(x.device)
-        with frozen_eval(watch.classifier):
+        with frozen_eval(watch.classifier), plain_arithmetic(x.device):
             targets = Targets(x[here], y[here], predict(watch.classifier, x[here]), numbers[jobs], seed, batch_size)
             found = lowest(watch.classifier, targets, watch.threat, eps[jobs].to(x), effort)
         passes += len(jobs) * effort.passes(targets.logits.shape[1])
