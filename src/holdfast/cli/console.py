@@ -164,8 +164,8 @@ def print_run(run: Run) -> None:
     for label, attack in zip(result["attacked"], settings.attacks, strict=True):
         rows.append(_row(attack.title, result, "attacked", label))
     for label, certifier in zip(result["certified"], settings.certifiers, strict=True):
-        of = {"real": ", real arithmetic", "float32": ", float32"}.get(result.get("arithmetic", {}).get(label), "")
-        title = f"Certified ({certifier.title}, {result['guarantees'][label]}{of})"
+        words = [certifier.title, result["guarantees"][label], result.get("arithmetic", {}).get(label)]
+        title = f"Certified ({', '.join(word for word in words if word)})"
         rows.append(_row(title, result, "certified", label))
     objective = run.experiment.objective
     how = (objective or run.experiment.model).short_name
