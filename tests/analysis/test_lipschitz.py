@@ -41,7 +41,8 @@ def test_layers_are_left_as_they_were() -> None:
     constant = network_constant(model, torch.rand(4, 1, 2, 2), Threat("l2", 0.1))
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
-    assert constant.found <= constant.verified <= 1.0001
+    assert constant.found <= constant.verified * (1 + 1e-6)  # float32 rounds what is found
+    assert constant.verified <= 1.0001
 
 
 @pytest.mark.parametrize("name", IN_PLACE)

@@ -61,7 +61,7 @@ def test_train_prints_the_table_and_ends_with_the_folder(tmp_path: Path) -> None
     assert result.exit_code == 0, result.output
     run = Run(last_line(result))
     assert run.finished
-    for words in ("Standard", "PGD-5", "Certified (IBP, deterministic)", "/ 60", "95 % interval"):
+    for words in ("Standard", "PGD-5", "Certified (IBP, deterministic, real)", "/ 60", "95 % interval"):
         assert words in result.stdout
     assert "epoch 2/2  loss" in result.stderr
     assert "certified" in result.stderr
@@ -320,7 +320,7 @@ def test_neither_a_plain_terminal_nor_a_missing_home_stops_a_run(
     )
     assert done.returncode == 0, done.stderr
     assert Run(tmp_path / done.stdout.splitlines()[-1]).finished
-    assert "Certified (IBP, deterministic)" in done.stdout
+    assert "Certified (IBP, deterministic, real)" in done.stdout
     assert not [word for word in ("Traceback", "atplotlib", "rror:") if word in done.stderr], done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 

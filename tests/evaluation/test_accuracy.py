@@ -116,7 +116,9 @@ def test_a_success_inside_the_threat_set_counts_from_eps_on_however_its_distance
     assert stands(table, 0.1, 0.1).tolist() == [False, True, False, False]
     assert stands(table, 0.1, 0.0).tolist() == [True, True, True, False]
     table["c.verified"], table["c.radius"] = [False] * 4, [0.0, 0.0, 0.06, 0.0]
-    assert broken_from(table, 0.1)[2] == 0.05  # float32 errs there, whatever real numbers do
+    assert broken_from(table, 0.1)[2] == np.nextafter(0.06, 1)  # float32 errs there, the certified network does not
+    table["c.verified"], table["c.radius"] = [False, False, True, False], [0.0, 0.0, 0.2, 0.0]
+    assert stands(table, 0.1, 0.1).tolist() == [False, True, True, False]  # and counts as right at eps
 
 
 def test_what_is_wrong_counts_at_no_radius_and_what_was_not_asked_is_refused() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from holdfast.inference import eval_mode
+from holdfast.inference import eval_mode, predict
 from holdfast.layers.lipschitz import in_double
 
 
@@ -18,9 +18,9 @@ def in_float64(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
     """
     if x.dtype == torch.float64:
         return model, x.new_empty(0)
+    with eval_mode(model):
+        predict(model, x[:1])  # so that what layers derive from their parameters is derived in their precision
     try:
-        with eval_mode(model), torch.no_grad():
-            model(x[:1].clone())  # so that what layers derive from their parameters is derived in their precision
         double = in_double(model)
     except RuntimeError as fault:  # of deepcopy, about tensors that are no leaves
         raise ValueError(f"{type(model).__name__} cannot be copied to float64: {fault}") from fault

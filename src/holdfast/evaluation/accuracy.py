@@ -50,11 +50,11 @@ def broken_from(table: pd.DataFrame, eps: float, name: str | None = None) -> np.
     smallest = np.full(len(table), np.inf)
     for attack in names(table, "success") if name is None else [name]:
         distance = table[f"{attack}.distance"].to_numpy().astype(float)
-        for certifier in names(table, "verified"):
-            radius = table[f"{certifier}.radius"].to_numpy()
-            distance = np.where(distance <= radius, np.nextafter(radius, np.inf), distance)
         inside = table[f"{attack}.success"].to_numpy()
         smallest = np.minimum(smallest, np.where(inside, np.minimum(distance, eps), distance))
+    for certifier in names(table, "verified"):
+        radius = table[f"{certifier}.radius"].to_numpy()
+        smallest = np.where(smallest <= radius, np.nextafter(radius, np.inf), smallest)
     return np.where(table["correct"], smallest, 0.0)
 
 
