@@ -7,7 +7,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-lowest test-wheel test-ray docs results format clean
+.PHONY: demo test test-slow test-lowest test-wheel test-ray docs results format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/holdfast train digits
@@ -16,7 +16,11 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+# What takes long: killed runs, two processes, every command of the documentation.
+test-slow: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 # The lowest versions that pyproject.toml promises. torch alone is that of constraints.txt: of earlier ones package
 # indexes have CUDA builds only, gigabytes that no check should fetch.

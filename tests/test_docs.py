@@ -64,6 +64,7 @@ def test_the_pages_are_what_the_code_says(build: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("name", study_names())
+@pytest.mark.slow
 def test_the_commands_of_a_study(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That on the digits is carried out, shorter still and by a few of its runs; the others show their plan."""
 
@@ -158,6 +159,7 @@ class Desk:
         return self.run([sys.executable, "-P", "-c", FORKS], json.dumps([one[1:] for one in commands]))
 
 
+@pytest.mark.slow
 def test_the_tutorial(tmp_path: Path) -> None:
     desk, text = Desk(tmp_path), (DOCS / "tutorial.md").read_text("utf-8")
     desk.write(text)
@@ -177,6 +179,7 @@ def test_the_tutorial(tmp_path: Path) -> None:
     assert made >= {"sandwich.png", "bars.svg", "table.tex"}
 
 
+@pytest.mark.slow
 def test_your_own_by_name(tmp_path: Path) -> None:
     desk, text = Desk(tmp_path), (DOCS / "extending.md").read_text("utf-8")
     desk.write(text)

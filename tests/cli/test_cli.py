@@ -220,6 +220,7 @@ train("digits", *sys.argv[3:], runs=sys.argv[2], reporter=Power(draw.randint(6, 
 """
 
 
+@pytest.mark.slow
 def test_kill_9_ten_times_at_any_moment_and_the_result_is_the_same(tmp_path: Path) -> None:
     training = "training={epochs: 100, batch_size: 40, checkpoint_every: 2, averaging: {}}"
     overrides = [o for o in TINY if not o.startswith("training")] + [training]

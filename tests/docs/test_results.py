@@ -156,6 +156,7 @@ After.
 """
 
 
+@pytest.mark.slow
 def test_a_table_is_what_the_runs_say_and_what_fails_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HOLDFAST_RUNS", raising=False)

@@ -81,6 +81,7 @@ def environment() -> dict[str, str]:
     ("objective", "accumulate"),
     [("trades", 1), ("adversarial", 3), ("smooth-adv", 3), ("regularised", 1), ("awp", 1)],
 )
+@pytest.mark.slow
 def test_two_processes_make_the_steps_of_one(tmp_path: Path, objective: str, accumulate: int) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -97,6 +98,7 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path, objective: str, acc
     assert abs(first["seen"] - second["seen"]) <= 20
 
 
+@pytest.mark.slow
 def test_two_processes_train_through_the_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "holdfast", "train", "digits", *TINY, "engine.accelerator=cpu"]
     command += ["objective={name: adversarial, steps: 2}", "analysis=[neural-collapse]", "--runs"]
@@ -120,6 +122,7 @@ def test_two_processes_train_through_the_command_line(tmp_path: Path) -> None:
     assert "finished already" in again.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_keep_checkpoints_within_an_epoch_and_go_on_from_one(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -145,6 +148,7 @@ def test_two_processes_keep_checkpoints_within_an_epoch_and_go_on_from_one(tmp_p
     assert again["seen"] < whole["seen"]
 
 
+@pytest.mark.slow
 def test_two_processes_estimate_the_statistics_of_averaged_weights_together(tmp_path: Path) -> None:
     """While the first alone validates and keeps the best."""
     script = tmp_path / "script.py"
@@ -219,6 +223,7 @@ def cut_off_and_gone_on_with(folder: Path, at: int, devices: tuple[int, ...], *s
     return Run(path.parent), said
 
 
+@pytest.mark.slow
 def test_a_training_cut_off_on_two_devices_goes_on_with_one_and_says_what_that_changes(tmp_path: Path) -> None:
     run, said = cut_off_and_gone_on_with(tmp_path, 3, (2, 1), "model=cut:net")
     assert "goes on with 1 process where 2 trained so far" in said
@@ -240,6 +245,7 @@ def test_a_training_cut_off_on_two_devices_goes_on_with_one_and_says_what_that_c
     assert read_record(run.path).values["last.epoch"] == 2
 
 
+@pytest.mark.slow
 def test_another_number_of_devices_within_an_epoch_changes_nothing_but_rounding(tmp_path: Path) -> None:
     settings = "training.checkpoint_every=2", "optimizer={name: sgd, lr: 0.1}"
     whole = train("digits", *QUICK, *settings, runs=tmp_path / "whole")

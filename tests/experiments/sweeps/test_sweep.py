@@ -203,6 +203,7 @@ def workers_of(process: int) -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
+@pytest.mark.slow
 def test_killed_sweeps_and_workers_lose_nothing(tmp_path: Path) -> None:
     long = ["training={epochs: 120, batch_size: 40, validation_examples: 10}", "evaluation.curve_points=0"]
     command = [*PROGRAM, "sweep", "digits", "objective=cross-entropy", *FAST, *long, "seed=0,1", "--workers", "2"]
@@ -241,6 +242,7 @@ def test_killed_sweeps_and_workers_lose_nothing(tmp_path: Path) -> None:
         assert Run(tmp_path / identity).history["epoch"].tolist() == [*range(1, 121)]  # gone on with, nothing twice
 
 
+@pytest.mark.slow
 def test_submitit_runs_the_same_plan(tmp_path: Path) -> None:
     from holdfast.experiments.sweeps.launchers import launcher
 
@@ -263,6 +265,7 @@ def test_launchers_that_cannot_be(tmp_path: Path) -> None:
             launcher(on, 1, folder=tmp_path, **options)
 
 
+@pytest.mark.slow
 def test_a_pool_of_processes_works_and_stops(tmp_path: Path) -> None:
     pool = Pool(1)
     assert module.sweep(small_plan("objective=cross-entropy"), pool, runs=tmp_path)[0].status == "finished"
