@@ -163,8 +163,8 @@ def bound_margins(
 ) -> Tensor:
     """Lower bounds of the margins z_y − z_j over the threat set, classes j ≠ y ascending, (N, K−1).
 
-    An example whose bounds are all positive is certified. Otherwise as ``bound_outputs``; alpha-crown's bounds
-    are not differentiable, its slopes having been found without a graph.
+    An example whose bounds are all positive is certified, unless ``arithmetic`` is None. Otherwise as
+    ``bound_outputs``; alpha-crown's bounds are not differentiable, its slopes having been found without a graph.
     """
     with plain_arithmetic(x.device):
         bounder, region = _prepared(model, x, threat, method, arithmetic, settings)

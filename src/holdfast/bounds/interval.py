@@ -183,8 +183,8 @@ def _(operator: LipschitzMap, value: Interval) -> Interval:
 
 def map_error(operator: LipschitzMap, size: Tensor, rounding: Rounding) -> Tensor:
     """What computing such a function of values of this size, (N, ...), may err by in l_2, (N,)."""
-    at_zero = operator.function(torch.zeros_like(size[:1])).flatten(1).norm(dim=1)
-    length = operator.constant * size.flatten(1).norm(dim=1) + at_zero
+    at_zero = lengths(operator.function(torch.zeros_like(size[:1])).flatten(1))
+    length = operator.constant * lengths(size.flatten(1)) + at_zero
     return rounding.gamma(operator.roundings) * length + math.prod(size.shape[1:]) * rounding.tiny
 
 
