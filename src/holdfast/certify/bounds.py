@@ -113,10 +113,14 @@ class BoundCertifier(Deterministic, name="bounds"):
         if self.finds_radii:
             scale, begin, proven = (cap, unit), high.clone(), low.clone()
             self._search(bound, replace(bound.first, rounding=None), right, low, high, scale)
-            rows = (right & (low > proven)).nonzero().squeeze(1)
-            found = bound.at(bound.first, low[rows], rows)
-            missed = rows[~((found.lowest > 0) & found.lowest.isfinite())]
-            high[missed], low[missed] = torch.minimum(begin[missed], low[missed]), proven[missed]
+            missed = (right & (low > proven)).nonzero().squeeze(1)
+            for back in (0.0, self.radius_tolerance * unit):  # what its slack takes is seldom more than a step
+                trial = torch.maximum(low[missed] - back, proven[missed])
+                found = bound.at(bound.first, trial, missed)
+                holds = (trial == proven[missed]) | ((found.lowest > 0) & found.lowest.isfinite())
+                low[missed[holds]], missed, trial = trial[holds], missed[~holds], trial[~holds]
+                high[missed] = torch.minimum(begin[missed], trial)
+            low[missed] = proven[missed]
             again = torch.zeros_like(right).index_fill(0, missed, True)
             hopeful = self._search(bound, bound.first, again, low, high, scale)
             hopeful[missed] = torch.maximum(hopeful[missed], high[missed])
