@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import nn
 
 from holdfast.attacks.apgd import APGD, APGDTargeted
 from holdfast.attacks.attack import Attack, Targets
+from holdfast.attacks.ensemble import Ensemble
 from holdfast.attacks.fab import FAB
 from holdfast.attacks.square import Square
 from holdfast.search import Ascent
 from holdfast.threat import Threat
 
-STRIDE = 1_000_000
-"""Attempts of the parts are numbered in blocks of so many."""
 
-
-class AutoAttack(Attack, name="autoattack"):
+class AutoAttack(Ensemble, name="autoattack"):
     """The ensemble of Croce & Hein (2020), each part on what the ones before left standing.
 
     ``standard``: APGD-CE, targeted APGD on 9 classes, targeted FAB on 9 classes, Square of 5,000 queries; 100
@@ -29,7 +27,6 @@ class AutoAttack(Attack, name="autoattack"):
     stands for the DLR loss.
     """
 
-    thorough: ClassVar[bool] = True
     version: Literal["standard", "plus", "rand", "quick"] = "standard"
     """Which ensemble of the paper's, or the quick one."""
 
@@ -67,22 +64,4 @@ class AutoAttack(Attack, name="autoattack"):
             logging.getLogger("holdfast").warning(
                 "AutoAttack on %d classes: the margin stands for the DLR loss, which needs four", classes
             )
-        result = Ascent.before(targets.x)
-        for number, part in enumerate(self.parts(threat, classes)):
-            rows = result.unfinished
-            if not len(rows):
-                break
-            if isinstance(part, Square) and targets.x.dim() != 4:
-                logging.getLogger("holdfast").warning("AutoAttack without Square: its patches need images")
-                continue
-            found = part.perturb(model, targets.take(rows), threat)
-            if part.minimum_norm:
-                found.finished.logical_and_(threat.distance(targets.x[rows], found.x) <= threat.eps)
-                found.value.fill_(-float("inf"))
-            found.restart.add_(number * STRIDE)
-            result.absorb(rows, found, keep_better=number == 0)
-        return result
-
-    def describe(self, restart: int, step: int) -> str:
-        part = self.parts(Threat("linf", 1), 10)[restart // STRIDE]
-        return part.describe(restart % STRIDE, step)
+        return super().perturb(model, targets, threat)
