@@ -20,7 +20,9 @@ import torch
 from torch import nn
 
 from holdfast import Threat
+from holdfast.attacks import APGD, PGD, Attack, AutoAttack, Ladder
 from holdfast.data import load_data
+from holdfast.inference import predict
 from holdfast.models import build
 from holdfast.objectives import IBP, TRADES, AdversarialTraining, CrossEntropy
 from holdfast.objectives.objective import Objective
@@ -63,19 +65,41 @@ def network(name: str, folder: Path) -> nn.Module:
     return model.eval()
 
 
+def attacks() -> dict[str, Attack]:
+    """By their names in the table."""
+    return {
+        "PGD-100": PGD(),
+        "PGD-100, step .1 eps": PGD(step_size=0.1),
+        "APGD-CE-100": APGD(),
+        "margin, cosine, 50": PGD(loss="margin", schedule="cosine", steps=50),
+        "ladder, quick": Ladder(budget="quick"),
+        "ladder, standard": Ladder(budget="standard"),
+        "ladder, thorough": Ladder(budget="thorough"),
+        "AutoAttack": AutoAttack(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", default=list(NETWORKS))
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--networks", type=Path, default=Path("runs/upper-slice"))
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| network | eps | attack | standing | forwards | seconds |\n| --- | --- | --- | --- | --- | --- |")
     for name in arguments.names:
-        started = time.process_time()
+        data, _, threat, _, _ = NETWORKS[name]
         model = network(name, arguments.networks)
-        x, y = load_data(NETWORKS[name][0]).test.batch(slice(arguments.images))
-        with torch.no_grad():
-            right = (model(x).argmax(1) == y).double().mean().item()
-        print(name, right, f"{time.process_time() - started:.0f} s", flush=True)
+        x, y = load_data(data).test.batch(slice(arguments.images))
+        right = (predict(model, x).argmax(1) == y).double().mean().item()
+        print(f"| {name} | {threat} | none | {100 * right:.1f} | 1 | |", flush=True)
+        for title, attack in attacks().items():
+            started = time.process_time()
+            found = attack(model, x, y, threat)
+            seconds = time.process_time() - started
+            spent = found.forwards[found.forwards > 1].double().mean().item()
+            standing = (~found.success).double().mean().item()
+            print(f"| | | {title} | {100 * standing:.1f} | {spent:.0f} | {seconds:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

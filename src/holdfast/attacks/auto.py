@@ -19,6 +19,9 @@ from holdfast.threat import Threat
 class AutoAttack(Ensemble, name="autoattack"):
     """The ensemble of Croce & Hein (2020), each part on what the ones before left standing.
 
+    In an evaluation with deterministic certificates it leaves out what these decide: certified examples, and in the
+    targeted parts the classes that an example is certified against (see ``reference``).
+
     ``standard``: APGD-CE, targeted APGD on 9 classes, targeted FAB on 9 classes, Square of 5,000 queries; 100
     steps each. ``plus``: five restarts of APGD-CE, APGD-DLR and FAB without targets, Square, targeted APGD and FAB.
     ``rand``: APGD-CE and APGD-DLR with gradients averaged over 20 passes, for models that answer at random.
@@ -29,6 +32,8 @@ class AutoAttack(Ensemble, name="autoattack"):
 
     version: Literal["standard", "plus", "rand", "quick"] = "standard"
     """Which ensemble of the paper's, or the quick one."""
+    reference: bool = False
+    """The original's passes exactly: an evaluation attacks what is certified, too, and towards every class."""
 
     @property
     def title(self) -> str:
@@ -37,6 +42,10 @@ class AutoAttack(Ensemble, name="autoattack"):
     @property
     def brief(self) -> Attack:
         return self.model_copy(update={"version": "quick"})
+
+    @property
+    def heeds_certificates(self) -> bool:
+        return not self.reference
 
     def parts(self, threat: Threat, classes: int) -> list[Attack]:
         """The ensemble's attacks in order."""

@@ -153,7 +153,7 @@ class Certifier(Component, family="certifiers"):
         return True
 
     @property
-    def guarantee(self) -> str:
+    def promise(self) -> str:
         """What its certificates are (see ``Certificate.guarantee``)."""
         return "deterministic"
 
@@ -191,7 +191,7 @@ class Certifier(Component, family="certifiers"):
         """
         y = check_inputs(x, y, threat)
         if not len(x):
-            return Certificate(y, y.bool(), y.double(), [], self.guarantee, self._arithmetic)
+            return Certificate(y, y.bool(), y.double(), [], self.promise, self._arithmetic)
         numbers = torch.arange(len(x)) if indices is None else indices.cpu()
         tell = on_progress or (lambda left, spent: None)
         with frozen_eval(model), plain_arithmetic(x.device):
@@ -251,7 +251,7 @@ class Certifier(Component, family="certifiers"):
             verified,
             torch.where(right, found.radius.clamp(min=0), 0.0),
             status,
-            self.guarantee,
+            self.promise,
             self._arithmetic,
             None if self.finds_radii else open_from,
             found.above if self.finds_radii else None,

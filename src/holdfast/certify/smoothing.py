@@ -100,7 +100,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         return f"smoothing σ={self.sigma:g}"
 
     @property
-    def guarantee(self) -> str:
+    def promise(self) -> str:
         return f"probabilistic({self.alpha:g})"
 
     @property
@@ -267,7 +267,7 @@ class PlugInSmoothing(_Smoothing, name="plug-in"):
     """Noisy copies of each example that vote."""
 
     @property
-    def guarantee(self) -> str:
+    def promise(self) -> str:
         return "estimate"
 
     def findings(

@@ -152,7 +152,7 @@ class Making:
         """Of all examples, as far as they were made."""
         none = torch.full_like(self.y, -1) if isinstance(self.subject, SmoothedSubject) else self.logits.argmax(1)
         return {
-            name: certificate_of(stage, none, self.y, self.certifiers[name].guarantee)
+            name: certificate_of(stage, none, self.y, self.certifiers[name].promise)
             for name, stage in self.proving.items()
         }
 
@@ -195,10 +195,8 @@ class Making:
     def _certificate(self, name: str, rows: Rows) -> Certificate:
         certifier, here = self.certifiers[name], rows.to(self.y.device)
         how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size}
-        if len(rows) < len(self.y):
-            how["indices"] = rows
-        if "on_progress" in inspect.signature(certifier).parameters:  # a stranger's call may know nothing of it
-            how["on_progress"] = _sometimes(partial(_tell_samples, self.report, name), len(rows))
+        how["on_progress"] = _sometimes(partial(_tell_samples, self.report, name), len(rows))
+        how = _understood(certifier, how | {"indices": rows})
         with self._timed(name):
             return certifier(self.model, self.x[here], self.y[here], self.threat, **how)
 
@@ -243,7 +241,9 @@ class Making:
                 self._ring(name, known, found)
             standing = int(correct.sum()) - (0 if found is None else int(found.success.sum()))
             left = stage.missing(wanted)
-            for piece in () if hurried else left.split(PIECE):
+            if found is not None:
+                self.report(name, standing, len(left))
+            for piece in left.split(PIECE) if len(left) and not hurried else ():
                 new = stage.about(piece)
                 assert new is not None
                 self._ring(name, piece, new)
@@ -262,6 +262,7 @@ class Making:
         how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size, "indices": rows}
         if self.excluded[here].any() and attack.heeds_certificates:
             how["open_targets"] = ~self.excluded[here]
+        how = _understood(attack, how)
         with self._timed(name):
             return subject.confirmed(attack(subject.classifier, x, y, threat, **how), x, y, threat)
 
@@ -397,6 +398,11 @@ def ask_at(
         found = certifier(model, x[here], y[here], threat.with_eps(eps), seed=seed, batch_size=batch_size)
         holds = _numpy(found.verified)
         radius[rows[holds]], unproven[rows[~holds]] = eps, eps
+
+
+def _understood(call: Callable[..., Any], how: dict[str, Any]) -> dict[str, Any]:
+    """Those arguments that somebody's call knows: a stranger's may be older than they are."""
+    return {name: value for name, value in how.items() if name in inspect.signature(call).parameters}
 
 
 def _sometimes(tell: Callable[[int, int], None], count: int) -> Callable[[int, int], None]:

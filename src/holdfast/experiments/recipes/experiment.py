@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from holdfast.attacks import PGD, Attack
+from holdfast.attacks import Attack, default_attack
 from holdfast.certify import BoundCertifier, Certifier
 from holdfast.component import Number, PositiveNumber, Settings, distinct_labels
 from holdfast.data import Data
@@ -40,7 +40,7 @@ class EvaluationSettings(Settings):
     data: Data | None = None
     """Evaluate on the test images of other data, of the same shape and classes; those of the training's by
     default."""
-    attacks: list[Attack] = [PGD()]
+    attacks: list[Attack] = [default_attack()]
     """Attacks on the test images, each run on its own."""
     certifiers: list[Certifier] = [BoundCertifier()]
     """Certifiers of the test images."""
