@@ -125,7 +125,7 @@ def evaluate(
             raise ValueError(f"radii={list(radii)}: {name} stops as soon as eps is decided; {RADII_OF_SAMPLES}")
     if minutes is not None and minutes < 0:
         raise ValueError(f"minutes must be ≥ 0, given {minutes}")
-    clock = Clock.of(minutes)
+    clock = None if minutes is None else Clock.of(minutes)
     labels = check_inputs(images, labels, threat)
     device, subject = device_of(model), common_subject(model, provers)
     making = Making(
@@ -142,8 +142,8 @@ def evaluate(
         report=on_progress,
         store=store,
     )
-    hurried = minutes is not None
-    if hurried:
+    hurried = clock is not None
+    if clock is not None:
         making.squeeze(clock)
     making.certify(radii, hurried=hurried)
     making.attack(hurried=hurried)
