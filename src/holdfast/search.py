@@ -96,7 +96,7 @@ class StepRule(Protocol):
 
 @dataclass(frozen=True)
 class Steepest:
-    """x_{t+1} = project(x_t + step_size · steepest(m_t)), with m_t = momentum · m_{t−1} + g_t / mean |g_t|.
+    """x_{t+1} = project(x_t + step_size · steepest(m_t, share)), with m_t = momentum · m_{t−1} + g_t / mean |g_t|.
 
     Without momentum m_t is the gradient itself; with it, that of MI-FGSM (Dong et al., 2018).
     """
@@ -104,6 +104,7 @@ class Steepest:
     threat: Threat
     step_size: float
     momentum: float = 0.0
+    share: float = 0.0
 
     def begin(self, x: Tensor, points: Tensor) -> State:
         return {"velocity": torch.zeros_like(points)} if self.momentum else {}
@@ -113,7 +114,7 @@ class Steepest:
             size = gradient.flatten(1).abs().mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
             gradient = self.momentum * state["velocity"] + gradient / per_example(size, gradient)
             state["velocity"] = gradient
-        return self.threat.project(x, points + self.step_size * self.threat.steepest(gradient, points))
+        return self.threat.project(x, points + self.step_size * self.threat.steepest(gradient, points, self.share))
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:

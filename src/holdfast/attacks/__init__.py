@@ -1,7 +1,7 @@
 """Attacks: one file each. An attack is called as ``PGD(steps=50)(model, x, y, threat, seed=0)``."""
 
 from holdfast.attacks.apgd import APGD, APGDTargeted
-from holdfast.attacks.attack import Attack, AttackResult
+from holdfast.attacks.attack import Attack, AttackResult, GradientAttack
 from holdfast.attacks.auto import AutoAttack
 from holdfast.attacks.carlini_wagner import CarliniWagner
 from holdfast.attacks.ddn import DDN
@@ -10,6 +10,7 @@ from holdfast.attacks.fab import FAB
 from holdfast.attacks.fgsm import FGSM
 from holdfast.attacks.fmn import FMN
 from holdfast.attacks.pgd import PGD, MultiTargeted, Noise
+from holdfast.attacks.sigma_zero import SigmaZero
 from holdfast.attacks.square import Square
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "AutoAttack",
     "CarliniWagner",
     "DeepFool",
+    "GradientAttack",
     "MultiTargeted",
     "Noise",
+    "SigmaZero",
     "Square",
 ]

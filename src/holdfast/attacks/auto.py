@@ -46,7 +46,7 @@ class AutoAttack(Attack, name="autoattack"):
         precision = self.precision
         if self.version == "rand":
             losses: tuple[Literal["cross-entropy", "dlr"], ...] = ("cross-entropy", "dlr")
-            return [APGD(loss=loss, samples=20, precision=precision) for loss in losses]
+            return [APGD(loss=loss, samples=self.passes, precision=precision) for loss in losses]
         if self.version == "quick":
             return [APGD(steps=30, precision=precision), APGDTargeted(steps=30, targets=3, precision=precision)]
         sparse, others = threat.sparse, classes - 1
@@ -60,6 +60,10 @@ class AutoAttack(Attack, name="autoattack"):
             return [ce, targeted, fab, square]
         dlr = APGD(loss="dlr", restarts=5, precision=precision)
         return [ce, dlr, fab.model_copy(update={"restarts": 5, "targeted": False}), square, targeted, fab]
+
+    @property
+    def passes(self) -> int:
+        return 20 if self.version == "rand" else 1
 
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         classes = targets.logits.shape[1]
@@ -75,7 +79,7 @@ class AutoAttack(Attack, name="autoattack"):
             if isinstance(part, Square) and targets.x.dim() != 4:
                 logging.getLogger("holdfast").warning("AutoAttack without Square: its patches need images")
                 continue
-            found = part.perturb(model, targets.take(rows), threat)
+            found = part.attempt(model, targets.take(rows), threat)
             if part.minimum_norm:
                 found.finished.logical_and_(threat.distance(targets.x[rows], found.x) <= threat.eps)
                 found.value.fill_(-float("inf"))
