@@ -141,6 +141,17 @@ def test_stays_in_the_threat_set_and_reports_what_it_did(attack: Attack, norm: s
     assert all(text.startswith(attack.name) or attack.name == "autoattack" for text in result.origin if text)
 
 
+EOT = sorted(name for name in ATTACKS if issubclass(Attack.registry[name], GradientAttack))
+every_gradient_attack = pytest.mark.parametrize("name", EOT)
+BRIEF = {"carlini-wagner": {"steps": 10, "searches": 2}, "apgd-t": {"targets": 2}, "fab": {"targets": 2}}
+
+
+def averaging(name: str, samples: int, steps: int = 8) -> Attack:
+    kind = Attack.registry[name]
+    steps_of = {"steps": steps} if "steps" in kind.model_fields else {}
+    return kind(samples=samples, **{**steps_of, **BRIEF.get(name, {})})
+
+
 @every_attack
 def test_leaves_no_trace_on_the_model_or_the_inputs(attack: Attack) -> None:
     model, (x, y) = small_cnn().train(), images(6)
@@ -332,6 +343,44 @@ def test_batch_norm_is_folded_only_where_the_copy_answers_alike() -> None:
     assert folded(moody, x) is moody
 
 
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(context: object, x: torch.Tensor) -> torch.Tensor:
+        return (8 * x).round() / 8
+
+    @staticmethod
+    def backward(context: object, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return gradient
+
+
+class Quantised(nn.Module):
+    """A network behind a rounding, whose backward may pass gradients on."""
+
+    def __init__(self, *, passing: bool) -> None:
+        super().__init__()
+        self.passing, self.network = passing, small_cnn()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(Rounded.apply(x) if self.passing else (8 * x).round() / 8)
+
+
+def test_a_copy_with_batch_norm_folded_away_keeps_the_backward_of_a_module() -> None:
+    model, (x, _) = Quantised(passing=True).eval().requires_grad_(False), images(6)
+    points = x.clone().requires_grad_(True)
+    (own,) = torch.autograd.grad(model(points).square().sum(), points)
+    (slope,) = torch.autograd.grad(folded(model, x)(points).square().sum(), points)
+    assert own.any()
+    assert torch.allclose(slope, own, atol=1e-5)
+
+
+@every_gradient_attack
+def test_every_attack_by_gradient_follows_the_backward_of_a_module(name: str) -> None:
+    (x, _), attack = images(12), averaging(name, 1, steps=30)
+    blind, sighted = Quantised(passing=False).eval(), Quantised(passing=True).eval()
+    y, threat = blind(x).argmax(1), suited(attack, "linf", 0.3)
+    assert attack(sighted, x, y, threat).success.sum() > attack(blind, x, y, threat).success.sum()
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_fab_without_targets_finds_the_nearest_class_of_a_linear_model(norm: str) -> None:
     model, x = linear_model(classes=5, shape=(1, 4, 4)).double(), torch.rand(20, 1, 4, 4).double()
@@ -420,17 +469,6 @@ def test_a_model_that_is_nan_away_from_the_inputs_is_no_robust_model(attack: Att
     y = inner(x).argmax(1)
     with pytest.raises(FloatingPointError, match="NaN"):
         attack(Cliff(), x, y, suited(attack, "l2", 0.3))
-
-
-EOT = sorted(name for name in ATTACKS if issubclass(Attack.registry[name], GradientAttack))
-every_gradient_attack = pytest.mark.parametrize("name", EOT)
-BRIEF = {"carlini-wagner": {"steps": 10, "searches": 2}, "apgd-t": {"targets": 2}, "fab": {"targets": 2}}
-
-
-def averaging(name: str, samples: int, steps: int = 8) -> Attack:
-    kind = Attack.registry[name]
-    steps_of = {"steps": steps} if "steps" in kind.model_fields else {}
-    return kind(samples=samples, **{**steps_of, **BRIEF.get(name, {})})
 
 
 def test_attacks_that_see_answers_only_have_nothing_to_average() -> None:
