@@ -22,8 +22,10 @@ from holdfast.attacks import (
     AttackResult,
     AutoAttack,
     CarliniWagner,
+    DeepFool,
     GradientAttack,
 )
+from holdfast.attacks.ensemble import Ensemble
 from holdfast.fold import folded
 
 ATTACKS = sorted(Attack.registry)
@@ -472,7 +474,17 @@ def test_a_model_that_is_nan_away_from_the_inputs_is_no_robust_model(attack: Att
 
 
 def test_attacks_that_see_answers_only_have_nothing_to_average() -> None:
-    assert set(ATTACKS) - set(EOT) == {*BLIND, "autoattack"}
+    ensembles = {name for name in ATTACKS if issubclass(Attack.registry[name], Ensemble)}
+    assert set(ATTACKS) - set(EOT) == {*BLIND, *ensembles}
+
+
+def test_deepfool_looks_beyond_what_certificates_exclude() -> None:
+    model, x = linear_model(classes=5, shape=(1, 4, 4)).double(), torch.rand(8, 1, 4, 4).double()
+    y, threat = model(x).argmax(1), Threat("l2", 0.01)
+    closed = torch.zeros(8, 5, dtype=torch.bool)
+    closed[:, 0] = True
+    plain, spared = (DeepFool()(model, x, y, threat, open_targets=which) for which in (None, closed))
+    assert torch.equal(spared.distance, plain.distance)
 
 
 @every_gradient_attack

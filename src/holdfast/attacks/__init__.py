@@ -9,6 +9,7 @@ from holdfast.attacks.deepfool import DeepFool
 from holdfast.attacks.fab import FAB
 from holdfast.attacks.fgsm import FGSM
 from holdfast.attacks.fmn import FMN
+from holdfast.attacks.ladder import Ladder, default_attack
 from holdfast.attacks.pgd import PGD, MultiTargeted, Noise
 from holdfast.attacks.sigma_zero import SigmaZero
 from holdfast.attacks.square import Square
@@ -27,8 +28,10 @@ __all__ = [
     "CarliniWagner",
     "DeepFool",
     "GradientAttack",
+    "Ladder",
     "MultiTargeted",
     "Noise",
     "SigmaZero",
     "Square",
+    "default_attack",
 ]

@@ -37,7 +37,8 @@ class DeepFool(MinimumNormAttack, GradientAttack, name="deepfool"):
         return f"DeepFool-{self.steps}"
 
     def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
-        classes = torch.stack(likeliest(targets, self.targets), 1)
+        # What certificates exclude within eps may be the nearest beyond it.
+        classes = torch.stack(likeliest(targets._replace(open=None), self.targets), 1)
         # As published the step ignores the box, which cuts it; one along a single entry would get stuck so.
         way = threat if threat.sparse else replace(threat, low=-math.inf, high=math.inf)
         rows = torch.arange(len(targets.x), device=targets.x.device)
