@@ -99,7 +99,7 @@ class StepRule(Protocol):
 
 @dataclass(frozen=True)
 class Steepest:
-    """x_{t+1} = project(x_t + step_size · steepest(m_t)), with m_t = momentum · m_{t−1} + g_t / mean |g_t|.
+    """x_{t+1} = project(x_t + step_size · steepest(m_t, share)), with m_t = momentum · m_{t−1} + g_t / mean |g_t|.
 
     Without momentum m_t is the gradient itself; with it, that of MI-FGSM (Dong et al., 2018).
     """
@@ -107,6 +107,7 @@ class Steepest:
     threat: Threat
     step_size: float
     momentum: float = 0.0
+    share: float = 0.0
     decay: Decay | None = None
     """Of the step size; constant by default."""
 
@@ -119,7 +120,7 @@ class Steepest:
             gradient = self.momentum * state["velocity"] + gradient / per_example(size, gradient)
             state["velocity"] = gradient
         length = self.step_size if self.decay is None else per_example(self.step_size * self.decay(age), points)
-        return self.threat.project(x, points + length * self.threat.steepest(gradient, points))
+        return self.threat.project(x, points + length * self.threat.steepest(gradient, points, self.share))
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from helpers import images, small_cnn
 from torch import Tensor, nn
 
 from holdfast import Threat
-from holdfast.attacks import FGSM, PGD
+from holdfast.attacks import FGSM, PGD, MultiTargeted
 from holdfast.attacks.attack import Targets
 from holdfast.attacks.losses import cross_entropy, until_wrong, until_wrong_towards
 from holdfast.attacks.pgd import choose_target, likeliest
@@ -184,3 +184,30 @@ def test_only_open_targets_are_likely() -> None:
     some = targets._replace(open=torch.tensor([[True, False, True, True], [True, True, False, False]]))
     assert torch.stack(likeliest(some), 1).tolist() == [[2, 3, -1], [1, -1, -1]]
     assert torch.stack(likeliest(some, 1), 1).tolist() == [[2], [1]]
+
+
+def test_a_step_in_l1_moves_the_share_of_largest_slope_that_the_box_lets_move() -> None:
+    threat = Threat("l1", 1.0)
+    gradient = torch.tensor([[4.0, -3.0, 2.0, 1.0, 0.0], [0.0, 0.0, 1e-9, 0.0, 0.0], [0.0] * 5])
+    x = torch.tensor([[1.0, 0.5, 0.5, 0.5, 0.5]] * 3)  # the first entry is at the end of the box
+    assert threat.steepest(gradient, x).tolist() == [[0, -1, 0, 0, 0], [0, 0, 1, 0, 0], [0] * 5]
+    assert threat.steepest(gradient, x, 0.4).tolist() == [[0, -0.5, 0.5, 0, 0], [0, 0, 1, 0, 0], [0] * 5]
+    assert threat.steepest(gradient, x, 1.0)[0].tolist() == pytest.approx([0, -1 / 3, 1 / 3, 1 / 3, 0])
+
+
+def test_pgd_in_l1_is_stronger_by_a_share_of_the_entries_than_by_one() -> None:
+    model, (x, _) = small_cnn(channels=3).eval(), images(100, channels=3)
+    y, threat = model(x).argmax(1), Threat("l1", 3.0)
+    one, many, default = (
+        PGD(steps=20, share=share)(model, x, y, threat).success.sum() for share in (1e-6, 0.02, None)
+    )
+    assert many > one
+    assert default >= one
+
+
+def test_a_share_in_another_norm_is_refused() -> None:
+    x, _ = images(4)
+    y = small_cnn().eval()(x).argmax(1)
+    for attack in (PGD(share=0.1), MultiTargeted(share=0.1)):
+        with pytest.raises(ValueError, match=r"share=0.1 is for steps in l1; leave it out for linf"):
+            attack(small_cnn(), x, y, Threat("linf", 0.1))

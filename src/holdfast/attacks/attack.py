@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from holdfast.component import Component
@@ -172,18 +173,32 @@ class Attack(Component, family="attacks"):
         copy = folded(model, targets.x[:16]) if self.folds else model
         if self.precision == "bf16":
             copy = InBfloat16(copy)
-        found = self.perturb(copy, targets, threat)
-        if not found.finished.any():
-            return found
-        rows = found.finished.nonzero().squeeze(1)
+        found = self.attempt(copy, targets, threat)
         with plain_arithmetic(targets.x.device):
-            right = predict(model, found.x[rows], targets.batch_size).argmax(1) == targets.y[rows]
-            found.forwards[rows] += 1
-            again = rows[right]
+            again = self._refuted(model, targets, found, torch.arange(len(targets.y), device=targets.y.device))
             if len(again):
                 found.finished[again] = False
-                found.absorb(again, self.perturb(model, targets.take(again), threat))
+                found.absorb(again, self.attempt(model, targets.take(again), threat))
+                found.finished[self._refuted(model, targets, found, again)] = False
         return found
+
+    def _refuted(self, model: nn.Module, targets: Targets, found: Ascent, rows: Tensor) -> Tensor:
+        """Which of these rows were successes that the model, asked anew, does not make."""
+        rows = rows[found.finished[rows]]
+        votes = torch.zeros_like(rows)
+        for _ in range(self.passes if len(rows) else 0):
+            votes += predict(model, found.x[rows], targets.batch_size).argmax(1) != targets.y[rows]
+        found.forwards[rows] += self.passes
+        return rows[2 * votes <= self.passes]
+
+    @property
+    def passes(self) -> int:
+        """Forward passes that decide whether the model is wrong at a point: more than half of them must be."""
+        return 1
+
+    def attempt(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
+        """``perturb``, with its passes as the model sees them."""
+        return self.perturb(model, targets, threat)
 
     @property
     def brief(self) -> Attack:
@@ -209,6 +224,24 @@ def _with_own(open_targets: Tensor, y: Tensor) -> Tensor:
     """The classes of each example with its own, (N, K); all of them where no other is open."""
     own = torch.zeros_like(open_targets).scatter(1, y[:, None], True)
     return own | open_targets | ~(open_targets & ~own).any(1, keepdim=True)
+
+
+class GradientAttack(Attack):
+    """Follows the gradient at points that it asks about by ``losses.asked``."""
+
+    samples: PositiveInt = 1
+    """Forward passes at each point, for models that answer at random: losses, and so gradients, are their means
+    (EOT, Athalye et al., 2018), and wrong is what more than half of them get wrong, in a second trial as well."""
+
+    @property
+    def passes(self) -> int:
+        return self.samples
+
+    def attempt(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
+        found = self.perturb(model, targets, threat)
+        found.forwards.mul_(self.samples)
+        found.backwards.mul_(self.samples)
+        return found
 
 
 class MinimumNormAttack(Attack):

@@ -8,12 +8,12 @@ import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 
-from holdfast.attacks.attack import MinimumNormAttack, Nearest, Targets
-from holdfast.attacks.losses import gap
+from holdfast.attacks.attack import GradientAttack, MinimumNormAttack, Nearest, Targets
+from holdfast.attacks.losses import asked, gap
 from holdfast.threat import Threat
 
 
-class CarliniWagner(MinimumNormAttack, name="carlini-wagner"):
+class CarliniWagner(MinimumNormAttack, GradientAttack, name="carlini-wagner"):
     """min ‖δ‖² + c · max(z_y − max_{j≠y} z_j + κ, 0) by Adam, c by bisection (Carlini & Wagner, 2017).
 
     x + δ = (low + high)/2 + (high − low)/2 · tanh(w) keeps to the box. Made for l_2; distances are in the
@@ -50,9 +50,8 @@ class CarliniWagner(MinimumNormAttack, name="carlini-wagner"):
             for step in range(self.steps + 1):
                 with torch.enable_grad():
                     points = middle + half * torch.tanh(w)
-                    gain = gap(model(points), y)
+                    gain, wrong = asked(model, points, y, lambda logits: gap(logits, y), self.samples)
                     cost = (points - x).flatten(1).square().sum(1) + c * (self.confidence - gain).clamp(min=0)
-                wrong = gain.detach() > 0
                 reached |= gain.detach() >= self.confidence
                 nearest.offer(points, wrong, step, search)
                 nearest.count(1, int(step < self.steps))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
-from holdfast.attacks.attack import MinimumNormAttack, Nearest, Targets
+from holdfast.attacks.attack import GradientAttack, MinimumNormAttack, Nearest, Targets
+from holdfast.attacks.losses import asked
 from holdfast.attacks.pgd import likeliest
 from holdfast.search import gradient_of, per_example
 from holdfast.threat import Threat
 
 
-class DeepFool(MinimumNormAttack, name="deepfool"):
+class DeepFool(MinimumNormAttack, GradientAttack, name="deepfool"):
     """The shortest step to the nearest linearised boundary z_j = z_y, repeated (Moosavi-Dezfooli et al., 2016).
 
     An example is done with its first wrong point, and moves no further.
@@ -35,7 +37,8 @@ class DeepFool(MinimumNormAttack, name="deepfool"):
         return f"DeepFool-{self.steps}"
 
     def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
-        classes = torch.stack(likeliest(targets, self.targets), 1)
+        # What certificates exclude within eps may be the nearest beyond it.
+        classes = torch.stack(likeliest(targets._replace(open=None), self.targets), 1)
         # As published the step ignores the box, which cuts it; one along a single entry would get stuck so.
         way = threat if threat.sparse else replace(threat, low=-math.inf, high=math.inf)
         rows = torch.arange(len(targets.x), device=targets.x.device)
@@ -45,10 +48,8 @@ class DeepFool(MinimumNormAttack, name="deepfool"):
             points = x + (1 + self.overshoot) * (bare - x)
             points = points.clamp(threat.low, threat.high).requires_grad_(step < self.steps)
             with torch.enable_grad():
-                logits = model(points)
-                gaps = logits.gather(1, classes[rows]) - logits.gather(1, y[:, None])
+                gaps, wrong = asked(model, points, y, partial(_gaps, y, classes[rows]), self.samples)
             nearest.best.forwards[rows] += 1
-            wrong = logits.detach().argmax(1) != y
             everyone = torch.zeros_like(nearest.best.finished)
             everyone[rows] = wrong
             whole = targets.x.index_copy(0, rows, points.detach())
@@ -68,3 +69,8 @@ class DeepFool(MinimumNormAttack, name="deepfool"):
             nearest.best.backwards[rows] += gaps.shape[1]
             step_to = way.shortest_step(points.detach(), chosen, gain + 1e-4 * gain.abs() + 1e-6)
             bare, rows = (bare + step_to).clamp(threat.low, threat.high)[~wrong], rows[~wrong]
+
+
+def _gaps(y: Tensor, classes: Tensor, logits: Tensor) -> Tensor:
+    """z_j − z_y for these classes j of each example, (n, number of classes)."""
+    return logits.gather(1, classes) - logits.gather(1, y[:, None])

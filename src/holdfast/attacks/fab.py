@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.attack import Attack, Targets
+from holdfast.attacks.attack import GradientAttack, Targets
+from holdfast.attacks.losses import asked
 from holdfast.attacks.pgd import likeliest
 from holdfast.search import Ascent, gradient_of, per_example
 from holdfast.threat import Threat
@@ -17,7 +19,7 @@ STRIDE = 10_000
 """Walks are numbered by restart in blocks of so many classes."""
 
 
-class FAB(Attack, name="fab"):
+class FAB(GradientAttack, name="fab"):
     """Fast adaptive boundary attack, towards one likely class after the other (Croce & Hein, 2020).
 
     From a point, the boundary z_t = z_y is linearised; the point and the original are both projected onto it
@@ -96,8 +98,7 @@ class FAB(Attack, name="fab"):
         for step in range(self.steps):
             points = points.detach().requires_grad_(True)
             with torch.enable_grad():
-                logits = model(points)
-                gaps = logits - logits.gather(1, y[:, None])
+                gaps, _ = asked(model, points, y, partial(differences, y), self.samples)
                 gap = gaps.gather(1, target[:, None]).squeeze(1)
             if self.targeted:
                 gradient = gradient_of(gap, points)
@@ -106,12 +107,11 @@ class FAB(Attack, name="fab"):
                 result.backwards[rows] += gaps.shape[1] - 2
             points = self._step(x, points.detach(), gradient, gap.detach(), threat)
             with torch.no_grad():
-                answer = model(points)
+                answer, wrong = asked(model, points, y, lambda logits: logits, self.samples)
             if not torch.isfinite(answer).all():
                 raise FloatingPointError("the model's logits are NaN or inf at a point of the box")
             result.forwards[rows] += 2
             result.backwards[rows] += 1
-            wrong = answer.argmax(1) != y
             distance = threat.distance(x, points)
             nearer = wrong & (distance < best[rows])
             hit = rows[nearer]
@@ -141,6 +141,11 @@ class FAB(Attack, name="fab"):
     def describe(self, restart: int, step: int) -> str:
         target = f" target {restart % STRIDE}" if self.targeted else ""
         return f"{self.name} restart {restart // STRIDE}{target} step {step}"
+
+
+def differences(y: Tensor, logits: Tensor) -> Tensor:
+    """z_k − z_y for every class, (n, K)."""
+    return logits - logits.gather(1, y[:, None])
 
 
 def nearest_boundary(gaps: Tensor, y: Tensor, points: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
-from holdfast.attacks.attack import MinimumNormAttack, Nearest, Targets
-from holdfast.attacks.losses import gap
+from holdfast.attacks.attack import GradientAttack, MinimumNormAttack, Nearest, Targets
+from holdfast.attacks.losses import asked, gap
 from holdfast.search import gradient_of, per_example
 from holdfast.threat import Threat
 
@@ -19,7 +19,7 @@ def cosine(first: float, last: float, step: int, steps: int) -> float:
     return last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
-class FMN(MinimumNormAttack, name="fmn"):
+class FMN(MinimumNormAttack, GradientAttack, name="fmn"):
     """Ascent of the margin in a ball whose radius follows the boundary (Pintor et al., 2021); l_inf, l_2, l_1, l_0.
 
     The radius shrinks by γ where the point is adversarial and grows by γ where it is not; before the first
@@ -48,8 +48,7 @@ class FMN(MinimumNormAttack, name="fmn"):
         for step in range(self.steps + 1):
             points = points.detach().requires_grad_(step < self.steps)
             with torch.enable_grad():
-                gain = gap(model(points), y)
-            wrong = gain.detach() > 0
+                gain, wrong = asked(model, points, y, lambda logits: gap(logits, y), self.samples)
             found = torch.isfinite(nearest.distance)
             distance = nearest.offer(points, wrong, step)
             nearest.count(1, int(step < self.steps))

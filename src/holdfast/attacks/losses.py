@@ -57,31 +57,45 @@ def divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
     return F.kl_div(log_probabilities, target, reduction="none", log_target=True).sum(1)
 
 
-def until_wrong(model: nn.Module, y: Tensor, loss: LogitLoss = cross_entropy, samples: int = 1) -> Function:
-    """The loss at a point, finished where the model is wrong.
+def asked(
+    model: nn.Module, points: Tensor, y: Tensor, value: Callable[[Tensor], Tensor], samples: int = 1
+) -> tuple[Tensor, Tensor]:
+    """A value of the model's logits at some points, (n, ...), and whether the model is wrong there, (n,) bool.
 
     Args:
-        samples: forward passes whose mean loss is taken, for models that answer at random (EOT, Athalye et
-            al., 2018); the last of them decides whether the model is wrong.
+        value: from logits (n, K), differentiable.
+        samples: forward passes, for models that answer at random (EOT, Athalye et al., 2018): the value is their
+            mean, and the model is wrong where more than half of them are.
     """
+    logits = model(points)
+    values, wrong = value(logits), logits.detach().argmax(1) != y
+    if samples == 1:
+        return values, wrong
+    votes = wrong.long()
+    for _ in range(samples - 1):
+        logits = model(points)
+        values = values + value(logits)
+        votes += logits.detach().argmax(1) != y
+    return values / samples, 2 * votes > samples
+
+
+def until_wrong(model: nn.Module, y: Tensor, loss: LogitLoss = cross_entropy, samples: int = 1) -> Function:
+    """The loss at a point, finished where the model is wrong; both as ``asked`` of so many passes."""
 
     def function(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         labels = y[rows]
-        logits = model(points)
-        values = loss(logits, labels)
-        for _ in range(samples - 1):
-            logits = model(points)
-            values = values + loss(logits, labels)
-        return values / samples, logits.detach().argmax(1) != labels
+        return asked(model, points, labels, lambda logits: loss(logits, labels), samples)
 
     return function
 
 
-def until_wrong_towards(model: nn.Module, y: Tensor, target: Tensor, loss: Callable[..., Tensor]) -> Function:
+def until_wrong_towards(
+    model: nn.Module, y: Tensor, target: Tensor, loss: Callable[..., Tensor], samples: int = 1
+) -> Function:
     """A targeted loss at a point, finished where the model is wrong, whichever class it names."""
 
     def function(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        logits, labels = model(points), y[rows]
-        return loss(logits, labels, target[rows]), logits.detach().argmax(1) != labels
+        labels, towards = y[rows], target[rows]
+        return asked(model, points, labels, lambda logits: loss(logits, labels, towards), samples)
 
     return function
