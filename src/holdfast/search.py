@@ -56,7 +56,8 @@ class Ascent:
         """Nothing tried yet: the points are the examples themselves."""
         zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         value = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        return cls(x.clone(), value, zeros.bool(), *(zeros.clone() for _ in range(4)), zeros.bool())
+        forwards, backwards, restart, step = (zeros.clone() for _ in range(4))
+        return cls(x.clone(), value, zeros.bool(), forwards, backwards, restart, step, zeros.bool())
 
     @property
     def unfinished(self) -> Tensor:
