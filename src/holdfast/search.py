@@ -208,7 +208,9 @@ def slopes_of(values: Tensor, points: Tensor, *, keep: bool = False) -> tuple[Te
     """``gradient_of``, and of which examples it was NaN or inf somewhere, (n,) bool."""
     if not values.requires_grad:
         return torch.zeros_like(points), torch.zeros_like(values, dtype=torch.bool)
-    return tamed(torch.autograd.grad(values.sum(), points, retain_graph=keep, materialize_grads=True)[0])
+    with torch.enable_grad():  # for a caller without, too
+        total = values.sum()
+    return tamed(torch.autograd.grad(total, points, retain_graph=keep, materialize_grads=True)[0])
 
 
 def tamed(gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from holdfast.attacks.attack import MinimumNormAttack, Nearest, Targets
 from holdfast.attacks.pgd import likeliest
-from holdfast.search import gradient_of, per_example
+from holdfast.search import per_example, slopes_of
 from holdfast.threat import Threat
 
 
@@ -58,13 +58,16 @@ class DeepFool(MinimumNormAttack, name="deepfool"):
             shortest = torch.full_like(gaps.detach()[:, 0], torch.inf)
             chosen, gain = torch.zeros_like(x), torch.zeros_like(shortest)
             for number in range(gaps.shape[1]):
-                gradient = gradient_of(gaps[:, number], points, keep=number + 1 < gaps.shape[1])
-                missing = -gaps.detach()[:, number]
-                length = missing.abs() / threat.dual_length(gradient).clamp(min=1e-12)
-                nearer = length < shortest
-                shortest = torch.where(nearer, length, shortest)
+                gradient, odd = slopes_of(gaps[:, number], points, keep=number + 1 < gaps.shape[1])
+                nearest.best.odd[rows] |= odd
+                slope = threat.dual_length(gradient)
+                # In units of the slope, so that the scale of the logits makes no difference.
+                scale = torch.where(slope > 0, slope, 1)
+                missing = -gaps.detach()[:, number] / scale
+                nearer = (missing.abs() < shortest) & (slope > 0)
+                shortest = torch.where(nearer, missing.abs(), shortest)
                 gain = torch.where(nearer, missing, gain)
-                chosen = torch.where(per_example(nearer, x), gradient, chosen)
+                chosen = torch.where(per_example(nearer, x), gradient / per_example(scale, x), chosen)
             nearest.best.backwards[rows] += gaps.shape[1]
             step_to = way.shortest_step(points.detach(), chosen, gain + 1e-4 * gain.abs() + 1e-6)
             bare, rows = (bare + step_to).clamp(threat.low, threat.high)[~wrong], rows[~wrong]

@@ -93,15 +93,20 @@ class PGD(_Projected, name="pgd"):
 
 
 def choose_target(name: TargetName, targets: Targets) -> Tensor:
-    """A class other than the label for each example, (N,)."""
+    """A class other than the label for each example, (N,); none that is masked."""
     classes = targets.logits.shape[1]
-    if name == "next":
-        return (targets.y + 1) % classes
     if name == "least-likely":
-        return targets.logits.scatter(1, targets.y[:, None], torch.inf).argmin(1)
+        known = targets.logits.masked_fill(targets.logits == -torch.inf, torch.inf)
+        return known.scatter(1, targets.y[:, None], torch.inf).argmin(1)
+    others = (targets.y[:, None] + torch.arange(1, classes, device=targets.y.device)) % classes
+    masked = targets.logits.gather(1, others) == -torch.inf
+    others = others.gather(1, masked.byte().argsort(dim=1, stable=True))
+    if name == "next":
+        return others[:, 0]
     generators = targets.generators(torch.arange(len(targets.y)), 1)
     draws = [int(torch.randint(1, classes, (), generator=generator)) for generator in generators]
-    return (targets.y + torch.tensor(draws, device=targets.y.device)) % classes
+    drawn = (torch.tensor(draws, device=targets.y.device) - 1) % (~masked).sum(1).clamp(min=1)
+    return others.gather(1, drawn[:, None]).squeeze(1)
 
 
 def _until_wrong_from(model: nn.Module, targets: Targets) -> Function:
@@ -143,9 +148,12 @@ class MultiTargeted(_Projected, name="multi-targeted"):
 
 
 def likeliest(targets: Targets, count: int | None = None) -> list[Tensor]:
-    """The most likely wrong class of each example (N,), the second most likely, and so on."""
+    """The most likely wrong class of each example (N,), the second most likely, and so on. Classes that are masked
+    come nowhere; of an example with more of those than others its likeliest comes again."""
     others = targets.logits.scatter(1, targets.y[:, None], -torch.inf)
     order = others.argsort(dim=1, descending=True)[:, : targets.logits.shape[1] - 1]
+    known = others.gather(1, order) > -torch.inf
+    order = torch.where(known, order, order[:, :1])[:, : max(int(known.any(0).sum()), 1)]
     return list(order[:, :count].unbind(1))
 
 

@@ -25,6 +25,7 @@ from holdfast.evaluation.sanity import (
     batch_dependence,
     blind_successes,
     misplaced_labels,
+    odd_gradients,
     suspicions,
     unpredicted_classes,
 )
@@ -34,6 +35,7 @@ from holdfast.inference import (
     check_inputs,
     check_logits,
     device_of,
+    door,
     fingerprint,
     frozen_eval,
     plain_arithmetic,
@@ -56,7 +58,8 @@ class Evaluation:
     clean prediction is wrong or a certificate made it needless), ``NAME.success`` (wrong inside the threat set),
     ``NAME.distance`` (of the adversarial example, in float64, inf without one; a minimum-norm attack's may exceed
     eps),
-    ``NAME.origin`` (restart and step that found it), ``NAME.forwards``, ``NAME.backwards``; and, where asked for,
+    ``NAME.origin`` (restart and step that found it), ``NAME.forwards``, ``NAME.backwards``, and ``NAME.odd`` where
+    some gradient on its way was NaN or inf (see ``AttackResult.odd``); and, where asked for,
     ``local_lipschitz``, the largest quotient found around the example, NaN where none was sought."""
     summary: dict[str, Any]
     """``examples``, ``threat``, ``standard``; ``attacked`` and ``certified`` per name; ``bracket``, the
@@ -92,6 +95,7 @@ PIECE = 256
 """Examples attacked in one piece: between two pieces an evaluation can be cut off without loss."""
 
 
+@door
 def evaluate(
     model: nn.Module,
     images: Tensor,
@@ -129,7 +133,8 @@ def evaluate(
             and for each certifier.
         attack_certified: run the attacks on the certified examples, too, for what they themselves come to.
         lipschitz_examples: measure ``analysis.local_lipschitz`` of the logits, in the 1-norm, around the first so
-            many examples. Left out where it means nothing: for a smoothed classifier, in l_0, and at eps = 0.
+            many examples. Left out where it means nothing: for a smoothed classifier, in l_0, at eps = 0, and of
+            logits that are masked with −inf or in half precision.
         seed: with the example's number it determines everything drawn for an example.
         on_progress: told of each finished piece: its stage, how many examples stand (−1 where that is not known
             yet), how many are left to do.
@@ -154,7 +159,7 @@ def evaluate(
         if not certifier.knows_radii:
             raise ValueError(f"radii={list(radii)}: {name} stops as soon as eps is decided; {RADII_OF_SAMPLES}")
     labels = check_inputs(images, labels, threat)
-    device = device_of(model)
+    device = device_of(model, images.device)
     making = _Making(model, images.to(device), labels.to(device), threat, seed, batch_size, on_progress)
     making.certify(named_certifiers, radii)
     making.attack(named_attacks, attack_certified, store)
@@ -198,8 +203,9 @@ class _Making:
         self.subject = common_subject(self.model, list(certifiers.values()))
         with self._timed("standard"), frozen_eval(self.model), plain_arithmetic(self.x.device):
             logits = predict(self.model, self.x, self.batch_size)
-            check_logits(logits, self.y)
+            check_logits(logits, self.y, masks=True)
             self.classes = logits.shape[1]
+            self.slopes = bool(logits.isfinite().all()) and torch.finfo(logits.dtype).bits >= 32
         certificates = {name: self._certificate(name, one) for name, one in certifiers.items()}
         with self._timed("standard"):
             answers = self.subject.answers(logits, self.x, self.y, list(certificates.values()), self.seed)
@@ -283,6 +289,8 @@ class _Making:
                 f"{name}.backwards": _scatter(rows, result.backwards, nothing.long()),
                 f"{name}.origin": origin,
             }
+            if result.odd is not None and result.odd.any():
+                self.columns[f"{name}.odd"] = _scatter(rows, result.odd, nothing)
             self.adversarial[name] = rows[hits].cpu(), result.x_adv[hits].cpu()
         if attacks:
             self.doubts += suspicions(self.subject.classifier, x, y, self.threat)
@@ -335,7 +343,8 @@ class _Making:
     def measure_steepness(self, examples: int) -> None:
         """The local Lipschitz constant around the first few, of a network as it is."""
         count = min(examples, len(self.y))
-        if not count or self.subject.classifier is not self.model or self.threat.eps == 0 or self.threat.discrete:
+        slopes = self.slopes and self.subject.classifier is self.model
+        if not count or not slopes or self.threat.eps == 0 or self.threat.discrete:
             return
         with self._timed("local_lipschitz"):
             x, size = self.x[:count], self.batch_size
@@ -364,7 +373,7 @@ class _Making:
             doubts += disagreement(self.watch.disagreements)
         if self.audited is not None:
             summary["audit"] = asdict(self.audited)
-        summary["warnings"] = [*doubts, *self.doubts, *blind_successes(table, attacks)]
+        summary["warnings"] = [*doubts, *self.doubts, *odd_gradients(table), *blind_successes(table, attacks)]
         each = pd.DataFrame(self.each)
         return Evaluation(table, summary, self.subject.classifier, each, self.adversarial, certifiers)
 
@@ -442,6 +451,7 @@ def _joined(pieces: list[AttackResult], x: Tensor, device: torch.device) -> Atta
         join("forwards"),
         join("backwards"),
         np.concatenate([piece.origin for piece in pieces]),
+        join("odd") if all(piece.odd is not None for piece in pieces) else None,
     )
 
 
