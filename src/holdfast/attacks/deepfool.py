@@ -35,7 +35,8 @@ class DeepFool(MinimumNormAttack, name="deepfool"):
         return f"DeepFool-{self.steps}"
 
     def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
-        classes = torch.stack(likeliest(targets, self.targets), 1)
+        columns = [column for column in likeliest(targets, self.targets) if (column >= 0).any()]
+        classes = torch.stack([torch.where(column < 0, columns[0], column) for column in columns], 1)
         # As published the step ignores the box, which cuts it; one along a single entry would get stuck so.
         way = threat if threat.sparse else replace(threat, low=-math.inf, high=math.inf)
         rows = torch.arange(len(targets.x), device=targets.x.device)
