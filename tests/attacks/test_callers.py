@@ -32,6 +32,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "ladder": {"budget": "quick"},
     "multi-targeted": {"steps": 6, "targets": 2},
     "pgd": {"steps": 8},
+    "sigma-zero": {"steps": 15},
     "square": {"queries": 30},
 }
 ATTACKS = [Attack.parse({"name": name, **SHORT.get(name, {})}) for name in sorted(Attack.registry)]
@@ -39,6 +40,11 @@ GRADIENTS = [attack for attack in ATTACKS if attack.sees == "gradients"]
 every_attack = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
 every_gradient = pytest.mark.parametrize("attack", GRADIENTS, ids=lambda attack: attack.name)
 LINF, L2 = Threat("linf", 0.06), Threat("l2", 0.4)
+
+
+def fit(attack: Attack, threat: Threat) -> Threat:
+    """This threat, or one that the attack has a form for."""
+    return Threat("l0", 6) if attack.name == "sigma-zero" else threat
 
 
 def network(classes: int = 6) -> nn.Sequential:
@@ -74,12 +80,14 @@ def assert_same(result: AttackResult, expected: AttackResult) -> None:
 @every_attack
 def test_the_callers_grad_mode_makes_no_difference(attack: Attack) -> None:
     x, y = images()
-    expected = attack(network(), x, y, L2)
+    expected = attack(network(), x, y, fit(attack, L2))
     with torch.no_grad():
-        assert_same(attack(network(), x, y, L2), expected)
+        assert_same(attack(network(), x, y, fit(attack, L2)), expected)
         assert not torch.is_grad_enabled()
     with torch.inference_mode():
-        assert_same(attack(network(), x.clone(), y.clone(), L2), expected)  # whose weights are its own, too
+        assert_same(
+            attack(network(), x.clone(), y.clone(), fit(attack, L2)), expected
+        )  # whose weights are its own, too
         assert torch.is_inference_mode_enabled()
 
 
@@ -88,7 +96,7 @@ def test_the_callers_grad_mode_makes_no_difference(attack: Attack) -> None:
 def test_logits_of_another_type_are_attacked_like_those_of_the_inputs(attack: Attack, dtype: torch.dtype) -> None:
     x, y = images()
     model = After(lambda logits: logits.to(dtype)).eval()
-    result, plain = attack(model, x, y, L2), attack(network(), x, y, L2)
+    result, plain = attack(model, x, y, fit(attack, L2)), attack(network(), x, y, fit(attack, L2))
     assert result.x_adv.dtype == result.distance.dtype == torch.float32
     assert (model(result.x_adv).argmax(1) != y)[result.success].all()
     assert int(result.success.sum()) >= int(plain.success.sum()) - (2 if dtype == torch.bfloat16 else 1)
@@ -112,11 +120,11 @@ def test_masked_classes_are_never_the_answer_and_hinder_nothing(attack: Attack) 
         model = After(partial(masked, classes=classes)).eval()
         small = After(partial(torch.narrow, dim=1, start=0, length=classes)).eval()
         y = small(x).argmax(1)
-        result, expected = attack(model, x, y, L2), attack(small, x, y, L2)
+        result, expected = attack(model, x, y, fit(attack, L2)), attack(small, x, y, fit(attack, L2))
         assert torch.equal(result.success, expected.success)
         assert model(result.x_adv).argmax(1).max() < classes
     one = After(lambda logits: logits.index_fill(1, torch.arange(1, 6), -INF)).eval()
-    assert not attack(one, x, torch.zeros(6).long(), L2).success.any()
+    assert not attack(one, x, torch.zeros(6).long(), fit(attack, L2)).success.any()
 
 
 def test_targets_are_none_of_the_masked_classes() -> None:
@@ -158,7 +166,7 @@ def test_losses_of_masked_logits_are_those_of_the_others() -> None:
 def test_infinite_gradients_of_black_pixels_stop_no_image(attack: Attack, norm: str) -> None:
     x, _ = images()
     x[:3, :, :2] = 0
-    threat = Threat(norm, {"l2": 0.4, "l1": 1.5}[norm])
+    threat = fit(attack, Threat(norm, {"l2": 0.4, "l1": 1.5}[norm]))
     model = After(lambda logits: logits, lambda x: x.sqrt()).eval()
     y = model(x).argmax(1)
     result = attack(model, x, y, threat)
@@ -170,7 +178,7 @@ def test_infinite_gradients_of_black_pixels_stop_no_image(attack: Attack, norm: 
     assert torch.isfinite(result.x_adv).all()
 
 
-@every_gradient
+@pytest.mark.parametrize("attack", [one for one in GRADIENTS if fit(one, L2) is L2], ids=lambda attack: attack.name)
 def test_what_stands_for_gradients_of_nan_is_tried_without_them_and_counted(attack: Attack) -> None:
     x, y = images()
     model = After(lambda logits: logits, lambda x: x + 0 * (0 * x).sqrt()).eval()
@@ -234,14 +242,14 @@ def test_a_module_exported_for_one_size_of_batches_is_refused_in_words() -> None
 def test_arrays_and_lists_are_taken_and_functions_refused(attack: Attack) -> None:
     x, y = images()
     model = network()
-    expected = attack(model, x, y, LINF)
-    assert_same(attack(model, x.numpy(), y.numpy(), LINF), expected)  # type: ignore[arg-type]
-    assert_same(attack(model, x, y.tolist(), LINF), expected)  # type: ignore[arg-type]
-    assert_same(attack(model, x, y.int(), LINF), expected)
+    expected = attack(model, x, y, fit(attack, LINF))
+    assert_same(attack(model, x.numpy(), y.numpy(), fit(attack, LINF)), expected)  # type: ignore[arg-type]
+    assert_same(attack(model, x, y.tolist(), fit(attack, LINF)), expected)  # type: ignore[arg-type]
+    assert_same(attack(model, x, y.int(), fit(attack, LINF)), expected)
     with pytest.raises(ValueError, match=r"expected a torch\.nn\.Module from inputs to logits, given a function"):
-        attack(lambda z: model(z), x, y, LINF)  # type: ignore[arg-type]
+        attack(lambda z: model(z), x, y, fit(attack, LINF))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="give the Sequential itself"):
-        attack(model.forward, x, y, LINF)  # type: ignore[arg-type]
+        attack(model.forward, x, y, fit(attack, LINF))  # type: ignore[arg-type]
 
 
 SCALED = [
@@ -259,7 +267,13 @@ SCALED = [
 def test_the_scale_of_the_logits_makes_no_attack_weak(attack: Attack, scale: float) -> None:
     x, y = images()
     small = After(lambda logits: scale * logits).eval()
-    assert abs(int(attack(small, x, y, L2).success.sum()) - int(attack(network(), x, y, L2).success.sum())) <= 1
+    assert (
+        abs(
+            int(attack(small, x, y, fit(attack, L2)).success.sum())
+            - int(attack(network(), x, y, fit(attack, L2)).success.sum())
+        )
+        <= 1
+    )
 
 
 def test_the_evaluation_takes_every_caller() -> None:

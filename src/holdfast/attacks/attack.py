@@ -159,10 +159,10 @@ class Attack(Component, family="attacks"):
             standing = right.nonzero().squeeze(1)
             found, blindly = Ascent.before(x[:0]), {}
             if len(standing):
-                open_classes = None if open_targets is None else _with_own(open_targets.to(x.device), y)
+                open_classes = None if open_targets is None else with_own(open_targets.to(x.device), y)
                 if (masked := logits == -torch.inf).any():
                     allowed = ~masked if open_classes is None else open_classes & ~masked
-                    open_classes = _with_own(allowed, y)
+                    open_classes = with_own(allowed, y)
                 targets = Targets(x, y, logits, numbers, seed, batch_size, open_classes).take(standing)
                 found = self._confirmed(model, targets, threat)
                 blindly = self._without_gradients(model, targets, threat, found)
@@ -253,7 +253,7 @@ class Attack(Component, family="attacks"):
         return bool(part.sees == "answers")
 
 
-def _with_own(open_targets: Tensor, y: Tensor) -> Tensor:
+def with_own(open_targets: Tensor, y: Tensor) -> Tensor:
     """The classes of each example with its own, (N, K); all of them where no other is open."""
     own = torch.zeros_like(open_targets).scatter(1, y[:, None], True)
     return own | open_targets | ~(open_targets & ~own).any(1, keepdim=True)

@@ -11,7 +11,7 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.attack import GradientAttack, MinimumNormAttack, Nearest, Targets
+from holdfast.attacks.attack import GradientAttack, MinimumNormAttack, Nearest, Targets, with_own
 from holdfast.attacks.losses import asked
 from holdfast.attacks.pgd import likeliest
 from holdfast.search import per_example, slopes_of
@@ -38,7 +38,7 @@ class DeepFool(MinimumNormAttack, GradientAttack, name="deepfool"):
 
     def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
         # What certificates exclude within eps may be the nearest beyond it.
-        everything = targets._replace(open=targets.logits.isfinite())
+        everything = targets._replace(open=with_own(targets.logits.isfinite(), targets.y))
         columns = [column for column in likeliest(everything, self.targets) if (column >= 0).any()]
         classes = torch.stack([torch.where(column < 0, columns[0], column) for column in columns], 1)
         # As published the step ignores the box, which cuts it; one along a single entry would get stuck so.
