@@ -24,7 +24,10 @@ from holdfast.evaluation.audit import CHEAP, FEWEST, Audit, affordable, audit, c
 from holdfast.evaluation.sanity import (
     batch_dependence,
     blind_successes,
+    excessive_radius,
+    hidden_gradients,
     misplaced_labels,
+    randomness,
     suspicions,
     unpredicted_classes,
 )
@@ -286,14 +289,16 @@ class _Making:
             self.adversarial[name] = rows[hits].cpu(), result.x_adv[hits].cpu()
         if attacks:
             self.doubts += suspicions(self.subject.classifier, x, y, self.threat)
+        if self.subject.classifier is self.model:  # a vote under noise is no function of features
+            how = {"seed": self.seed, "batch_size": self.batch_size}
+            self.doubts += hidden_gradients(self.model, x, self.threat, self._passes(), **how)
 
     def audit(self, share: float) -> None:
         """Attack the certified examples that are nearest to failing, for a share of the passes so far."""
         claims = [self._claim(name, proof) for name, proof in self.proofs.items()]
         if not share or not claims:
             return
-        spent = sum(int(c.sum()) for name, c in self.columns.items() if name.endswith((".forwards", ".backwards")))
-        spent += len(self.y) * (1 + len(self.guarantees))
+        spent = self._passes() + len(self.y) * (1 + len(self.guarantees))
         margins = {name: proof.margin for name, proof in self.proofs.items() if proof.margin is not None}
         rows, radii = closest_first(claims, margins, self.threat.eps), radii_of(claims, self.threat, self.x)
         with self._timed("audit"):
@@ -303,6 +308,10 @@ class _Making:
                 self.watch, claims, self.x, self.y, rows, seed=self.seed, batch_size=self.batch_size
             )
         self.report(f"audit of {len(rows)} certified examples", -1, 0)
+
+    def _passes(self) -> int:
+        """Of the attacks, forward and backward."""
+        return sum(int(c.sum()) for name, c in self.columns.items() if name.endswith((".forwards", ".backwards")))
 
     def _piece(self, name: str, attack: Attack, piece: Tensor, store: Store | None) -> AttackResult:
         x, y, threat, subject = self.x[piece], self.y[piece], self.threat, self.subject
@@ -355,7 +364,11 @@ class _Making:
             summary["sampling"][name] |= certifiers[name].model_dump(exclude={"name"})
         if self.steep:
             summary["local_lipschitz"] = self.steep
-        doubts = batch_dependence(self.model, self.x)
+        doubts = [
+            *excessive_radius(self.threat, self.x),
+            *randomness(self.model, self.x),
+            *batch_dependence(self.model, self.x),
+        ]
         sure = table[table["prediction"] >= 0]  # what abstains is no class
         if len(sure):
             doubts += [*misplaced_labels(sure), *unpredicted_classes(sure)]
