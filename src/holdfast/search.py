@@ -26,6 +26,9 @@ Start = Callable[[Tensor, int], Tensor]
 """(rows (n,), restart) → the points (n, ...) to start from."""
 
 
+Decay = Callable[[Tensor], Tensor]
+"""Steps made so far, (n,) → what is left of the length of the first, (n,)."""
+
 State = dict[str, Tensor]
 """What a step rule remembers of each example, (n, ...) each."""
 
@@ -104,6 +107,8 @@ class Steepest:
     threat: Threat
     step_size: float
     momentum: float = 0.0
+    decay: Decay | None = None
+    """Of the step size; constant by default."""
 
     def begin(self, x: Tensor, points: Tensor) -> State:
         return {"velocity": torch.zeros_like(points)} if self.momentum else {}
@@ -113,7 +118,8 @@ class Steepest:
             size = gradient.flatten(1).abs().mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
             gradient = self.momentum * state["velocity"] + gradient / per_example(size, gradient)
             state["velocity"] = gradient
-        return self.threat.project(x, points + self.step_size * self.threat.steepest(gradient, points))
+        length = self.step_size if self.decay is None else per_example(self.step_size * self.decay(age), points)
+        return self.threat.project(x, points + length * self.threat.steepest(gradient, points))
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:

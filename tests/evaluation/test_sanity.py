@@ -205,7 +205,7 @@ def test_an_attack_knows_which_of_its_parts_see_answers_only() -> None:
     assert blind == {"apgd": False, "apgd-t": False, "fab": False, "square": True}
     assert square.found_blindly(square.describe(0, 3))
     thorough = {name for name, member in Attack.registry.items() if member.thorough}
-    assert thorough == {"pgd", "multi-targeted", "apgd", "apgd-t", "autoattack"}
+    assert thorough == {"pgd", "multi-targeted", "apgd", "apgd-t", "autoattack", "ladder"}
 
 
 def test_what_only_a_blind_attack_breaks_is_told() -> None:
