@@ -24,8 +24,11 @@ from holdfast.evaluation.audit import CHEAP, FEWEST, Audit, affordable, audit, c
 from holdfast.evaluation.sanity import (
     batch_dependence,
     blind_successes,
+    excessive_radius,
+    hidden_gradients,
     misplaced_labels,
     odd_gradients,
+    randomness,
     suspicions,
     unpredicted_classes,
 )
@@ -256,6 +259,13 @@ class Making:
             self._enter_attack(name, rows.to(y.device), result or _nothing(x))
         if self.attacking:
             self.doubts += suspicions(self.subject.classifier, x, y, self.threat)
+        if self.subject.classifier is self.model:  # a vote under noise is no function of features
+            how = {"seed": self.seed, "batch_size": self.batch_size}
+            self.doubts += hidden_gradients(self.model, x, self.threat, self._passes(), **how)
+
+    def _passes(self) -> int:
+        """Of the attacks, forward and backward."""
+        return sum(int(c.sum()) for name, c in self.columns.items() if name.endswith((".forwards", ".backwards")))
 
     def _attacked(self, name: str, rows: Rows) -> AttackResult:
         here, attack, subject, threat = rows.to(self.y.device), self.attacks[name], self.subject, self.threat
@@ -301,8 +311,7 @@ class Making:
         claims = [self._claim(name, proof) for name, proof in self.proofs.items()]
         if not share or not claims:
             return
-        spent = sum(int(c.sum()) for name, c in self.columns.items() if name.endswith((".forwards", ".backwards")))
-        spent += len(self.y) * (1 + len(self.guarantees))
+        spent = self._passes() + len(self.y) * (1 + len(self.guarantees))
         margins = {name: proof.margin for name, proof in self.proofs.items() if proof.margin is not None}
         rows, radii = closest_first(claims, margins, self.threat.eps), radii_of(claims, self.threat, self.x)
         with self._timed("audit"):
@@ -352,7 +361,11 @@ class Making:
             summary["not_reached"] = self.left
         if self.steep:
             summary["local_lipschitz"] = self.steep
-        doubts = batch_dependence(self.model, self.x)
+        doubts = [
+            *excessive_radius(self.threat, self.x),
+            *randomness(self.model, self.x),
+            *batch_dependence(self.model, self.x),
+        ]
         sure = table[table["prediction"] >= 0]  # what abstains is no class
         if len(sure):
             doubts += [*misplaced_labels(sure), *unpredicted_classes(sure)]
