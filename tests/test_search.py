@@ -10,7 +10,7 @@ from torch import Tensor
 
 from holdfast import Threat
 from holdfast.inference import example_generators
-from holdfast.search import Steepest, ascend, climb
+from holdfast.search import Steepest, ascend, climb, tamed
 
 INF = math.inf
 
@@ -147,6 +147,29 @@ def test_nan_is_an_error_not_a_maximum() -> None:
             steps=1,
             start=lambda rows, _: x[rows],
         )
+
+
+def test_a_tamed_gradient_keeps_the_signs_of_inf_at_the_size_of_its_largest_entry() -> None:
+    gradient = torch.tensor([[1.0, -3.0, 2.0], [INF, -2.0, 1.0], [-INF, torch.nan, INF], [torch.nan, 0.0, 4.0]])
+    finite, odd = tamed(gradient)
+    assert finite.tolist() == [[1.0, -3.0, 2.0], [2.0, -2.0, 1.0], [-1.0, 0.0, 1.0], [0.0, 0.0, 4.0]]
+    assert odd.tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_an_infinite_gradient_of_one_example_stops_no_other_and_is_noted(norm: str) -> None:
+    # The square root of an entry at 0 has the slope inf there; of the first example it is half of the way.
+    x = torch.tensor([[0.0, 0.5], [0.5, 0.5], [0.5, 0.5]], dtype=torch.float64)
+    found = ascend(
+        lambda points, rows: ((points[:, 0].sqrt() + 0.1 * points[:, 1]).to(torch.float32), None),
+        x,
+        Steepest(Threat(norm, 0.3), 0.05),
+        steps=30,
+        start=lambda rows, _: x[rows],
+    )
+    assert found.odd.tolist() == [True, False, False]
+    assert (found.x[:, 0] - x[:, 0]).min() > 0.2
+    assert torch.equal(found.x[1], found.x[2])
 
 
 def test_nothing_to_search_is_no_error() -> None:

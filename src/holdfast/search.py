@@ -51,13 +51,16 @@ class Ascent:
     """The attempt in which the point was found, (N,) int64 from 0."""
     step: Tensor
     """The step of that attempt, (N,) int64; 0 is its start."""
+    odd: Tensor
+    """Whether some gradient on its way was NaN or inf and had to be ``tamed``, (N,) bool."""
 
     @classmethod
     def before(cls, x: Tensor) -> Ascent:
         """Nothing tried yet: the points are the examples themselves."""
         zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         value = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        return cls(x.clone(), value, zeros.bool(), *(zeros.clone() for _ in range(4)))
+        forwards, backwards, restart, step = (zeros.clone() for _ in range(4))
+        return cls(x.clone(), value, zeros.bool(), forwards, backwards, restart, step, zeros.bool())
 
     @property
     def unfinished(self) -> Tensor:
@@ -79,6 +82,7 @@ class Ascent:
         self.finished[rows] |= other.finished
         self.forwards[rows] += other.forwards
         self.backwards[rows] += other.backwards
+        self.odd[rows] |= other.odd
 
 
 class StepRule(Protocol):
@@ -141,7 +145,7 @@ def ascend(
     """Ascent by a step rule, keeping the best point of each example over all restarts.
 
     The function is evaluated at all steps + 1 points of a restart. An example is done with its first
-    finished point.
+    finished point. A gradient that is NaN or inf is ``tamed`` and noted; it stops no other example.
 
     Args:
         x: the examples, (N, ...), inside the threat's box.
@@ -166,7 +170,7 @@ def ascend(
                 values, done = function(points, rows)
             # An example that is done may stay in the batch for a while, but nothing more is made of it.
             live = ~finished[rows] & (age <= steps)
-            scores = values.detach()
+            scores = values.detach().to(value.dtype)
             if not torch.isfinite(scores[live]).all():
                 raise FloatingPointError("the function under ascent is NaN or inf")
             done = live & done if done is not None else torch.zeros_like(live)
@@ -180,7 +184,8 @@ def ascend(
 
             going = live & ~done & (age < steps)
             if going.any():
-                gradient = gradient_of(values, points)
+                gradient, odd = slopes_of(values, points)
+                result.odd[rows] |= going & odd
                 result.backwards[rows] += going
                 points = rule.move(state, x[rows], points.detach(), scores, gradient, age)
             points, age = points.detach(), age + 1
@@ -198,14 +203,37 @@ def ascend(
 
 
 def gradient_of(values: Tensor, points: Tensor, *, keep: bool = False) -> Tensor:
-    """The gradient of each value for its own point; zero where the function does not look at the point.
+    """The gradient of each value for its own point, ``tamed``; zero where the function does not look at the point.
 
     Args:
         keep: the graph is needed again.
     """
+    return slopes_of(values, points, keep=keep)[0]
+
+
+def slopes_of(values: Tensor, points: Tensor, *, keep: bool = False) -> tuple[Tensor, Tensor]:
+    """``gradient_of``, and of which examples it was NaN or inf somewhere, (n,) bool."""
     if not values.requires_grad:
-        return torch.zeros_like(points)
-    return torch.autograd.grad(values.sum(), points, retain_graph=keep, materialize_grads=True)[0]
+        return torch.zeros_like(points), torch.zeros_like(values, dtype=torch.bool)
+    with torch.enable_grad():  # for a caller without, too
+        total = values.sum()
+    return tamed(torch.autograd.grad(total, points, retain_graph=keep, materialize_grads=True)[0])
+
+
+def tamed(gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """A gradient (n, ...) without NaN and inf, and of which examples it had some, (n,) bool.
+
+    NaN becomes 0; ±inf becomes as large as the largest finite entry of its example, 1 without such: so a root at
+    0 or a pixel without spread points the way it does without outweighing all others for good.
+    """
+    flat = gradient.flatten(1)
+    odd = ~torch.isfinite(flat.sum(1))
+    if gradient.device.type == "cpu" and not odd.any():  # elsewhere to ask would be to wait
+        return gradient, odd
+    finite = flat.nan_to_num(0.0, 0.0, 0.0)
+    largest = finite.abs().amax(1, keepdim=True) if flat.shape[1] else finite
+    infinite = flat.isinf() * flat.nan_to_num(0.0).sign()
+    return (finite + infinite * torch.where(largest > 0, largest, 1)).view_as(gradient), odd
 
 
 def climb(function: Function, x: Tensor, threat: Threat, *, steps: int, step_size: float, start: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from holdfast import Threat
 from holdfast.attacks import FGSM, PGD, MultiTargeted
 from holdfast.attacks.attack import Targets
 from holdfast.attacks.losses import cross_entropy, until_wrong, until_wrong_towards
-from holdfast.attacks.pgd import choose_target
+from holdfast.attacks.pgd import choose_target, likeliest
 from holdfast.layers import Normalize
-from holdfast.search import climb
+from holdfast.search import Steepest, climb
 
 
 class BoxFirst(Threat):
@@ -151,6 +151,39 @@ def test_the_first_success_ends_an_example() -> None:
 def test_it_is_named_as_the_field_names_it() -> None:
     assert PGD(steps=100).title == "PGD-100"
     assert PGD(steps=20, restarts=5).title == "PGD-20 × 5"
+
+
+def test_a_step_shrinks_as_its_schedule_says() -> None:
+    model, (x, _) = small_cnn().eval(), images(3)
+    y = model(x).argmax(1)
+    threat, first = (
+        Threat("linf", 1e-5, -math.inf, math.inf),
+        0.02,
+    )  # in units of eps: no ball and no box on the way
+    for schedule, left in {
+        "constant": lambda t: 1.0,
+        "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
+        "geometric": lambda t: 100.0**-t,
+    }.items():
+        attack = PGD(steps=4, step_size=first, schedule=schedule, random_start=False)
+        rule = Steepest(threat, threat.eps * attack._first_step, decay=attack._decay)
+        points, gradient = x.double(), torch.ones_like(x).double()
+        for step in range(4):
+            moved = rule.move({}, x.double(), points, y, gradient, torch.full((3,), step))
+            assert torch.allclose(moved - points, torch.full_like(points, first * 1e-5 * left(step / 4)))
+            points = moved
+    assert PGD(steps=50)._first_step == 2.5 / 50
+    assert PGD(steps=50, schedule="cosine")._first_step == 1
+
+
+def test_only_open_targets_are_likely() -> None:
+    logits = torch.tensor([[5.0, 3, 4, 1], [5, 3, 4, 1]])
+    y = torch.zeros(2, dtype=torch.int64)
+    targets = Targets(torch.zeros(2, 3), y, logits, torch.arange(2), 0, 8)
+    assert torch.stack(likeliest(targets), 1).tolist() == [[2, 1, 3]] * 2
+    some = targets._replace(open=torch.tensor([[True, False, True, True], [True, True, False, False]]))
+    assert torch.stack(likeliest(some), 1).tolist() == [[2, 3, -1], [1, -1, -1]]
+    assert torch.stack(likeliest(some, 1), 1).tolist() == [[2], [1]]
 
 
 def test_a_step_in_l1_moves_the_share_of_largest_slope_that_the_box_lets_move() -> None:

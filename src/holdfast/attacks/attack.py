@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from holdfast.component import Component
 from holdfast.fold import InBfloat16, folded
 from holdfast.inference import (
+    answered,
     check_inputs,
     check_logits,
+    door,
     example_generators,
     frozen_eval,
     plain_arithmetic,
@@ -45,6 +47,9 @@ class AttackResult:
     """Backward passes spent on the example, (N,) int64."""
     origin: np.ndarray
     """How x_adv was found, (N,) text such as ``apgd-t target 3 step 17``; empty where nothing was."""
+    odd: Tensor | None = None
+    """Where some gradient on the attack's way was NaN or inf, so that it went on with what was left of it; what
+    stood for all that was tried without gradients, too. (N,) bool."""
 
     @property
     def adversarial_distance(self) -> Tensor:
@@ -61,15 +66,15 @@ class Targets(NamedTuple):
     y: Tensor
     """(N,) int64."""
     logits: Tensor
-    """What the model answers on them, (N, K)."""
+    """What the model answers on them, (N, K), of the type of x; −inf for classes that it masks."""
     indices: Tensor
     """Their numbers in the data set, (N,), on the CPU: with the seed they determine every draw."""
     seed: int
     batch_size: int
     """At most so many in a forward pass."""
     open: Tensor | None = None
-    """Classes that the model may answer with, as far as certificates know, the label among them, (N, K) bool; all
-    of them where it is None."""
+    """Classes that the model may answer with, as far as certificates and masks tell, the label among them, (N, K)
+    bool; all of them where it is None."""
 
     def generators(self, rows: Tensor, *salt: int) -> list[torch.Generator]:
         """One for each of these examples."""
@@ -84,6 +89,10 @@ class Targets(NamedTuple):
             indices=self.indices[rows.cpu()],
             open=None if self.open is None else self.open[rows],
         )
+
+
+TRIES = 200
+"""Queries of an example whose gradients are no numbers."""
 
 
 class Attack(Component, family="attacks"):
@@ -105,6 +114,7 @@ class Attack(Component, family="attacks"):
         """Whether an evaluation spares it what is certified: examples, and classes of an example."""
         return True
 
+    @door
     def __call__(
         self,
         model: nn.Module,
@@ -142,17 +152,25 @@ class Attack(Component, family="attacks"):
             if len(x):
                 with plain_arithmetic(x.device):
                     logits = predict(model, x, batch_size)
-                check_logits(logits, y)
+                check_logits(logits, y, masks=True)
                 right = logits.argmax(1) == y
+                if logits.dtype != x.dtype:
+                    model, logits = _InTypeOfInputs(model), in_type(logits, x.dtype)
             standing = right.nonzero().squeeze(1)
-            open_classes = None if open_targets is None else _with_own(open_targets.to(x.device), y)
-            everyone = Targets(x, y, logits, numbers, seed, batch_size, open_classes)
-            targets = everyone.take(standing) if len(x) else None
-            found = self._confirmed(model, targets, threat) if targets and len(standing) else Ascent.before(x[:0])
+            found, blindly = Ascent.before(x[:0]), {}
+            if len(standing):
+                open_classes = None if open_targets is None else _with_own(open_targets.to(x.device), y)
+                if (masked := logits == -torch.inf).any():
+                    allowed = ~masked if open_classes is None else open_classes & ~masked
+                    open_classes = _with_own(allowed, y)
+                targets = Targets(x, y, logits, numbers, seed, batch_size, open_classes).take(standing)
+                found = self._confirmed(model, targets, threat)
+                blindly = self._without_gradients(model, targets, threat, found)
         x_adv, success = x.clone(), torch.ones_like(y, dtype=torch.bool)
         forwards = torch.ones_like(y, dtype=torch.int64)
         backwards = torch.zeros_like(forwards)
-        x_adv[standing], success[standing] = found.x, found.finished
+        odd = torch.zeros_like(success)
+        x_adv[standing], success[standing], odd[standing] = found.x, found.finished, found.odd
         forwards[standing] += found.forwards
         backwards[standing] += found.backwards
         distance = threat.distance(x, x_adv)
@@ -160,12 +178,12 @@ class Attack(Component, family="attacks"):
         places = zip(
             standing.tolist(), found.finished.tolist(), found.restart.tolist(), found.step.tolist(), strict=True
         )
-        for row, finished, restart, step in places:
-            origin[row] = self.describe(restart, step) if finished else ""
+        for number, (row, finished, restart, step) in enumerate(places):
+            origin[row] = blindly.get(number, self).describe(restart, step) if finished else ""
         if self.minimum_norm:
             distance = torch.where(success, distance, torch.inf)
             success = success & (distance <= threat.eps)
-        return AttackResult(x_adv, success, distance, forwards, backwards, origin)
+        return AttackResult(x_adv, success, distance, forwards, backwards, origin, odd)
 
     def _confirmed(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         """The attack on a cheaper copy in whatever arithmetic is fast, each success confirmed on the model in plain
@@ -199,6 +217,21 @@ class Attack(Component, family="attacks"):
     def attempt(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         """``perturb``, with its passes as the model sees them."""
         return self.perturb(model, targets, threat)
+
+    def _without_gradients(
+        self, model: nn.Module, targets: Targets, threat: Threat, found: Ascent
+    ) -> dict[int, Attack]:
+        """Try by answers alone what stands for all that an attack found with gradients that were no numbers, in
+        place; by what each of the examples fell that fell so."""
+        standing = ~found.finished | (threat.distance(targets.x, found.x) > threat.eps)
+        rows = (found.odd & standing).nonzero().squeeze(1)
+        if not len(rows) or threat.discrete or not threat.eps:
+            return {}
+        images = targets.x.dim() == 4
+        blind = self.parse({"name": "square", "queries": TRIES} if images else {"name": "noise", "samples": TRIES})
+        tried = blind._confirmed(model, targets.take(rows), threat)
+        found.absorb(rows, tried, keep_better=False)
+        return dict.fromkeys(rows[tried.finished].tolist(), blind)
 
     @property
     def brief(self) -> Attack:
@@ -272,9 +305,37 @@ class _Finite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(x)
-        if not torch.isfinite(logits).all():
-            raise FloatingPointError("the model's logits are NaN or inf at a point of the box")
+        require_answers(logits)
         return logits
+
+
+def require_answers(logits: Tensor) -> None:
+    """Refuse what would pass for a failed attack.
+
+    Raises:
+        FloatingPointError: some logits are NaN or inf.
+    """
+    if not answered(logits).all():
+        raise FloatingPointError("the model's logits are NaN or inf at a point of the box")
+
+
+class _InTypeOfInputs(nn.Module):
+    """A model whose logits are of the type of its inputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return in_type(self.model(x), x.dtype)
+
+
+def in_type(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Logits in another type with the same largest, for what asks about differences: of a finer type those from
+    the largest."""
+    if torch.finfo(logits.dtype).bits > torch.finfo(dtype).bits:
+        logits = logits - logits.detach().amax(1, keepdim=True)
+    return logits.to(dtype)
 
 
 class Nearest:

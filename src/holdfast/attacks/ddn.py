@@ -7,9 +7,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
 from holdfast.attacks.attack import GradientAttack, MinimumNormAttack, Nearest, Targets
-from holdfast.attacks.fmn import cosine
+from holdfast.attacks.fmn import along, cosine
 from holdfast.attacks.losses import asked, cross_entropy
-from holdfast.search import gradient_of, per_example
+from holdfast.search import per_example, slopes_of
 from holdfast.threat import Threat
 
 
@@ -44,8 +44,8 @@ class DDN(MinimumNormAttack, GradientAttack, name="ddn"):
             nearest.count(1, int(step < self.steps))
             if step == self.steps:
                 break
-            gradient = gradient_of(loss, points)
-            gradient = gradient / per_example(gradient.flatten(1).norm(dim=1).clamp(min=1e-12), x)
-            delta = points.detach() - x + cosine(1.0, 0.01, step, self.steps) * gradient
+            gradient, odd = slopes_of(loss, points)
+            nearest.best.odd.logical_or_(odd)
+            delta = points.detach() - x + along(gradient, cosine(1.0, 0.01, step, self.steps))
             length = length * torch.where(wrong, 1 - self.gamma, 1 + self.gamma)
             delta = delta * per_example(length / delta.flatten(1).norm(dim=1).clamp(min=1e-12), x)

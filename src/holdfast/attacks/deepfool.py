@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from holdfast.attacks.attack import GradientAttack, MinimumNormAttack, Nearest, Targets
 from holdfast.attacks.losses import asked
 from holdfast.attacks.pgd import likeliest
-from holdfast.search import gradient_of, per_example
+from holdfast.search import per_example, slopes_of
 from holdfast.threat import Threat
 
 
@@ -38,7 +38,9 @@ class DeepFool(MinimumNormAttack, GradientAttack, name="deepfool"):
 
     def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
         # What certificates exclude within eps may be the nearest beyond it.
-        classes = torch.stack(likeliest(targets._replace(open=None), self.targets), 1)
+        everything = targets._replace(open=targets.logits.isfinite())
+        columns = [column for column in likeliest(everything, self.targets) if (column >= 0).any()]
+        classes = torch.stack([torch.where(column < 0, columns[0], column) for column in columns], 1)
         # As published the step ignores the box, which cuts it; one along a single entry would get stuck so.
         way = threat if threat.sparse else replace(threat, low=-math.inf, high=math.inf)
         rows = torch.arange(len(targets.x), device=targets.x.device)
@@ -59,13 +61,16 @@ class DeepFool(MinimumNormAttack, GradientAttack, name="deepfool"):
             shortest = torch.full_like(gaps.detach()[:, 0], torch.inf)
             chosen, gain = torch.zeros_like(x), torch.zeros_like(shortest)
             for number in range(gaps.shape[1]):
-                gradient = gradient_of(gaps[:, number], points, keep=number + 1 < gaps.shape[1])
-                missing = -gaps.detach()[:, number]
-                length = missing.abs() / threat.dual_length(gradient).clamp(min=1e-12)
-                nearer = length < shortest
-                shortest = torch.where(nearer, length, shortest)
+                gradient, odd = slopes_of(gaps[:, number], points, keep=number + 1 < gaps.shape[1])
+                nearest.best.odd[rows] |= odd
+                slope = threat.dual_length(gradient)
+                # In units of the slope, so that the scale of the logits makes no difference.
+                scale = torch.where(slope > 0, slope, 1)
+                missing = -gaps.detach()[:, number] / scale
+                nearer = (missing.abs() < shortest) & (slope > 0)
+                shortest = torch.where(nearer, missing.abs(), shortest)
                 gain = torch.where(nearer, missing, gain)
-                chosen = torch.where(per_example(nearer, x), gradient, chosen)
+                chosen = torch.where(per_example(nearer, x), gradient / per_example(scale, x), chosen)
             nearest.best.backwards[rows] += gaps.shape[1]
             step_to = way.shortest_step(points.detach(), chosen, gain + 1e-4 * gain.abs() + 1e-6)
             bare, rows = (bare + step_to).clamp(threat.low, threat.high)[~wrong], rows[~wrong]

@@ -17,13 +17,13 @@ LossName = Literal["cross-entropy", "dlr", "margin", "kl"]
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """−log softmax(z)_y."""
-    return F.cross_entropy(logits, y, reduction="none")
+    return F.cross_entropy(logits, y, reduction="none").clamp(max=torch.finfo(logits.dtype).max / 4)
 
 
 def gap(logits: Tensor, y: Tensor) -> Tensor:
     """max_{j≠y} z_j − z_y, the margin with the other sign: positive where the model is wrong."""
-    own = logits.gather(1, y[:, None])
-    return (logits.scatter(1, y[:, None], -torch.inf).amax(1, keepdim=True) - own).squeeze(1)
+    own, others = logits.gather(1, y[:, None]), logits.scatter(1, y[:, None], -torch.inf)
+    return (floored(others.amax(1, keepdim=True)) - floored(own)).squeeze(1)
 
 
 def gap_among(logits: Tensor, y: Tensor, open_targets: Tensor) -> Tensor:
@@ -34,27 +34,40 @@ def gap_among(logits: Tensor, y: Tensor, open_targets: Tensor) -> Tensor:
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio (Croce & Hein, 2020): the gap over z_(1) − z_(3), the largest and the third.
 
-    The scale of the logits does not change it. Needs three classes.
+    The scale of the logits does not change it. Needs three classes; where a mask leaves fewer it is the gap.
     """
     largest = logits.topk(3, dim=1).values
-    return gap(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
+    return gap(logits, y) / _spread(largest[:, 0], largest[:, 2])
 
 
 def targeted_gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """z_t − z_y."""
-    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+    return (floored(logits.gather(1, target[:, None])) - floored(logits.gather(1, y[:, None]))).squeeze(1)
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """(z_t − z_y) / (z_(1) − (z_(3) + z_(4)) / 2) (Croce & Hein, 2020). Needs four classes."""
+    """(z_t − z_y) / (z_(1) − (z_(3) + z_(4)) / 2) (Croce & Hein, 2020). Needs four classes; where a mask leaves
+    fewer it is the gap."""
     largest = logits.topk(4, dim=1).values
-    return targeted_gap(logits, y, target) / (largest[:, 0] - largest[:, 2:].sum(1) / 2 + 1e-12)
+    return targeted_gap(logits, y, target) / _spread(largest[:, 0], largest[:, 2:].sum(1) / 2)
+
+
+def _spread(first: Tensor, other: Tensor) -> Tensor:
+    """Their difference, 1 where the other is a masked class's."""
+    return torch.where(other == -torch.inf, 1.0, first - other + 1e-12)
+
+
+def floored(logits: Tensor) -> Tensor:
+    """Logits in which −inf, the mask of a class, is a number as low as differences of two of them allow."""
+    return logits.clamp(min=torch.finfo(logits.dtype).min / 4)
 
 
 def divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(softmax(clean_logits) ‖ softmax(logits)) of each example, (N,), differentiable in both."""
+    """KL(softmax(clean_logits) ‖ softmax(logits)) of each example, (N,), differentiable in both; a class that the
+    first masks with −inf counts for nothing."""
     target, log_probabilities = F.log_softmax(clean_logits, 1), F.log_softmax(logits, 1)
-    return F.kl_div(log_probabilities, target, reduction="none", log_target=True).sum(1)
+    each = F.kl_div(floored(log_probabilities), floored(target), reduction="none", log_target=True)
+    return each.sum(1)
 
 
 def asked(

@@ -125,15 +125,20 @@ class PGD(_Projected, name="pgd"):
 
 
 def choose_target(name: TargetName, targets: Targets) -> Tensor:
-    """A class other than the label for each example, (N,)."""
+    """A class other than the label for each example, (N,); none that is masked."""
     classes = targets.logits.shape[1]
-    if name == "next":
-        return (targets.y + 1) % classes
     if name == "least-likely":
-        return targets.logits.scatter(1, targets.y[:, None], torch.inf).argmin(1)
+        known = targets.logits.masked_fill(targets.logits == -torch.inf, torch.inf)
+        return known.scatter(1, targets.y[:, None], torch.inf).argmin(1)
+    others = (targets.y[:, None] + torch.arange(1, classes, device=targets.y.device)) % classes
+    masked = targets.logits.gather(1, others) == -torch.inf
+    others = others.gather(1, masked.byte().argsort(dim=1, stable=True))
+    if name == "next":
+        return others[:, 0]
     generators = targets.generators(torch.arange(len(targets.y)), 1)
     draws = [int(torch.randint(1, classes, (), generator=generator)) for generator in generators]
-    return (targets.y + torch.tensor(draws, device=targets.y.device)) % classes
+    drawn = (torch.tensor(draws, device=targets.y.device) - 1) % (~masked).sum(1).clamp(min=1)
+    return others.gather(1, drawn[:, None]).squeeze(1)
 
 
 def _until_wrong_from(model: nn.Module, targets: Targets, samples: int) -> Function:

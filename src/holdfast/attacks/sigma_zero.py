@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from holdfast.attacks.attack import GradientAttack, MinimumNormAttack, Nearest, Targets
 from holdfast.attacks.fmn import cosine
 from holdfast.attacks.losses import asked, gap
-from holdfast.search import Ascent, gradient_of, per_example
+from holdfast.search import Ascent, per_example, slopes_of
 from holdfast.threat import Threat
 
 
@@ -56,7 +56,8 @@ class SigmaZero(MinimumNormAttack, GradientAttack, name="sigma-zero"):
             nearest.count(1, int(step < self.steps))
             if step == self.steps:
                 break
-            gradient = gradient_of(cost, points)
+            gradient, odd = slopes_of(cost, points)
+            nearest.best.odd.logical_or_(odd)
             points.grad = gradient / per_example(gradient.flatten(1).abs().amax(1).clamp(min=1e-12), x)
             adam.step()
             size = cosine(self.step_size, self.step_size / 10, step, self.steps)

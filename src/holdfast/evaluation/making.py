@@ -25,6 +25,7 @@ from holdfast.evaluation.sanity import (
     batch_dependence,
     blind_successes,
     misplaced_labels,
+    odd_gradients,
     suspicions,
     unpredicted_classes,
 )
@@ -80,7 +81,7 @@ class Making:
         """How many examples each stage was not asked about, where its time was up."""
         with self._timed("standard"), frozen_eval(model), plain_arithmetic(x.device):
             self.logits = predict(model, x, batch_size)
-            check_logits(self.logits, y)
+            check_logits(self.logits, y, masks=True)
             known = predict(model, x[:16]) if store is not None else None
         self.correct = self.logits.argmax(1) == y
         self.proven, self.decided = torch.zeros_like(self.correct), torch.zeros_like(self.correct)
@@ -291,6 +292,8 @@ class Making:
             f"{name}.backwards": _scatter(rows, result.backwards, nothing.long()),
             f"{name}.origin": origin,
         }
+        if result.odd is not None and result.odd.any():
+            self.columns[f"{name}.odd"] = _scatter(rows, result.odd, nothing)
         self.adversarial[name] = rows[hits].cpu(), x_adv.cpu()
 
     def audit(self, share: float) -> None:
@@ -325,7 +328,9 @@ class Making:
     def measure_steepness(self, examples: int) -> None:
         """The local Lipschitz constant around the first few, of a network as it is."""
         count = min(examples, len(self.y))
-        if not count or self.subject.classifier is not self.model or self.threat.eps == 0 or self.threat.discrete:
+        slopes = bool(self.logits.isfinite().all()) and torch.finfo(self.logits.dtype).bits >= 32
+        slopes = slopes and self.subject.classifier is self.model
+        if not count or not slopes or self.threat.eps == 0 or self.threat.discrete:
             return
         with self._timed("local_lipschitz"):
             x, size = self.x[:count], self.batch_size
@@ -356,7 +361,7 @@ class Making:
             doubts += disagreement(self.watch.disagreements)
         if self.audited is not None:
             summary["audit"] = asdict(self.audited)
-        summary["warnings"] = [*doubts, *self.doubts, *blind_successes(table, self.attacks)]
+        summary["warnings"] = [*doubts, *self.doubts, *odd_gradients(table), *blind_successes(table, self.attacks)]
         return table, summary
 
     @contextlib.contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks import Attack
 from holdfast.attacks.losses import cross_entropy, until_wrong
+from holdfast.evaluation.accuracy import names
 from holdfast.inference import frozen_eval, predict
 from holdfast.search import climb, gradient_of
 from holdfast.threat import Threat
@@ -65,7 +66,7 @@ def batch_dependence(model: nn.Module, x: Tensor) -> list[str]:
 
 def _differ(logits: Tensor, others: Tensor) -> Tensor:
     """Of which examples the logits (n, K) differ by more than rounding, (n,) bool."""
-    logits, others = logits.double(), others.double()
+    logits, others = (part.double().nan_to_num(neginf=0.0) for part in (logits, others))  # masks are masks
     spread = (logits - logits.mean()).abs().max()
     return (logits - others).abs().amax(1) > 1e-2 * spread + 1e-5 * logits.abs().max()
 
@@ -219,6 +220,20 @@ def _loss_after(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: i
     step_size = min(1.0, 2.5 / max(steps, 1)) * threat.eps
     x_adv = climb(until_wrong(model, y), x, threat, steps=steps, step_size=step_size, start=x)
     return cross_entropy(predict(model, x_adv), y).mean().item()
+
+
+def odd_gradients(table: pd.DataFrame) -> list[str]:
+    """Of how many examples some attack met a gradient that is NaN or inf, and how many of them stand for all."""
+    met = [name.removesuffix(".odd") for name in table.columns if name.endswith(".odd")]
+    if not met:
+        return []
+    odd = pd.concat([table[f"{name}.odd"] for name in met], axis=1).any(axis=1)
+    broken = pd.concat([table[f"{name}.success"] for name in names(table, "success")], axis=1).any(axis=1)
+    return [
+        f"the gradients of {int(odd.sum())} of {len(table)} examples were NaN or inf on the way of {_listed(met)}, "
+        f"which went on with what was left of them and by answers alone; {int((odd & ~broken).sum())} of these "
+        "stand. Run square on them, or give the model's roots and divisions a small constant"
+    ]
 
 
 def blind_successes(table: pd.DataFrame, attacks: Mapping[str, Attack]) -> list[str]:
