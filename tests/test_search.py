@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast import Threat
-from holdfast.inference import example_generators
+from holdfast.draws import Draws
 from holdfast.search import Steepest, ascend, climb
 
 INF = math.inf
@@ -51,7 +51,7 @@ def test_the_batch_size_and_the_neighbours_change_nothing() -> None:
         own = torch.tensor(rows)
 
         def start(chosen: Tensor, restart: int) -> Tensor:
-            return threat.random_point(x[own[chosen]], example_generators(restart, own[chosen]))
+            return threat.random_point(x[own[chosen]], Draws.of(restart, own[chosen]))
 
         function = linear(weights[own], threshold=0.9)
         return ascend(

@@ -8,7 +8,7 @@ import hashlib
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -182,12 +182,6 @@ def mix_seed(*parts: int) -> int:
     """One 63-bit seed from several integers; close inputs give unrelated seeds."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def example_generators(seed: int, indices: Sequence[int] | Tensor, *salt: int) -> list[torch.Generator]:
-    """One CPU generator per example; what example i draws depends on (seed, i) and the salt only."""
-    numbers = indices.tolist() if isinstance(indices, Tensor) else indices
-    return [torch.Generator().manual_seed(mix_seed(seed, index, *salt)) for index in numbers]
 
 
 def fingerprint(*parts: object) -> str:

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from holdfast.draws import Draws
+
 WIDER = 1 + 2.0**-50
 """What a few roundings in float64 may take from a number."""
 
@@ -45,12 +47,12 @@ class Norm(Protocol):
         """The largest l_2 length in the unit ball."""
 
     @staticmethod
-    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
-        """A uniform point of the unit ball, in place."""
+    def uniform(draws: Draws, count: int) -> Tensor:
+        """A uniform point of the unit ball in so many dimensions for each, (n, count)."""
 
     @staticmethod
-    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
-        """A random point of the unit sphere, in place."""
+    def largest(draws: Draws, count: int) -> Tensor:
+        """A random point of the unit sphere, likewise."""
 
     @staticmethod
     def box_radius(dimensions: int, width: float) -> float:
@@ -87,8 +89,8 @@ class Linf:
         return _water_level(weight, torch.ones_like(weight), gap, room)
 
     @staticmethod
-    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
-        row.normal_(generator=generator).sign_()
+    def largest(draws: Draws, count: int) -> Tensor:
+        return draws.bits(count).bitwise_right_shift(31).mul_(2).add_(1).float()
 
     @staticmethod
     def reach(eps: Tensor) -> Tensor:
@@ -99,8 +101,8 @@ class Linf:
         return gradient.sign()
 
     @staticmethod
-    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
-        row.uniform_(-1, 1, generator=generator)
+    def uniform(draws: Draws, count: int) -> Tensor:
+        return draws.signed(count)
 
     @staticmethod
     def box_radius(dimensions: int, width: float) -> float:
@@ -163,9 +165,9 @@ class L2:
         return _water_level(weight, weight, gap, room)
 
     @staticmethod
-    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
-        row.normal_(generator=generator)
-        row.div_(row.norm())
+    def largest(draws: Draws, count: int) -> Tensor:
+        direction = draws.normal(count).double()
+        return direction / direction.norm(dim=1, keepdim=True)
 
     @staticmethod
     def reach(eps: Tensor) -> Tensor:
@@ -180,10 +182,9 @@ class L2:
         return scaled / length.where(length > 0, torch.ones_like(length))
 
     @staticmethod
-    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
-        row.normal_(generator=generator)
-        radius = torch.rand((), generator=generator).item() ** (1 / row.numel())
-        row.mul_(radius / row.norm())
+    def uniform(draws: Draws, count: int) -> Tensor:
+        radius = draws.uniform(1, at=count + count % 2).double() ** (1 / max(count, 1))
+        return radius * L2.largest(draws, count)
 
     @staticmethod
     def box_radius(dimensions: int, width: float) -> float:
@@ -251,9 +252,9 @@ class L1:
         return torch.zeros_like(step).scatter(1, order, torch.where(ordered > 0, step, 0))
 
     @staticmethod
-    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
-        row.normal_(generator=generator)
-        row.div_(row.abs().sum())
+    def largest(draws: Draws, count: int) -> Tensor:
+        direction = draws.normal(count).double()
+        return direction / direction.abs().sum(1, keepdim=True)
 
     @staticmethod
     def reach(eps: Tensor) -> Tensor:
@@ -267,12 +268,11 @@ class L1:
         return torch.zeros_like(gradient).scatter(1, largest, step)
 
     @staticmethod
-    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
+    def uniform(draws: Draws, count: int) -> Tensor:
         # d exponential variables over the sum of d + 1 of them are uniform in the positive simplex.
-        spare = torch.empty(1).exponential_(generator=generator).item()
-        sign = torch.randint(0, 2, row.shape, generator=generator) * 2 - 1
-        row.exponential_(generator=generator)
-        row.mul_(sign / (row.sum() + spare))
+        length = draws.exponential(count + 1).double()
+        sign = Linf.largest(draws, 2 * count + 1)[:, count + 1 :]
+        return sign * length[:, :count] / length.sum(1, keepdim=True)
 
     @staticmethod
     def box_radius(dimensions: int, width: float) -> float:
@@ -319,11 +319,11 @@ class L0:
         return torch.zeros_like(step).scatter(1, order, torch.where(weight > 0, step, 0))
 
     @staticmethod
-    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
+    def uniform(draws: Draws, count: int) -> Tensor:
         raise ValueError("l0 balls have no uniform distribution; attack them with fmn")
 
     @staticmethod
-    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
+    def largest(draws: Draws, count: int) -> Tensor:
         raise ValueError("l0 balls have no uniform distribution; attack them with fmn")
 
     @staticmethod

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.component import Component
+from holdfast.draws import Draws
 from holdfast.fold import InBfloat16, folded
 from holdfast.inference import (
     check_inputs,
     check_logits,
-    example_generators,
     frozen_eval,
     plain_arithmetic,
     predict,
@@ -62,20 +62,18 @@ class Targets(NamedTuple):
     logits: Tensor
     """What the model answers on them, (N, K)."""
     indices: Tensor
-    """Their numbers in the data set, (N,), on the CPU: with the seed they determine every draw."""
+    """Their numbers in the data set, (N,): with the seed they determine every draw."""
     seed: int
     batch_size: int
     """At most so many in a forward pass."""
 
-    def generators(self, rows: Tensor, *salt: int) -> list[torch.Generator]:
-        """One for each of these examples."""
-        return example_generators(self.seed, self.indices[rows.cpu()], *salt)
+    def draws(self, *salt: int) -> Draws:
+        """What they draw; another salt gives unrelated numbers."""
+        return Draws.of(self.seed, self.indices, *salt)
 
     def take(self, rows: Tensor) -> Targets:
         """Some of them."""
-        return self._replace(
-            x=self.x[rows], y=self.y[rows], logits=self.logits[rows], indices=self.indices[rows.cpu()]
-        )
+        return self._replace(x=self.x[rows], y=self.y[rows], logits=self.logits[rows], indices=self.indices[rows])
 
 
 class Attack(Component, family="attacks"):
@@ -119,6 +117,7 @@ class Attack(Component, family="attacks"):
         """
         y = check_inputs(x, y, threat)
         numbers = torch.arange(len(x)) if indices is None else torch.as_tensor(indices)
+        numbers = numbers.to(x.device)
         x = x.detach()
         with frozen_eval(model):
             right = torch.zeros_like(y, dtype=torch.bool)

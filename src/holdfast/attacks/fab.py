@@ -88,8 +88,7 @@ class FAB(Attack, name="fab"):
         points = x
         if restart:
             reach = torch.minimum(best[rows], torch.full_like(best[rows], threat.eps))
-            seeded = targets._replace(seed=targets.seed + restart)
-            drawn = threat.random_point(x, seeded.generators(torch.arange(len(x)), number, 4)) - x
+            drawn = threat.random_point(x, targets.draws(4, restart, number)) - x
             scale = reach / threat.distance(x, x + drawn).clamp(min=1e-12) / 2
             points = (x + per_example(scale, x) * drawn).clamp(threat.low, threat.high)
         for step in range(self.steps):

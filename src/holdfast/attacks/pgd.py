@@ -21,7 +21,6 @@ from holdfast.attacks.losses import (
     until_wrong,
     until_wrong_towards,
 )
-from holdfast.inference import mix_seed
 from holdfast.search import Ascent, Function, Start, Steepest, ascend
 from holdfast.threat import Threat
 
@@ -59,8 +58,8 @@ def random_start(targets: Targets, threat: Threat, salt: int | None = None) -> S
     """A uniform point of the threat set, another one for every restart and salt."""
 
     def start(rows: Tensor, restart: int) -> Tensor:
-        seed = mix_seed(targets.seed, restart) if salt is None else mix_seed(targets.seed, restart, salt)
-        return threat.random_point(targets.x[rows], targets._replace(seed=seed).generators(rows))
+        draws = targets.draws(0, restart) if salt is None else targets.draws(0, restart, salt)
+        return threat.random_point(targets.x[rows], draws.take(rows))
 
     return start
 
@@ -99,9 +98,7 @@ def choose_target(name: TargetName, targets: Targets) -> Tensor:
         return (targets.y + 1) % classes
     if name == "least-likely":
         return targets.logits.scatter(1, targets.y[:, None], torch.inf).argmin(1)
-    generators = targets.generators(torch.arange(len(targets.y)), 1)
-    draws = [int(torch.randint(1, classes, (), generator=generator)) for generator in generators]
-    return (targets.y + torch.tensor(draws, device=targets.y.device)) % classes
+    return (targets.y + 1 + targets.draws(1).below(classes - 1, 1).squeeze(1)) % classes
 
 
 def _until_wrong_from(model: nn.Module, targets: Targets) -> Function:
@@ -173,5 +170,4 @@ class Noise(Attack, name="noise"):
 
     @staticmethod
     def _start(targets: Targets, threat: Threat, rows: Tensor, restart: int) -> Tensor:
-        x, generators = targets.x[rows], targets.generators(rows, restart, 2)
-        return threat.largest_noise(x, generators)
+        return threat.largest_noise(targets.x[rows], targets.draws(2, restart).take(rows))
