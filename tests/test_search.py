@@ -7,10 +7,13 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from holdfast import Threat
+from holdfast import Threat, search
+from holdfast.attacks import apgd
+from holdfast.attacks.apgd import Adaptive, AdaptiveSparse
 from holdfast.draws import Draws
-from holdfast.search import Steepest, ascend, climb
+from holdfast.search import Steepest, ascend, climb, tamed
 
 INF = math.inf
 
@@ -66,6 +69,81 @@ def test_the_batch_size_and_the_neighbours_change_nothing() -> None:
         assert torch.equal(part.finished, whole.finished)
     backwards = run(list(reversed(range(23))), 5)
     assert torch.equal(backwards.x.flip(0), whole.x)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device: a number read, a shape that hangs on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masked = name == "index" and any(one is not None and one.dtype == torch.bool for one in args[1])
+        masked |= name == "index_put_" and any(one is not None and one.dtype == torch.bool for one in args[1])
+        self.count += masked or name in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+        return func(*args, **(kwargs or {}))
+
+
+def on_a_device_that_one_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the ascent does where asking costs, on the CPU."""
+    monkeypatch.setattr(search, "patience", lambda device: 8)
+    for module in (search, apgd):
+        monkeypatch.setattr(module, "surely_none", lambda mask: False)
+
+
+RULES = {
+    "steepest": lambda threat: Steepest(threat, 0.02, momentum=0.5),
+    "adaptive": lambda threat: Adaptive(threat, 30),
+    "sparse": lambda threat: AdaptiveSparse(threat, 30),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_is_asked_between_the_eighth_steps(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, x = torch.randn(12, 5), torch.rand(12, 5)
+    threat = Threat("l1" if rule == "sparse" else "l2", 0.3)
+    counts = {}
+    for steps in (8, 16, 32):
+        with monkeypatch.context() as patch, Waits() as waits:
+            on_a_device_that_one_waits_for(patch)
+            patch.setattr(
+                search, "tamed", lambda gradient: (gradient, torch.zeros(len(gradient), dtype=torch.bool))
+            )
+            ascend(linear(weights), x, RULES[rule](threat), steps=steps, start=lambda rows, _: x[rows])
+        counts[steps] = waits.count
+    assert counts[16] - counts[8] == 2  # a value that is no number? how many go on?
+    assert counts[32] - counts[16] == 4
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("batch_size", [3, 10, None])
+def test_asking_less_often_changes_no_verdict(
+    rule: str, batch_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(31, 5, dtype=torch.float64, generator=generator)
+    x = torch.rand(31, 5, dtype=torch.float64, generator=generator)
+    threat = Threat("l1" if rule == "sparse" else "l2", 0.3)
+
+    def run():
+        return ascend(
+            linear(weights, threshold=0.8),
+            x,
+            RULES[rule](threat),
+            steps=13,
+            start=lambda rows, restart: threat.random_point(x[rows], Draws.of(restart, rows)),
+            restarts=2,
+            batch_size=batch_size,
+        )
+
+    often = run()
+    on_a_device_that_one_waits_for(monkeypatch)
+    seldom = run()
+    assert 0 < often.finished.sum() < 31
+    for name, value in vars(often).items():
+        assert torch.equal(value, getattr(seldom, name)), name
 
 
 def test_passes_are_counted_and_finished_examples_leave() -> None:
@@ -147,6 +225,29 @@ def test_nan_is_an_error_not_a_maximum() -> None:
             steps=1,
             start=lambda rows, _: x[rows],
         )
+
+
+def test_a_tamed_gradient_keeps_the_signs_of_inf_at_the_size_of_its_largest_entry() -> None:
+    gradient = torch.tensor([[1.0, -3.0, 2.0], [INF, -2.0, 1.0], [-INF, torch.nan, INF], [torch.nan, 0.0, 4.0]])
+    finite, odd = tamed(gradient)
+    assert finite.tolist() == [[1.0, -3.0, 2.0], [2.0, -2.0, 1.0], [-1.0, 0.0, 1.0], [0.0, 0.0, 4.0]]
+    assert odd.tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_an_infinite_gradient_of_one_example_stops_no_other_and_is_noted(norm: str) -> None:
+    # The square root of an entry at 0 has the slope inf there; of the first example it is half of the way.
+    x = torch.tensor([[0.0, 0.5], [0.5, 0.5], [0.5, 0.5]], dtype=torch.float64)
+    found = ascend(
+        lambda points, rows: ((points[:, 0].sqrt() + 0.1 * points[:, 1]).to(torch.float32), None),
+        x,
+        Steepest(Threat(norm, 0.3), 0.05),
+        steps=30,
+        start=lambda rows, _: x[rows],
+    )
+    assert found.odd.tolist() == [True, False, False]
+    assert (found.x[:, 0] - x[:, 0]).min() > 0.2
+    assert torch.equal(found.x[1], found.x[2])
 
 
 def test_nothing_to_search_is_no_error() -> None:

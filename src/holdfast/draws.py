@@ -32,9 +32,9 @@ class Draws:
         """Of examples by their numbers (N,), on the device of these; another salt gives unrelated streams."""
         numbers = torch.as_tensor(indices, dtype=torch.int64)[:, None]
         digest = hashlib.blake2b(repr((seed, *salt)).encode(), digest_size=32).digest()
-        words = [int.from_bytes(digest[at : at + 8], "little", signed=True) for at in (0, 8, 16, 24)]
-        begin, between = torch.tensor(words, dtype=torch.int64, device=numbers.device).view(2, 2)
-        return cls(_mixed(begin + numbers * GOLDEN, between))
+        word = [int.from_bytes(digest[at : at + 8], "little", signed=True) for at in (0, 8, 16, 24)]
+        keys = [_mixed(numbers * GOLDEN + word[k], word[k + 1]) for k in (0, 2)]
+        return cls(torch.cat(keys, 1))
 
     @classmethod
     def by(cls, generators: Sequence[torch.Generator]) -> Draws:
@@ -93,7 +93,7 @@ class Draws:
         return bits.double().add_(2**31 + 0.5).mul_(2.0**-32)
 
 
-def _mixed(word: Tensor, between: Tensor) -> Tensor:
+def _mixed(word: Tensor, between: Tensor | int) -> Tensor:
     """The two rounds of SplitMix64 on int64 words, in place, with a second key between them."""
     word ^= word.bitwise_right_shift(30).bitwise_and_(2**34 - 1)
     word = word.mul_(FIRST).bitwise_xor_(between)

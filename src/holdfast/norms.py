@@ -74,7 +74,7 @@ class Linf:
 
     @staticmethod
     def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
-        return torch.minimum(torch.maximum(delta, -eps), eps)
+        return delta.clamp(-eps, eps)
 
     @staticmethod
     def support(weight: Tensor, eps: Tensor, room: Tensor) -> Tensor:

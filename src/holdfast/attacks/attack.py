@@ -67,9 +67,9 @@ class Targets(NamedTuple):
     batch_size: int
     """At most so many in a forward pass."""
 
-    def draws(self, *salt: int) -> Draws:
-        """What they draw; another salt gives unrelated numbers."""
-        return Draws.of(self.seed, self.indices, *salt)
+    def draws(self, *salt: int, rows: Tensor | None = None) -> Draws:
+        """What they, or some of them, draw; another salt gives unrelated numbers."""
+        return Draws.of(self.seed, self.indices if rows is None else self.indices[rows], *salt)
 
     def take(self, rows: Tensor) -> Targets:
         """Some of them."""

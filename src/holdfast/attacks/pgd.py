@@ -58,8 +58,8 @@ def random_start(targets: Targets, threat: Threat, salt: int | None = None) -> S
     """A uniform point of the threat set, another one for every restart and salt."""
 
     def start(rows: Tensor, restart: int) -> Tensor:
-        draws = targets.draws(0, restart) if salt is None else targets.draws(0, restart, salt)
-        return threat.random_point(targets.x[rows], draws.take(rows))
+        which = (0, restart) if salt is None else (0, restart, salt)
+        return threat.random_point(targets.x[rows], targets.draws(*which, rows=rows))
 
     return start
 
@@ -170,4 +170,4 @@ class Noise(Attack, name="noise"):
 
     @staticmethod
     def _start(targets: Targets, threat: Threat, rows: Tensor, restart: int) -> Tensor:
-        return threat.largest_noise(targets.x[rows], targets.draws(2, restart).take(rows))
+        return threat.largest_noise(targets.x[rows], targets.draws(2, restart, rows=rows))
