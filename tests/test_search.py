@@ -108,9 +108,6 @@ def test_nothing_is_asked_between_the_eighth_steps(rule: str, monkeypatch: pytes
     for steps in (8, 16, 32):
         with monkeypatch.context() as patch, Waits() as waits:
             on_a_device_that_one_waits_for(patch)
-            patch.setattr(
-                search, "tamed", lambda gradient: (gradient, torch.zeros(len(gradient), dtype=torch.bool))
-            )
             ascend(linear(weights), x, RULES[rule](threat), steps=steps, start=lambda rows, _: x[rows])
         counts[steps] = waits.count
     assert counts[16] - counts[8] == 2  # a value that is no number? how many go on?
