@@ -55,6 +55,8 @@ class ChannelsLast(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] == 1:  # both orders are one, and only the strides can say which is meant
+            x = x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
         logits: Tensor = self.model(x.contiguous(memory_format=torch.channels_last))
         return logits
 

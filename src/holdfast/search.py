@@ -26,6 +26,9 @@ Start = Callable[[Tensor, int], Tensor]
 """(rows (n,), restart) → the points (n, ...) to start from."""
 
 
+Decay = Callable[[Tensor], Tensor]
+"""Steps made so far, (n,) → what is left of the length of the first, (n,)."""
+
 State = dict[str, Tensor]
 """What a step rule remembers of each example, (n, ...) each."""
 
@@ -116,6 +119,8 @@ class Steepest:
     threat: Threat
     step_size: float
     momentum: float = 0.0
+    decay: Decay | None = None
+    """Of the step size; constant by default."""
 
     def begin(self, x: Tensor, points: Tensor) -> State:
         return {"velocity": torch.zeros_like(points)} if self.momentum else {}
@@ -126,6 +131,8 @@ class Steepest:
             gradient = self.momentum * state["velocity"] + gradient / per_example(size, gradient)
             state["velocity"] = gradient
         step = self.threat.steepest(gradient, points)
+        if self.decay is not None:
+            step = step * per_example(self.decay(age), points)
         return self.threat.project(x, torch.add(points, step, alpha=self.step_size))
 
 

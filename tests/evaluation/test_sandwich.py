@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +15,11 @@ from helpers import IN_PLACE, Trace, images, linear_model, linear_radius, small_
 from torch import Tensor, nn
 
 from holdfast import Threat, evaluate
-from holdfast.attacks import FGSM, PGD, Attack, AttackResult
+from holdfast.attacks import FGSM, PGD, Attack, AutoAttack, MultiTargeted
+from holdfast.attacks.attack import Targets
 from holdfast.certify import BoundCertifier, Certificate, Certifier, SoundnessError
-from holdfast.evaluation import proportion_interval, sandwich_curve
+from holdfast.evaluation import making, proportion_interval, sandwich_curve, stages
+from holdfast.search import Ascent
 
 THREAT = Threat("linf", 0.01)
 
@@ -200,20 +202,21 @@ class Shelf:
     """A store in memory that stops after so many pieces, as a power cut would."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.kept, self.given = most, {}, 0
+        self.most, self.pieces, self.given = most, [], 0
 
-    def get(self, key: str) -> AttackResult | None:
-        self.given += key in self.kept
-        return self.kept.get(key)
+    def kept(self, stage: str) -> list[tuple[Tensor, Any]]:
+        found = [(rows, result) for name, rows, result in self.pieces if name == stage]
+        self.given += len(found)
+        return found
 
-    def put(self, key: str, result: AttackResult) -> None:
-        if len(self.kept) == self.most:
+    def put(self, stage: str, rows: Tensor, found: Any) -> None:
+        if len(self.pieces) == self.most:
             raise KeyboardInterrupt
-        self.kept[key] = result
+        self.pieces.append((stage, rows, found))
 
 
 def test_an_evaluation_goes_on_from_its_finished_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[evaluate.__module__], "PIECE", 8)
+    monkeypatch.setattr(making, "PIECE", 8)
     model, (x, y) = small_cnn(), images(60)
     y = torch.where(torch.arange(60) % 5 > 0, small_cnn().eval()(x).argmax(1), y)
     attacks = [{"name": "pgd", "steps": 5}, {"name": "apgd", "steps": 5}]
@@ -240,6 +243,95 @@ def test_an_evaluation_goes_on_from_its_finished_pieces(monkeypatch: pytest.Monk
         assert found[f"{name}.success"].all()
         assert found[f"{name}.origin"].str.startswith(name).all()
         assert (model.eval()(x_adv).argmax(1) != y[rows]).all()
+
+
+def test_an_evaluation_of_so_many_minutes_is_a_bracket_and_goes_on_to_the_same_table(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(making, "BLOCK", 16)
+    model, (x, y) = small_cnn(), images(60)
+    y = torch.where(torch.arange(60) % 5 > 0, small_cnn().eval()(x).argmax(1), y)
+    arguments = (model, x, y, Threat("linf", 0.05), [{"name": "pgd", "steps": 5}, "ladder"], ["bounds"])
+    whole, shelf = evaluate(*arguments), Shelf(1000)
+    ticks = itertools.count()
+    monkeypatch.setattr(stages.time, "monotonic", lambda: next(ticks))
+    undecided = []
+    for minutes in (0, 0.2, 0.5, 10):
+        part = evaluate(*arguments, minutes=minutes, store=shelf)
+        both = part.summary["bracket"]
+        assert both["certified"] <= whole.summary["bracket"]["certified"]
+        assert both["attacked"] >= whole.summary["bracket"]["attacked"]
+        undecided.append(both["attacked"] - both["certified"])
+        left = part.summary.get("not_reached", {})
+        assert left.get("bounds", 0) == 60 - sum(len(rows) for name, rows, _ in shelf.pieces if "bounds" in name)
+    assert undecided[0] == whole.summary["standard"]
+    assert undecided == sorted(undecided, reverse=True)
+    assert len(set(undecided)) > 2
+    assert not left
+    assert part.table.equals(whole.table)
+    assert evaluate(*arguments, store=shelf).table.equals(whole.table)
+    with pytest.raises(ValueError, match="minutes must be"):
+        evaluate(*arguments, minutes=-1)
+
+
+def test_a_sampling_certifier_votes_in_blocks_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "BLOCK", 8)
+    model, (x, y) = small_cnn(), images(20)
+    certifier = {"name": "smoothing", "sigma": 0.1, "n": 200}
+    arguments = (model, x, y, Threat("l2", 0.05), [], [certifier])
+    assert evaluate(*arguments, minutes=10).table.equals(evaluate(*arguments).table)
+    nothing = evaluate(*arguments, minutes=0)
+    assert nothing.summary["not_reached"] == {"smoothing": 20}
+    assert nothing.summary["certified"] == {"smoothing": 0.0}
+
+
+def test_time_goes_where_it_decides_most() -> None:
+    asked: list[tuple[str, int]] = []
+    ticks = iter(range(10**6))
+
+    def step(name: str, gain: int | None) -> Any:
+        def ask(rows: Tensor) -> int | None:
+            asked.append((name, int(rows[0])))
+            next(ticks)
+            return gain
+
+        return ask
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages.time, "monotonic", lambda: next(ticks))
+        stages.spend([step("poor", 1), step("rich", 5), step("known", None)], 3, 1, stages.Clock(40.0))
+    assert [name for name, _ in asked[:4]] == ["poor", "rich", "known", "poor"]
+    assert asked.index(("rich", 1)) < asked.index(("poor", 2))  # as soon as it can
+
+
+def test_classes_that_certificates_exclude_are_not_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (x, _) = linear_model(classes=10, shape=(1, 8, 8)), images(40)
+    y = model(x).argmax(1)
+    eps = linear_radius(model, x, y, "linf").quantile(0.6).item()
+    told: list[Tensor | None] = []
+    plain = MultiTargeted.perturb
+
+    def perturb(self: MultiTargeted, network: nn.Module, targets: Targets, threat: Threat) -> Ascent:
+        told.append(targets.open)
+        return plain(self, network, targets, threat)
+
+    monkeypatch.setattr(MultiTargeted, "perturb", perturb)
+    attacks = [MultiTargeted(steps=20)]
+    threat = Threat("linf", eps, -math.inf, math.inf)
+    with_bounds = evaluate(model, x, y, threat, attacks, ["bounds"], audit=0)
+    alone = evaluate(model, x, y, threat, attacks)
+    assert told[0] is not None
+    assert told[-1] is None
+    gaps = model(x)[:, :, None] - model(x)[:, None]
+    slopes = (model[1].weight[:, None] - model[1].weight[None]).abs().sum(2)
+    reachable = (gaps - eps * slopes)[torch.arange(40), y] <= 1e-5
+    attacked = torch.tensor(with_bounds.table["multi-targeted.attacked"])
+    assert (told[0] <= reachable[attacked]).all()
+    assert (with_bounds.table["multi-targeted.success"] == alone.table["multi-targeted.success"]).all()
+    spent = [one.table["multi-targeted.forwards"].sum() for one in (with_bounds, alone)]
+    assert spent[0] < spent[1] / 4
+    reference = evaluate(model, x, y, threat, [AutoAttack(version="quick", reference=True)], ["bounds"])
+    assert reference.table["autoattack.attacked"].all()
 
 
 def test_a_minimum_norm_attack_tells_distances_beyond_eps_and_rings_within_a_certificate() -> None:

@@ -9,6 +9,7 @@ from holdfast.attacks.deepfool import DeepFool
 from holdfast.attacks.fab import FAB
 from holdfast.attacks.fgsm import FGSM
 from holdfast.attacks.fmn import FMN
+from holdfast.attacks.ladder import Ladder, default_attack
 from holdfast.attacks.pgd import PGD, MultiTargeted, Noise
 from holdfast.attacks.square import Square
 
@@ -25,7 +26,9 @@ __all__ = [
     "AutoAttack",
     "CarliniWagner",
     "DeepFool",
+    "Ladder",
     "MultiTargeted",
     "Noise",
     "Square",
+    "default_attack",
 ]

@@ -262,6 +262,7 @@ class APGDTargeted(_APGD, name="apgd-t"):
         result = Ascent.before(targets.x)
         for number, target in enumerate(likeliest(targets, self.targets)):
             rows = result.unfinished
+            rows = rows[target[rows] >= 0]
             part = targets.take(rows)
             function = until_wrong_towards(model, part.y, target[rows], loss)
             result.absorb(rows, self.ascend(function, part, threat, restarts=1, salt=1 + number), number)

@@ -66,6 +66,9 @@ class Targets(NamedTuple):
     seed: int
     batch_size: int
     """At most so many in a forward pass."""
+    open: Tensor | None = None
+    """Classes that the model may answer with, as far as certificates know, the label among them, (N, K) bool; all
+    of them where it is None."""
 
     def draws(self, *salt: int, rows: Tensor | None = None) -> Draws:
         """What they, or some of them, draw; another salt gives unrelated numbers."""
@@ -73,7 +76,13 @@ class Targets(NamedTuple):
 
     def take(self, rows: Tensor) -> Targets:
         """Some of them."""
-        return self._replace(x=self.x[rows], y=self.y[rows], logits=self.logits[rows], indices=self.indices[rows])
+        return self._replace(
+            x=self.x[rows],
+            y=self.y[rows],
+            logits=self.logits[rows],
+            indices=self.indices[rows],
+            open=None if self.open is None else self.open[rows],
+        )
 
 
 class Attack(Component, family="attacks"):
@@ -90,6 +99,11 @@ class Attack(Component, family="attacks"):
     folds: ClassVar[bool] = True
     """Whether it attacks a copy with BatchNorm folded away."""
 
+    @property
+    def heeds_certificates(self) -> bool:
+        """Whether an evaluation spares it what is certified: examples, and classes of an example."""
+        return True
+
     def __call__(
         self,
         model: nn.Module,
@@ -100,6 +114,7 @@ class Attack(Component, family="attacks"):
         seed: int = 0,
         indices: Sequence[int] | Tensor | None = None,
         batch_size: int = 256,
+        open_targets: Tensor | None = None,
     ) -> AttackResult:
         """Attack every example; the model is left exactly as it was.
 
@@ -110,6 +125,8 @@ class Attack(Component, family="attacks"):
             seed: what example i draws depends on (seed, indices[i]) only.
             indices: the examples' numbers in their data set; 0..N−1 by default.
             batch_size: at most so many examples in a forward pass.
+            open_targets: classes that no certificate excludes on the threat set, (N, K) bool: an attack that takes
+                them one by one leaves out the others. Of an example without any, all are taken.
 
         Raises:
             ValueError: inputs or labels that make no sense (see ``check_inputs``).
@@ -128,7 +145,9 @@ class Attack(Component, family="attacks"):
                 check_logits(logits, y)
                 right = logits.argmax(1) == y
             standing = right.nonzero().squeeze(1)
-            targets = Targets(x, y, logits, numbers, seed, batch_size).take(standing) if len(x) else None
+            open_classes = None if open_targets is None else _with_own(open_targets.to(x.device), y)
+            everyone = Targets(x, y, logits, numbers, seed, batch_size, open_classes)
+            targets = everyone.take(standing) if len(x) else None
             found = self._confirmed(model, targets, threat) if targets and len(standing) else Ascent.before(x[:0])
         x_adv, success = x.clone(), torch.ones_like(y, dtype=torch.bool)
         forwards = torch.ones_like(y, dtype=torch.int64)
@@ -185,6 +204,12 @@ class Attack(Component, family="attacks"):
         """Whether it, or the part of it that this origin names, sees answers only."""
         part = self.registry.get(origin.partition(" ")[0], self)
         return bool(part.sees == "answers")
+
+
+def _with_own(open_targets: Tensor, y: Tensor) -> Tensor:
+    """The classes of each example with its own, (N, K); all of them where no other is open."""
+    own = torch.zeros_like(open_targets).scatter(1, y[:, None], True)
+    return own | open_targets | ~(open_targets & ~own).any(1, keepdim=True)
 
 
 class MinimumNormAttack(Attack):

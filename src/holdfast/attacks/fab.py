@@ -55,7 +55,8 @@ class FAB(Attack, name="fab"):
         for restart in range(self.restarts):
             for number in range(classes.shape[1]):
                 everyone = torch.arange(len(best), device=best.device)
-                standing = everyone[best > threat.eps] if self.within_eps else everyone
+                standing = everyone[classes[:, number] >= 0]
+                standing = standing[best[standing] > threat.eps] if self.within_eps else standing
                 for rows in standing.split(targets.batch_size):
                     self._walk(
                         model,

@@ -26,6 +26,11 @@ def gap(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.scatter(1, y[:, None], -torch.inf).amax(1, keepdim=True) - own).squeeze(1)
 
 
+def gap_among(logits: Tensor, y: Tensor, open_targets: Tensor) -> Tensor:
+    """The gap to the classes (N, K) that are open, the own among them."""
+    return gap(logits.masked_fill(~open_targets, -torch.inf), y)
+
+
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
     """Difference of logits ratio (Croce & Hein, 2020): the gap over z_(1) − z_(3), the largest and the third.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -17,14 +19,16 @@ from holdfast.attacks.losses import (
     divergence,
     dlr,
     gap,
+    gap_among,
     targeted_gap,
     until_wrong,
     until_wrong_towards,
 )
-from holdfast.search import Ascent, Function, Start, Steepest, ascend
+from holdfast.search import Ascent, Decay, Function, Start, Steepest, ascend
 from holdfast.threat import Threat
 
 TargetName = Literal["next", "least-likely", "random"]
+Schedule = Literal["constant", "cosine", "geometric"]
 
 
 class _Projected(Attack):
@@ -35,8 +39,12 @@ class _Projected(Attack):
     """Gradient steps of each attempt; the point after the last one is tested as well."""
     restarts: PositiveInt = 1
     """Independent starts; an example stops at its first success."""
+    schedule: Schedule = "constant"
+    """How the length of a step goes on with t = step / steps: constant, (1 + cos πt) / 2 of the first, or
+    100^−t of it."""
     step_size: PositiveFloat | None = None
-    """Length of a step in units of eps; 2.5 / steps by default, but at most 1."""
+    """Length of the first step in units of eps; by default 1 where it falls, and 2.5 / steps, but at most 1, where
+    it is constant."""
     random_start: bool = True
     """Start at a uniform point of the threat set; from the input itself otherwise."""
     momentum: float = Field(default=0.0, ge=0)
@@ -46,12 +54,24 @@ class _Projected(Attack):
         return ascend(
             function,
             targets.x,
-            Steepest(threat, threat.eps * (self.step_size or min(1.0, 2.5 / self.steps)), self.momentum),
+            Steepest(threat, threat.eps * self._first_step, self.momentum, self._decay),
             steps=self.steps,
             start=random_start(targets, threat, salt) if self.random_start else lambda rows, _: targets.x[rows],
             restarts=self.restarts,
             batch_size=targets.batch_size,
         )
+
+    @property
+    def _first_step(self) -> float:
+        return self.step_size or (min(1.0, 2.5 / self.steps) if self.schedule == "constant" else 1.0)
+
+    @property
+    def _decay(self) -> Decay | None:
+        if self.schedule == "cosine":
+            return lambda age: (1 + (math.pi / self.steps * age).cos()) / 2
+        if self.schedule == "geometric":
+            return lambda age: 100.0 ** (-age / self.steps)
+        return None
 
 
 def random_start(targets: Targets, threat: Threat, salt: int | None = None) -> Start:
@@ -88,6 +108,8 @@ class PGD(_Projected, name="pgd"):
             losses: dict[str, LogitLoss] = {"cross-entropy": cross_entropy, "dlr": dlr, "margin": gap}
             loss = self.loss if self.loss != "dlr" or targets.logits.shape[1] > 2 else "margin"
             function = until_wrong(model, targets.y, losses[loss])
+            if loss == "margin" and targets.open is not None:
+                function = until_wrong_towards(model, targets.y, targets.open, gap_among)
         return self.ascend(function, targets, threat)
 
 
@@ -112,7 +134,8 @@ def _until_wrong_from(model: nn.Module, targets: Targets) -> Function:
 class MultiTargeted(_Projected, name="multi-targeted"):
     """PGD on the margin z_t − z_y for one target class after the other (Gowal et al., 2019).
 
-    The targets come in the order of the clean logits; an example stops at its first success.
+    The targets come in the order of the clean logits, those left out that a certificate excludes; an example stops
+    at its first success.
     """
 
     targets: PositiveInt | None = None
@@ -130,6 +153,7 @@ class MultiTargeted(_Projected, name="multi-targeted"):
         result = Ascent.before(targets.x)
         for number, target in enumerate(likeliest(targets, self.targets)):
             rows = result.unfinished
+            rows = rows[target[rows] >= 0]
             part = targets.take(rows)
             function = until_wrong_towards(model, part.y, target[rows], targeted_gap)
             result.absorb(rows, self.ascend(function, part, threat, salt=number), number)
@@ -140,9 +164,13 @@ class MultiTargeted(_Projected, name="multi-targeted"):
 
 
 def likeliest(targets: Targets, count: int | None = None) -> list[Tensor]:
-    """The most likely wrong class of each example (N,), the second most likely, and so on."""
-    others = targets.logits.scatter(1, targets.y[:, None], -torch.inf)
-    order = others.argsort(dim=1, descending=True)[:, : targets.logits.shape[1] - 1]
+    """The most likely wrong class of each example (N,), the second most likely, and so on; −1 where no further one
+    is open."""
+    closed = F.one_hot(targets.y, targets.logits.shape[1]).bool()
+    if targets.open is not None:
+        closed |= ~targets.open
+    order = targets.logits.masked_fill(closed, -torch.inf).argsort(dim=1, descending=True)
+    order = order.masked_fill(closed.gather(1, order), -1)[:, : targets.logits.shape[1] - 1]
     return list(order[:, :count].unbind(1))
 
 

@@ -228,9 +228,10 @@ def lipschitz_constant(graph: Graph, gains: Gains, like: Tensor) -> Tensor:
 
 
 def lipschitz_radii(graph: Graph, x: Tensor, y: Tensor, gains: Gains, rounding: Rounding | None = None) -> Tensor:
-    """The l_2 radius within which z_y stays above every other z_j, (N,) float64; negative where it is not.
+    """The l_2 radii within which z_y stays above z_j for each j ≠ y, ascending, (N, K−1) float64; negative where it
+    is not.
 
-    min_j (z_y − z_j) / (L ‖W_y − W_j‖₂) with L the constant up to the affine end and W the matrix of it; where it
+    (z_y − z_j) / (L ‖W_y − W_j‖₂) with L the constant up to the affine end and W the matrix of it; where it
     begins at several values, their L ‖W_y − W_j‖₂ add up. With ``rounding`` it is rounded down, and the margins are
     those that the real network is sure to have at x.
     """
@@ -252,7 +253,7 @@ def lipschitz_radii(graph: Graph, x: Tensor, y: Tensor, gains: Gains, rounding: 
     if rounding is not None:
         slopes = rounding.up(slopes, STEPS * len(graph.nodes))
     # Equal rows make equal logits but for the bias: what is positive then stays so.
-    radii = (margins.double() / slopes.clamp(min=1e-30)).amin(1)
+    radii = margins.double() / slopes.clamp(min=1e-30)
     return radii if rounding is None else rounding.below(radii)
 
 

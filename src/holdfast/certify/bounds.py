@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from holdfast.bounds import Bounder, BoundMethod, region_of
 from holdfast.bounds.relaxation import SlopeRule
 from holdfast.bounds.rounding import Rounding
-from holdfast.certify.certificate import Deterministic, Examples, Findings
+from holdfast.certify.certificate import Deterministic, Examples, Findings, by_class
 from holdfast.certify.double import in_float64
 from holdfast.threat import Threat
 
@@ -71,11 +71,12 @@ class BoundCertifier(Deterministic, name="bounds"):
             last = double if self.float64 == "undecided" and not whole and x.dtype != torch.float64 else None
             bound = _MarginBound(batch.x, batch.y, threat, first, last)
             bound.spend(started, torch.arange(len(batch.x), device=batch.x.device))
-            lowest, stage = bound(threat.eps, batch.right)
+            lowest, stage, positive = bound(threat.eps, batch.right)
             holds = batch.right & (lowest > 0) & lowest.isfinite()
             radius, above = self._radius(bound, batch.right, holds, threat)
             methods = [first.bounders[number].method.method for number in stage]
-            return Findings(radius, None, ~lowest.isfinite(), above, lowest, methods, bound.seconds)
+            excluded = by_class(positive, batch.y)
+            return Findings(radius, None, ~lowest.isfinite(), above, lowest, excluded, methods, bound.seconds)
 
         return prove
 
@@ -113,10 +114,14 @@ class BoundCertifier(Deterministic, name="bounds"):
         if self.finds_radii:
             scale, begin, proven = (cap, unit), high.clone(), low.clone()
             self._search(bound, replace(bound.first, rounding=None), right, low, high, scale)
-            rows = (right & (low > proven)).nonzero().squeeze(1)
-            found = bound.at(bound.first, low[rows], rows)
-            missed = rows[~((found.lowest > 0) & found.lowest.isfinite())]
-            high[missed], low[missed] = torch.minimum(begin[missed], low[missed]), proven[missed]
+            missed = (right & (low > proven)).nonzero().squeeze(1)
+            for back in (0.0, self.radius_tolerance * unit):  # what its slack takes is seldom more than a step
+                trial = torch.maximum(low[missed] - back, proven[missed])
+                found = bound.at(bound.first, trial, missed)
+                holds = (trial == proven[missed]) | ((found.lowest > 0) & found.lowest.isfinite())
+                low[missed[holds]], missed, trial = trial[holds], missed[~holds], trial[~holds]
+                high[missed] = torch.minimum(begin[missed], trial)
+            low[missed] = proven[missed]
             again = torch.zeros_like(right).index_fill(0, missed, True)
             hopeful = self._search(bound, bound.first, again, low, high, scale)
             hopeful[missed] = torch.maximum(hopeful[missed], high[missed])
@@ -161,10 +166,11 @@ class _Level:
     rounding: Rounding | None
 
     def __call__(self, stage: int, x: Tensor, y: Tensor, threat: Threat, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """The lowest margin bound of each example, and what more precision could make of it; (n,) float64 each."""
+        """The margin bounds of each example, (n, K−1) float64, and what more precision could make of the lowest,
+        (n,)."""
         region = region_of(x.to(self.place), threat, eps.to(self.place.device), self.rounding)
         found = self.bounders[stage].bound(region, y.to(self.place.device))
-        return found.lower.amin(1).to(eps), found.hope.amin(1).to(eps)
+        return found.lower.to(eps), found.hope.amin(1).to(eps)
 
 
 class _Lowest(NamedTuple):
@@ -176,6 +182,8 @@ class _Lowest(NamedTuple):
     """Of which it comes."""
     near: Tensor
     """Whether more precision could lift it above 0."""
+    positive: Tensor
+    """Which of the margins are, (n, K−1)."""
 
 
 class _MarginBound:
@@ -199,31 +207,37 @@ class _MarginBound:
         """Share the time since then among these examples."""
         self.seconds[rows] += (time.perf_counter() - started) / max(1, len(rows))
 
-    def __call__(self, eps: float, right: Tensor) -> tuple[Tensor, Tensor]:
-        """The bounds at one radius, (N,) float64, and the stage that each comes from."""
+    def __call__(self, eps: float, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The bounds at one radius, (N,) float64, the stage that each comes from, and which of the margins are
+        positive, (N, K−1)."""
         radius, everyone = torch.full_like(self.seconds, eps), torch.arange(len(self.x), device=self.x.device)
         found = self.at(self.first, radius, everyone, right)
-        lowest, stage = found.lowest, found.stage
+        lowest, stage, positive = found.lowest, found.stage, found.positive
         rows = (found.near & right & ~(lowest > 0)).nonzero().squeeze(1)
         if len(rows) and (level := self.last) is not None:
             again = self.at(level, radius[rows], rows)
             better = ~(again.lowest <= lowest[rows])  # a NaN replaces what is known, and a number a NaN
             lowest[rows[better]], stage[rows[better]] = again.lowest[better], again.stage[better]
-        return lowest, stage
+            positive[rows] |= again.positive
+        return lowest, stage, positive
 
     def at(self, level: _Level, eps: Tensor, rows: Tensor, right: Tensor | None = None) -> _Lowest:
         """The bounds of some examples, each at a radius of its own, in one precision; later stages take what is
         right and not yet positive."""
         lowest, number = torch.full_like(eps, -torch.inf), torch.zeros_like(rows)
-        near = torch.zeros_like(rows, dtype=torch.bool)
+        near, positive = torch.zeros_like(rows, dtype=torch.bool), rows.new_zeros(len(rows), 0, dtype=torch.bool)
         for stage in range(len(level.bounders)):
             open_ends = ~(lowest > 0) & ~lowest.isnan()
             here = (open_ends & right if stage and right is not None else open_ends).nonzero().squeeze(1)
             if len(here):
                 started = time.perf_counter()
-                found, hope = level(stage, self.x[rows[here]], self.y[rows[here]], self.threat, eps[here])
+                margins, hope = level(stage, self.x[rows[here]], self.y[rows[here]], self.threat, eps[here])
+                found = margins.amin(1)
+                if not positive.shape[1]:
+                    positive = positive.new_zeros(len(rows), margins.shape[1])
+                positive[here] |= (margins > 0) & margins.isfinite()
                 better = ~(found <= lowest[here])  # a NaN replaces everything, and stays
                 lowest[here[better]], number[here[better]] = found[better], stage
                 near[here] |= ~(hope <= 0)
                 self.spend(started, rows[here])
-        return _Lowest(lowest, number, near)
+        return _Lowest(lowest, number, near, positive)

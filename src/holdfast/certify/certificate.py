@@ -55,6 +55,9 @@ class Certificate:
     """Where the radius was searched, the smallest that was tried in vain, (N,) float64, inf where none was."""
     margin: Tensor | None = None
     """The lowest margin bound on the threat set, (N,), where the method has one."""
+    excluded: Tensor | None = None
+    """Classes j with z_y > z_j proven on the whole threat set, (N, K) bool: a wrong answer there is one of the
+    others. None where the method tells no classes apart."""
     method: list[str] | None = None
     """By which of several methods each example was judged."""
     seconds: Tensor | None = None
@@ -104,6 +107,8 @@ class Findings:
     """Where a bound is NaN or inf."""
     above: Tensor | None = None
     margin: Tensor | None = None
+    excluded: Tensor | None = None
+    """See ``Certificate``; of a wrong example it is not read."""
     method: list[str] | None = None
     seconds: Tensor | None = None
     samples: Tensor | None = None
@@ -119,6 +124,12 @@ class Findings:
             return None if columns[0] is None else torch.cat(columns)
 
         return cls(**{field.name: join([getattr(part, field.name) for part in parts]) for field in fields(cls)})
+
+
+def by_class(others: Tensor, y: Tensor) -> Tensor:
+    """Whether something holds of each class but its own, (N, K) bool, from the K − 1 others in ascending order."""
+    own = torch.zeros(len(y), others.shape[1] + 1, dtype=torch.bool, device=y.device).scatter(1, y[:, None], True)
+    return torch.zeros_like(own).masked_scatter(~own, others)
 
 
 class Certifier(Component, family="certifiers"):
@@ -142,7 +153,7 @@ class Certifier(Component, family="certifiers"):
         return True
 
     @property
-    def _guarantee(self) -> str:
+    def promise(self) -> str:
         """What its certificates are (see ``Certificate.guarantee``)."""
         return "deterministic"
 
@@ -162,6 +173,7 @@ class Certifier(Component, family="certifiers"):
         seed: int = 0,
         batch_size: int = 256,
         on_progress: Tell | None = None,
+        indices: Tensor | None = None,
     ) -> Certificate:
         """Certify every example; the model is left exactly as it was.
 
@@ -172,19 +184,30 @@ class Certifier(Component, family="certifiers"):
             seed: what a sampling certifier draws for an example depends on it and the example's number only.
             batch_size: at most so many examples, or noisy copies of them, at once.
             on_progress: told how many examples are left and how many samples were spent.
+            indices: the examples' numbers, (N,); 0..N−1 by default.
 
         Raises:
             ValueError: inputs or labels that make no sense, or a model the method cannot handle.
         """
         y = check_inputs(x, y, threat)
         if not len(x):
-            return Certificate(y, y.bool(), y.double(), [], self._guarantee, self._arithmetic)
+            return Certificate(y, y.bool(), y.double(), [], self.promise, self._arithmetic)
+        numbers = torch.arange(len(x)) if indices is None else indices.cpu()
+        tell = on_progress or (lambda left, spent: None)
         with frozen_eval(model), plain_arithmetic(x.device):
-            found = self.findings(model, x, y, threat, seed, batch_size, on_progress or (lambda left, spent: None))
+            found = self.findings(model, x, y, threat, seed, batch_size, tell, numbers)
         return self._certificate(found, y, threat)
 
     def findings(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch_size: int, tell: Tell
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        seed: int,
+        batch_size: int,
+        tell: Tell,
+        numbers: Tensor,
     ) -> Findings:
         """What is found of all examples, N ≥ 1: of the network's own predictions, batch by batch."""
         prove = self.prover(model, x[:batch_size], threat)
@@ -228,11 +251,12 @@ class Certifier(Component, family="certifiers"):
             verified,
             torch.where(right, found.radius.clamp(min=0), 0.0),
             status,
-            self._guarantee,
+            self.promise,
             self._arithmetic,
             None if self.finds_radii else open_from,
             found.above if self.finds_radii else None,
             found.margin,
+            None if found.excluded is None else found.excluded & (right & ~error)[:, None],
             found.method,
             found.seconds,
             found.samples,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from holdfast.bounds.ball import certified_gains, lipschitz_radii
 from holdfast.bounds.rounding import Rounding
-from holdfast.certify.certificate import Deterministic, Examples, Findings, strictly_within
+from holdfast.certify.certificate import Deterministic, Examples, Findings, by_class, strictly_within
 from holdfast.certify.double import in_float64
 from holdfast.threat import Threat
 
@@ -46,10 +46,12 @@ class LipschitzCertifier(Deterministic, name="lipschitz"):
 
         def prove(batch: Examples) -> Findings:
             found = lipschitz_radii(graph, batch.x.to(place), batch.y.to(place.device), gains, rounding)
-            radius = rounding.below(found / unit).to(batch.x.device)
+            radii = rounding.below(found / unit).to(batch.x.device)
+            radius = radii.amin(1)
             error = ~radius.isfinite()
             covered = ~error & (radius >= covering)
             radius = strictly_within(radius.masked_fill(error, 0)).masked_fill(covered, torch.inf)
-            return Findings(radius, error=error)
+            excluded = by_class(strictly_within(radii.nan_to_num(nan=-1.0)) >= threat.eps, batch.y)
+            return Findings(radius, error=error, excluded=excluded)
 
         return prove

@@ -100,7 +100,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         return f"smoothing σ={self.sigma:g}"
 
     @property
-    def _guarantee(self) -> str:
+    def promise(self) -> str:
         return f"probabilistic({self.alpha:g})"
 
     @property
@@ -116,7 +116,15 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         return self.knows_radii
 
     def findings(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch_size: int, tell: Tell
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        seed: int,
+        batch_size: int,
+        tell: Tell,
+        numbers: Tensor,
     ) -> Findings:
         """Of the vote.
 
@@ -128,7 +136,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         """
         dimensions = x[0].numel()
         self._check(threat, dimensions)
-        voter = Voter(model, x, self.noise_model, seed, batch_size)
+        voter = Voter(model, x, self.noise_model, seed, batch_size, numbers)
         classes = _classes(model, voter.x, y)
         first = voter.counts(self.n0, classes, 0)
         candidate, error = first.argmax(1), first.sum(1) < self.n0
@@ -259,15 +267,23 @@ class PlugInSmoothing(_Smoothing, name="plug-in"):
     """Noisy copies of each example that vote."""
 
     @property
-    def _guarantee(self) -> str:
+    def promise(self) -> str:
         return "estimate"
 
     def findings(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int, batch_size: int, tell: Tell
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        seed: int,
+        batch_size: int,
+        tell: Tell,
+        numbers: Tensor,
     ) -> Findings:
         if threat.norm != "l2":
             raise ValueError(f"gaussian noise certifies l2, the threat is {threat}")
-        voter, classes = Voter(model, x, self.noise_model, seed, batch_size), _classes(model, x, y)
+        voter, classes = Voter(model, x, self.noise_model, seed, batch_size, numbers), _classes(model, x, y)
         counts = voter.counts(self.n, classes, 1, lambda left: tell(left, (len(x) - left) * self.n))
         radius = plug_in_radius(counts, y, self.sigma).clamp(min=0)
         return Findings(radius, counts.argmax(1), counts.sum(1) < self.n)

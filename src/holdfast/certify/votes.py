@@ -100,8 +100,17 @@ class Task:
 class Voter:
     """Draws noisy copies of examples and counts the classes that the network gives them."""
 
-    def __init__(self, model: nn.Module, x: Tensor, noise: VoteNoise, seed: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        noise: VoteNoise,
+        seed: int,
+        batch_size: int,
+        numbers: Tensor | None = None,
+    ) -> None:
         noise.check_sums(x)
+        self.numbers = range(len(x)) if numbers is None else numbers.tolist()
         self.model, self.x, self.noise, self.seed = model, noise.on_grid(x), noise, seed
         self.tasks = max(1, batch_size // CHUNK)
         """In a forward pass: of whichever examples are pending."""
@@ -112,7 +121,9 @@ class Voter:
         −1 beyond a task's count, and where logits are NaN or inf: such a sample is for no class.
         """
         draws = [
-            self.noise.draw(self.x[task.example], mix_seed(self.seed, task.example, task.number, salt))
+            self.noise.draw(
+                self.x[task.example], mix_seed(self.seed, self.numbers[task.example], task.number, salt)
+            )
             for task in tasks
         ]
         copies = torch.cat([self.x[task.example] + draw for task, draw in zip(tasks, draws, strict=True)])

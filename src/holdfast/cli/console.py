@@ -193,8 +193,14 @@ def print_run(run: Run) -> None:
 
 def _beside(result: dict[str, Any]) -> Iterator[str]:
     """What else an evaluation knows: training images, local Lipschitz constants."""
+    both = result["bracket"]
+    if left := result.get("not_reached"):
+        undecided = (result["standard"] if both["attacked"] is None else both["attacked"]) - (
+            both["certified"] or 0
+        )
+        names = ", ".join(f"{count} of {result['examples']} by {name}" for name, count in left.items())
+        yield f"the time was up: {percent(undecided)} undecided, not reached {names}; the same command goes on"
     if max(len(result["attacked"]), len(result["certified"])) > 1:
-        both = result["bracket"]
         said = [f"under all attacks {percent(both['attacked'])}"] if both["attacked"] is not None else []
         if both["certified"] is not None:
             how = result.get("bracket_guarantee", "by any certificate")

@@ -34,13 +34,18 @@ def evaluate(
         str | None, typer.Option(help="Data set whose test images are evaluated; a run's own by default.")
     ] = None,
     architecture: Annotated[str | None, typer.Option(help="Model that the weights belong to.")] = None,
+    minutes: Annotated[
+        str | None,
+        typer.Option(help="Certify and attack for so long, where that decides most; asked again, it goes on."),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Evaluate anew what is finished.")] = False,
     runs: RunsOption = RUNS,
 ) -> None:
     """Attack and certify a model: a run's, or any other.
 
     The result gets a folder of its own, below the run's where there is one; the last line of the output is
-    its path. An evaluation that was cut off goes on where it stopped; one that is finished is not repeated where
+    its path. An evaluation that was cut off, or whose minutes were up, goes on where it stopped; one that is
+    finished is not repeated where
     another curve, or more adversarial images to keep, is all that is asked.
     """
     chosen = list(overrides or [])
@@ -49,6 +54,7 @@ def evaluate(
     if methods is not None:
         listed = ", ".join(f"{{name: bounds, method: {method}}}" for method in methods.split(","))
         chosen.append(f"evaluation.certifiers=[{listed}]")
+    chosen += [f"evaluation.minutes={minutes}"] if minutes is not None else []
     threats = several(threat)
     with answer_for() as progress:
         from holdfast import Threat

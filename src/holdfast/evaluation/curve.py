@@ -14,7 +14,8 @@ from holdfast.attacks import Attack
 from holdfast.component import distinct_labels
 from holdfast.evaluation.accuracy import broken_from, names, radius_known
 from holdfast.evaluation.alarm import Claim, Points, Watch, claims_of, disagreement, exact_distance
-from holdfast.evaluation.sandwich import Evaluation, ask_at, in_vain
+from holdfast.evaluation.making import ask_at, in_vain
+from holdfast.evaluation.sandwich import Evaluation
 from holdfast.evaluation.subject import subject_of
 from holdfast.inference import device_of
 from holdfast.threat import Threat

@@ -11,14 +11,15 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
-SCHEMA = 3
+SCHEMA = 4
 """1: version 0.1, whole recipes in ``experiment.yaml``, beside the result of the one evaluation. 2: settings that
 are not the defaults in ``recipe.yaml``, evaluations in folders of their own. 3: smoothing draws its noise on a grid
 (``grid_bits``); certificates account for their own rounding, and an attack's successes for that of the network;
-``audit`` is a share of the passes."""
-TRAINS_ALIKE_SINCE = 2
+``audit`` is a share of the passes. 4: what an example draws is a hash of seed, example and number; the ladder is the
+attack that is run where nobody chose one, which was pgd."""
+TRAINS_ALIKE_SINCE = 4
 """The schema since which equal settings give equal weights."""
-ANSWERS_ALIKE_SINCE = 3
+ANSWERS_ALIKE_SINCE = 4
 """The schema since which equal settings give equal evaluations."""
 
 
@@ -38,7 +39,13 @@ def _from_2(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe
 
 
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2}
+def _from_3(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The attack that was run where none was named."""
+    recipe["evaluation"] = {"attacks": [{"name": "pgd"}], **(recipe.get("evaluation") or {})}
+    return recipe
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1, 2: _from_2, 3: _from_3}
 """From each earlier form to the next."""
 
 

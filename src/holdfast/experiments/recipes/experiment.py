@@ -6,9 +6,9 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from holdfast.attacks import PGD, Attack
+from holdfast.attacks import Attack, default_attack
 from holdfast.certify import BoundCertifier, Certifier
-from holdfast.component import Number, Settings, distinct_labels
+from holdfast.component import Number, PositiveNumber, Settings, distinct_labels
 from holdfast.data import Data
 from holdfast.experiments.analyses import Analysis
 from holdfast.experiments.recipes.sparse import digest, plain, sparse
@@ -23,7 +23,9 @@ NOT_OF_THE_WEIGHTS = frozenset({"checkpoint_every", "keep_every"})
 """Settings of the training that say what is kept of it."""
 NOT_WATCHED = frozenset({"validate_every", "validation_examples"})
 """Settings of the training that decide its weights where a validation is watched only."""
-NOT_ASKED = frozenset({"batch_size", "keep_adversarial", "curve_points", "curve_examples", "threat", "data"})
+NOT_ASKED = frozenset(
+    {"batch_size", "minutes", "keep_adversarial", "curve_points", "curve_examples", "threat", "data"}
+)
 """Settings of the evaluation that change no answer: in what pieces, what is kept and drawn. (Threat and data are
 told apart by what they come to.)"""
 NOT_TESTED = frozenset({"root", "train_size", "validation", "split_seed"})
@@ -38,7 +40,7 @@ class EvaluationSettings(Settings):
     data: Data | None = None
     """Evaluate on the test images of other data, of the same shape and classes; those of the training's by
     default."""
-    attacks: list[Attack] = [PGD()]
+    attacks: list[Attack] = [default_attack()]
     """Attacks on the test images, each run on its own."""
     certifiers: list[Certifier] = [BoundCertifier()]
     """Certifiers of the test images."""
@@ -56,6 +58,10 @@ class EvaluationSettings(Settings):
     audit: float = Field(default=0.02, ge=0, le=1)
     """Share of the evaluation's passes that are spent on attacking the certified examples nearest to failing, at
     least 8 of each certifier; 0 for none."""
+    minutes: PositiveNumber | None = None
+    """Certify and attack for so long, where that decides most, and report what was decided; asked again, an
+    evaluation goes on for as long. Without end by default. Training images, curve and the local Lipschitz constant
+    wait until nothing is left."""
     batch_size: PositiveInt = 256
     """Images per forward pass."""
     keep_adversarial: NonNegativeInt = 1000

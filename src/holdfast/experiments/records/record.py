@@ -62,7 +62,7 @@ def read_records(runs: Path, of: str = "trainings") -> list[Record]:
 
     ``objective`` stands for ``objective.name``, ``attacked`` and ``certified`` for the accuracy under all attacks
     and by all certifiers together, ``threat`` for that of the evaluation (``trained.threat`` for the other),
-    ``gap`` and ``attacked_gap`` for how much better training images do, ``last.NAME`` for a number of the last
+    ``gap``, ``attacked_gap`` and ``attacked_gap.NAME`` for how much better training images do, ``last.NAME`` for a number of the last
     epoch, such as ``last.validation_attacked``, and ``processes`` for how many trained, one after another.
 
     Raises:
@@ -127,7 +127,9 @@ def named(settings: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, A
         values["model"] = short_name(values["model.path"])
     for side in SIDES:
         values.setdefault(side, values.get(f"bracket.{side}"))
-    for name, key in (("gap", "standard"), ("attacked_gap", "bracket.attacked")):
+    gaps = {"gap": "standard", "attacked_gap": "bracket.attacked"}
+    gaps |= {f"attacked_gap.{name}": f"attacked.{name}" for name in result.get("attacked") or ()}
+    for name, key in gaps.items():
         if values.get(f"train.{key}") is not None and values.get(key) is not None:
             values[name] = values[f"train.{key}"] - values[key]
     return values

@@ -190,7 +190,7 @@ def evaluate_into(
     model = model.to(engine.device)
     test = test_images(experiment, splits, reporter)
     rehearse_evaluation(experiment, model, test)
-    if run.finished and not again:
+    if run.finished and run.complete and not again:
         report_further(run, experiment, model, test, reporter)
         return
     with run.claimed():
@@ -238,6 +238,7 @@ def _evaluate(
             radii=settings.radii,
             audit=settings.audit,
             lipschitz_examples=settings.lipschitz_examples,
+            minutes=settings.minutes,
             seed=experiment.seed,
             batch_size=settings.batch_size,
             on_progress=lambda name, standing, left: reporter.stage(
@@ -253,19 +254,25 @@ def _evaluate(
     for warning in evaluation.summary["warnings"]:
         reporter.stage(f"warning: {warning}")
     draw_adversarial(run, images, evaluation, threat)
-    if settings.curve_points and threat.eps > 0:
+    complete = "not_reached" not in evaluation.summary
+    if settings.curve_points and threat.eps > 0 and complete:
         with alarm_kept(run, "test"):
             curve = make_curve(experiment, evaluation, images, labels)
         draw_curve(run, experiment, evaluation, curve, reporter)
     result: dict[str, Any] = {
         **evaluation.summary,
-        **_on_training_images(run, experiment, model, splits.train, evaluation.subject is model, reporter),
+        **(
+            _on_training_images(run, experiment, model, splits.train, evaluation.subject is model, reporter)
+            if complete
+            else {}
+        ),
         **({"certified_at": _finite(certified_at(table, threat, settings.radii))} if settings.radii else {}),
         "seconds": time.perf_counter() - started,
         "peak_memory_bytes": peak_memory(),
     }
     write_json(run.path / "result.json", result)
-    run.pieces.clear()
+    if complete:
+        run.pieces.clear()
 
 
 def _finite(found: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float | None]]:

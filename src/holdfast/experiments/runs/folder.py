@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -22,7 +21,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from holdfast.attacks import AttackResult
 from holdfast.component import explain
 from holdfast.experiments.recipes.experiment import Experiment
 from holdfast.experiments.records.find import evaluations, find_folder, trainings
@@ -37,6 +35,7 @@ from holdfast.experiments.records.record import (
 )
 from holdfast.experiments.runs import untrained
 from holdfast.experiments.runs.environment import environment
+from holdfast.experiments.runs.pieces import Pieces
 from holdfast.experiments.schema import SCHEMA, schema_of, upgrade
 from holdfast.files import claimed, empty, remove_leftovers, whole_file, write_bytes, write_json, write_text
 from holdfast.models.model import Shape
@@ -90,6 +89,11 @@ class Run:
     def finished(self) -> bool:
         """Whether there is an evaluation; ``result.json`` is written last."""
         return bool(self.evaluations)
+
+    @property
+    def complete(self) -> bool:
+        """Whether a finished evaluation left nothing for want of time."""
+        return "not_reached" not in self.result
 
     @property
     def trained(self) -> bool:
@@ -361,31 +365,6 @@ class Run:
         except (SafetensorError, RuntimeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} cannot be read: {error}") from error
         return model.eval()
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """A ``Store`` of an evaluation's finished pieces, one file each."""
-
-    folder: Path
-
-    def get(self, key: str) -> AttackResult | None:
-        path = self.folder / f"{key}.npz"
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                tensors = {name: torch.from_numpy(file[name]) for name in file.files if name != "origin"}
-                return AttackResult(**tensors, origin=file["origin"].astype(object))
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-            return None  # not there, or damaged: the piece is made anew
-
-    def put(self, key: str, result: AttackResult) -> None:
-        parts = asdict(result)
-        origin = parts.pop("origin").astype(str)
-        with whole_file(self.folder / f"{key}.npz") as temporary, temporary.open("wb") as file:
-            np.savez(file, origin=origin, **{key: value.cpu().numpy() for key, value in parts.items()})
-
-    def clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def find_run(name: str | Path, runs: Path) -> Run:

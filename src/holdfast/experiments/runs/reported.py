@@ -45,7 +45,7 @@ def missing(run: Run, asked: EvaluationSettings) -> dict[str, int]:
 
 def finished_as_asked(run: Run, experiment: Experiment) -> bool:
     """Whether an evaluation is finished, and all there that is asked for of its report."""
-    return run.finished and not missing(run, experiment.evaluation)
+    return run.finished and run.complete and not missing(run, experiment.evaluation)
 
 
 def already(run: Run, asked: EvaluationSettings) -> str:
