@@ -130,8 +130,12 @@ class Threat:
         return (x + delta).clamp(self.low, self.high)
 
     def _room(self, x: Tensor, direction: Tensor) -> Tensor:
-        """How far each coordinate can go up, or down where the direction is negative, within the box."""
-        return torch.where(direction > 0, self.high - x, x - self.low).clamp(min=0)
+        """How far each coordinate can go up, or down where the direction is negative, within the box; where the
+        direction is 0, this means nothing."""
+        if math.inf in (self.high, -self.low):
+            return torch.where(direction > 0, self.high - x, x - self.low).clamp(min=0)
+        sign = direction.sign()  # a choice by entries is slow: its branches cannot be foretold
+        return torch.maximum((self.high - x) * sign, (self.low - x) * sign).clamp_(min=0)
 
     def shortest_step(self, x: Tensor, gradient: Tensor, gain: Tensor) -> Tensor:
         """The shortest d within the box with ⟨gradient, d⟩ = gain, (N, ...): the way to a hyperplane.
