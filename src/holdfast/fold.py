@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,13 +18,13 @@ from torch import Tensor, fx, nn
 from holdfast.inference import copied_inputs, frozen_eval, logits_of
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-PAIRS = {
-    (nn.Linear, nn.BatchNorm1d),
-    (nn.Conv1d, nn.BatchNorm1d),
-    (nn.Conv2d, nn.BatchNorm2d),
-    (nn.Conv3d, nn.BatchNorm3d),
+LAYERS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: nn.BatchNorm1d,
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
 }
-"""Layers and the BatchNorm behind them that fold into one."""
+"""Layers, and the BatchNorm behind them that folds into them."""
 FEWEST = 2
 """Passes from which on a copy without BatchNorm is worth its checks: of images a seventh of a pass is gained."""
 FEWEST_PLAIN = 8
@@ -55,31 +56,34 @@ class ChannelsLast(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1] == 1:  # both orders are one, and only the strides can say which is meant
-            x = x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
         logits: Tensor = self.model(x.contiguous(memory_format=torch.channels_last))
         return logits
 
 
 class _Folded(nn.Module):
-    """A layer with the BatchNorm behind it, by their weights as they were when it was last refreshed."""
+    """A layer with the BatchNorm behind it, if there is one, by their weights as they were when last refreshed."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
 
-    def __init__(self, layer: nn.Module, norm: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, norm: nn.Module | None) -> None:
         super().__init__()
         self.pair: tuple[Any, Any] = (layer, norm)  # in a tuple: their parameters are not its own
 
-    def refresh(self) -> None:
+    def refresh(self, *, channels_last: bool) -> None:
         """Fold anew: w γ / √(σ² + ε), (b − μ) γ / √(σ² + ε) + β."""
         layer, norm = self.pair
-        scale = torch.rsqrt(norm.running_var + norm.eps)
-        if norm.weight is not None:
-            scale = scale * norm.weight
-        shift = -norm.running_mean * scale if norm.bias is None else norm.bias - norm.running_mean * scale
-        self.weight = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1))
-        self.bias = shift if layer.bias is None else shift + layer.bias * scale
+        weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+        if norm is not None:
+            scale = torch.rsqrt(norm.running_var + norm.eps)
+            if norm.weight is not None:
+                scale = scale * norm.weight
+            shift = -norm.running_mean * scale if norm.bias is None else norm.bias - norm.running_mean * scale
+            weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
+            bias = shift if bias is None else shift + bias * scale
+        if channels_last and weight.dim() == 4:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        self.weight, self.bias = weight, bias
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.pair[0]
@@ -91,12 +95,19 @@ class _Folded(nn.Module):
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a module folds: a graph over its own submodules, whose weights are therefore always its own."""
+    """How a module folds: a graph over its own submodules, but for convolutions and what folds into them."""
 
     state: list[object]
     """What the trace saw of the module, and what it kept of it."""
     graph: fx.GraphModule | None
-    """None where nothing folds, or the module cannot be traced."""
+    """None where the module cannot be traced."""
+
+    def refreshed(self, *, channels_last: bool) -> fx.GraphModule | None:
+        """The graph with the weights as they are now."""
+        for module in self.graph.modules() if self.graph is not None else ():
+            if isinstance(module, _Folded):
+                module.refresh(channels_last=channels_last)
+        return self.graph
 
     def holds(self, model: nn.Module) -> bool:
         """Whether the module is still the one that was traced."""
@@ -129,27 +140,29 @@ def _state(model: nn.Module) -> list[object]:
     return state
 
 
-def _traced(model: nn.Module) -> fx.GraphModule | None:
-    """The module as a graph in which every BatchNorm is folded that can be; None where there is none."""
-    traced, number = fx.symbolic_trace(model), 0
-    for node in list(traced.graph.nodes):
-        before = node.args[0] if node.op == "call_module" and node.args else None
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
-            continue
-        layer, norm = traced.get_submodule(str(before.target)), traced.get_submodule(node.target)
-        if (type(layer), type(norm)) not in PAIRS or not isinstance(norm, BATCH_NORMS) or _hooked(layer, norm):
-            continue
-        if norm.running_var is None:
-            continue
-        traced.add_submodule(f"folded_{number}", _Folded(layer, norm))
-        before.target, number = f"folded_{number}", number + 1
-        node.replace_all_uses_with(before)
-        traced.graph.erase_node(node)
-    if not number:
-        return None
+def _traced(model: nn.Module) -> fx.GraphModule:
+    """The module as a graph in which every BatchNorm is folded that can be, and convolutions hold weights apart."""
+    traced, layers = fx.symbolic_trace(model), dict[fx.Node, tuple[nn.Module, nn.Module | None]]()
+    for node in [node for node in traced.graph.nodes if node.op == "call_module"]:
+        module, before = traced.get_submodule(node.target), node.args[0] if node.args else None
+        if type(module) in LAYERS and not _hooked(module):
+            layers[node] = (module, None)
+        elif isinstance(before, fx.Node) and before in layers and len(before.users) == 1:
+            layer, norm = layers[before]
+            if norm is None and _folds(layer, module):
+                layers[before] = (layer, module)
+                node.replace_all_uses_with(before)
+                traced.graph.erase_node(node)
+    for number, (node, pair) in enumerate(layers.items()):
+        traced.add_submodule(f"folded_{number}", _Folded(*pair))
+        node.target = f"folded_{number}"
     traced.delete_all_unused_submodules()
     traced.recompile()
     return traced
+
+
+def _folds(layer: nn.Module, norm: nn.Module) -> bool:
+    return type(norm) is LAYERS[type(layer)] and norm.running_var is not None and not _hooked(norm)
 
 
 def _hooked(*modules: nn.Module) -> bool:
@@ -167,9 +180,6 @@ def _plan(model: nn.Module) -> _Plan:
         while len(_plans) >= PLANS:
             _plans.pop(next(iter(_plans)))
         plan = _plans[model] = _Plan(_state(model), graph)
-    for module in plan.graph.modules() if plan.graph is not None else ():
-        if isinstance(module, _Folded):
-            module.refresh()
     return plan
 
 
@@ -194,28 +204,33 @@ def folded(model: nn.Module, x: Tensor, passes: float = math.inf) -> nn.Module:
     lent = not all(parameter.is_leaf for parameter in model.parameters())  # weights that torch.func put in place
     if not len(x) or not (norms or images) or lent:
         return model
-    logits, found = logits_of(model, x), model
-    graph = _plan(model).graph if norms else None
+    logits, plan, found = logits_of(model, x), _plan(model), None
     if images:
-        found = _alike(ChannelsLast(graph or model), x, logits) or found
-    if found is model and graph is not None:
-        found = _alike(graph, x, logits) or found
-    if found is model and graph is not None and images:
-        found = _alike(ChannelsLast(model), x, logits) or found
-    return found
+        found = _alike(lambda: ChannelsLast(plan.refreshed(channels_last=True) or _converted(model)), x, logits)
+    if found is None and norms and plan.graph is not None:
+        found = _alike(lambda: plan.refreshed(channels_last=False), x, logits)
+    return model if found is None else found
 
 
-def _alike(copy: nn.Module, x: Tensor, logits: Tensor) -> nn.Module | None:
-    """The copy, if it answers these inputs like this; it gets the model's own care with its inputs."""
+def _converted(model: nn.Module) -> nn.Module:
+    """A copy with the channels of every weight last, of a module that cannot be traced."""
+    convert: Any = deepcopy(model).to  # its annotations do not know memory formats
+    copy: nn.Module = convert(memory_format=torch.channels_last)
+    return copy
+
+
+def _alike(make: Callable[[], nn.Module | None], x: Tensor, logits: Tensor) -> nn.Module | None:
+    """What is made, if it answers these inputs like this; it gets the model's own care with its inputs."""
     try:
-        answer = copy(x.clone())
+        copy = make()
+        answer = None if copy is None else copy(x.clone())
     except Exception:  # whatever a foreign forward does to strides; the model itself is right
         return None
-    if answer.shape != logits.shape or not torch.allclose(answer, logits, rtol=1e-3, atol=1e-4):
+    if copy is None or answer is None or answer.shape != logits.shape:
         return None
     if copied_inputs not in copy._forward_pre_hooks.values():  # a GraphModule does not take it over
         copy.register_forward_pre_hook(copied_inputs)
-    return copy
+    return copy if torch.allclose(answer, logits, rtol=1e-3, atol=1e-4) else None
 
 
 @contextlib.contextmanager
