@@ -38,6 +38,7 @@ ORDER = [
     "component",
     "foreign",
     "norms",
+    "draws",
     "files",
     "numbers",
 ]

@@ -23,7 +23,6 @@ from holdfast.inference import (
     check_inputs,
     check_logits,
     device_of,
-    example_generators,
     frozen_eval,
     mix_seed,
     own_inputs,
@@ -166,12 +165,7 @@ def test_predict_is_the_model_whatever_the_batch_size() -> None:
     assert torch.allclose(predict(model, x, 3), model(x), atol=1e-6)
 
 
-def test_generators_depend_on_seed_and_number_only() -> None:
-    def draw(seed: int, number: int) -> float:
-        return torch.rand((), generator=example_generators(seed, [number])[0]).item()
-
-    assert draw(1, 5) == draw(1, 5)
-    assert len({draw(seed, number) for seed in range(20) for number in range(20)}) == 400
+def test_seeds_are_mixed_in_order() -> None:
     assert mix_seed(1, 2) != mix_seed(2, 1)
     assert 0 <= mix_seed(0) < 2**63
 

@@ -7,9 +7,12 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from holdfast import Threat
-from holdfast.inference import example_generators
+from holdfast import Threat, search
+from holdfast.attacks import apgd
+from holdfast.attacks.apgd import Adaptive, AdaptiveSparse
+from holdfast.draws import Draws
 from holdfast.search import Steepest, ascend, climb, tamed
 
 INF = math.inf
@@ -51,7 +54,7 @@ def test_the_batch_size_and_the_neighbours_change_nothing() -> None:
         own = torch.tensor(rows)
 
         def start(chosen: Tensor, restart: int) -> Tensor:
-            return threat.random_point(x[own[chosen]], example_generators(restart, own[chosen]))
+            return threat.random_point(x[own[chosen]], Draws.of(restart, own[chosen]))
 
         function = linear(weights[own], threshold=0.9)
         return ascend(
@@ -66,6 +69,78 @@ def test_the_batch_size_and_the_neighbours_change_nothing() -> None:
         assert torch.equal(part.finished, whole.finished)
     backwards = run(list(reversed(range(23))), 5)
     assert torch.equal(backwards.x.flip(0), whole.x)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device: a number read, a shape that hangs on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masked = name == "index" and any(one is not None and one.dtype == torch.bool for one in args[1])
+        masked |= name == "index_put_" and any(one is not None and one.dtype == torch.bool for one in args[1])
+        self.count += masked or name in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+        return func(*args, **(kwargs or {}))
+
+
+def on_a_device_that_one_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the ascent does where asking costs, on the CPU."""
+    monkeypatch.setattr(search, "patience", lambda device: 8)
+    for module in (search, apgd):
+        monkeypatch.setattr(module, "surely_none", lambda mask: False)
+
+
+RULES = {
+    "steepest": lambda threat: Steepest(threat, 0.02, momentum=0.5),
+    "adaptive": lambda threat: Adaptive(threat, 30),
+    "sparse": lambda threat: AdaptiveSparse(threat, 30),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nothing_is_asked_between_the_eighth_steps(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, x = torch.randn(12, 5), torch.rand(12, 5)
+    threat = Threat("l1" if rule == "sparse" else "l2", 0.3)
+    counts = {}
+    for steps in (8, 16, 32):
+        with monkeypatch.context() as patch, Waits() as waits:
+            on_a_device_that_one_waits_for(patch)
+            ascend(linear(weights), x, RULES[rule](threat), steps=steps, start=lambda rows, _: x[rows])
+        counts[steps] = waits.count
+    assert counts[16] - counts[8] == 2  # a value that is no number? how many go on?
+    assert counts[32] - counts[16] == 4
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("batch_size", [3, 10, None])
+def test_asking_less_often_changes_no_verdict(
+    rule: str, batch_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(31, 5, dtype=torch.float64, generator=generator)
+    x = torch.rand(31, 5, dtype=torch.float64, generator=generator)
+    threat = Threat("l1" if rule == "sparse" else "l2", 0.3)
+
+    def run():
+        return ascend(
+            linear(weights, threshold=0.8),
+            x,
+            RULES[rule](threat),
+            steps=13,
+            start=lambda rows, restart: threat.random_point(x[rows], Draws.of(restart, rows)),
+            restarts=2,
+            batch_size=batch_size,
+        )
+
+    often = run()
+    on_a_device_that_one_waits_for(monkeypatch)
+    seldom = run()
+    assert 0 < often.finished.sum() < 31
+    for name, value in vars(often).items():
+        assert torch.equal(value, getattr(seldom, name)), name
 
 
 def test_passes_are_counted_and_finished_examples_leave() -> None:

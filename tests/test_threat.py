@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast import Threat
-from holdfast.inference import example_generators
+from holdfast.draws import Draws
 
 NORMS = ("linf", "l2", "l1")
 INF = math.inf
@@ -85,7 +85,7 @@ def test_projection_without_box_is_the_nearest_point(norm: str) -> None:
     threat = Threat(norm, 0.5, -INF, INF)
     x, z = torch.zeros(1, 5, dtype=torch.float64), torch.randn(1, 5, dtype=torch.float64)
     p = threat.project(x, z)
-    corners = threat.random_point(x.expand(2000, 5), example_generators(0, range(2000)))
+    corners = threat.random_point(x.expand(2000, 5), Draws.of(0, range(2000)))
     assert threat.distance(x, p).item() == pytest.approx(0.5)
     if norm != "linf":
         assert (((z - p) * (corners - p)).sum(1) <= 1e-9).all()
@@ -121,22 +121,47 @@ def test_random_points_are_uniform_in_the_ball(norm: str, mean: float) -> None:
     # In d dimensions the distance of a uniform point of any norm's ball has mean d / (d + 1).
     threat = Threat(norm, 2.0, -INF, INF)
     x = torch.zeros(4000, 5)
-    distance = threat.distance(x, threat.random_point(x, example_generators(1, range(4000))))
+    distance = threat.distance(x, threat.random_point(x, Draws.of(1, range(4000))))
     assert distance.max() <= 2.0 + 1e-6
     assert distance.mean().item() / 2 == pytest.approx(mean, abs=0.01)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_random_points_depend_on_their_own_generator_only(norm: str) -> None:
+def test_random_points_of_generators_depend_on_their_own_only(norm: str) -> None:
+    threat, x = Threat(norm, 0.3), torch.rand(6, 2, 3)
+
+    def generators(numbers: list[int]) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(number) for number in numbers]
+
+    shared = generators([0, 1, 2, 3, 4, 5])
+    first, second = threat.random_point(x, shared), threat.random_point(x, shared)
+    assert torch.equal(first[[4, 1]], threat.random_point(x[[4, 1]], generators([4, 1])))
+    assert ((first - second).flatten(1).abs().amax(1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", ["random_point", "largest_noise"])
+def test_random_points_do_not_hang_on_their_neighbours(norm: str, kind: str) -> None:
+    threat = Threat(norm, 0.3, -INF, INF)
+    x = torch.rand(37, 3, 5, 7)
+    together = getattr(threat, kind)(x, Draws.of(7, range(37)))
+    alone = torch.cat([getattr(threat, kind)(x[[i]], Draws.of(7, [i])) for i in reversed(range(37))])
+    assert torch.equal(together, alone.flip(0))
+    length = threat.distance(x, together) / 0.3
+    assert torch.allclose(length, torch.ones(37)) if kind == "largest_noise" else (length <= 1 + 1e-5).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_as_many_examples_draw_as_there_are(norm: str) -> None:
     threat = Threat(norm, 0.3)
     x = torch.rand(6, 2, 3)
-    together = threat.random_point(x, example_generators(7, range(6)))
-    alone = torch.cat([threat.random_point(x[[i]], example_generators(7, [i])) for i in reversed(range(6))])
+    together = threat.random_point(x, Draws.of(7, range(6)))
+    alone = torch.cat([threat.random_point(x[[i]], Draws.of(7, [i])) for i in reversed(range(6))])
     assert torch.equal(together, alone.flip(0))
     assert (together >= 0).all()
     assert (together <= 1).all()
     with pytest.raises(ValueError, match="6 examples need as many generators"):
-        threat.random_point(x, example_generators(7, range(5)))
+        threat.random_point(x, Draws.of(7, range(5)))
 
 
 @settings(max_examples=30)
@@ -145,7 +170,7 @@ def test_interval_holds_every_feasible_point(norm: str, eps: float, seed: int) -
     threat = Threat(norm, eps)
     x = torch.rand(3, 4, generator=torch.Generator().manual_seed(seed))
     lower, upper = threat.interval(x)
-    point = threat.random_point(x, example_generators(seed, range(3)))
+    point = threat.random_point(x, Draws.of(seed, range(3)))
     assert (lower - 1e-6 <= point).all()
     assert (point <= upper + 1e-6).all()
 

@@ -10,7 +10,7 @@ import inspect
 import os
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -322,12 +322,6 @@ def mix_seed(*parts: int) -> int:
     """One 63-bit seed from several integers; close inputs give unrelated seeds."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def example_generators(seed: int, indices: Sequence[int] | Tensor, *salt: int) -> list[torch.Generator]:
-    """One CPU generator per example; what example i draws depends on (seed, i) and the salt only."""
-    numbers = indices.tolist() if isinstance(indices, Tensor) else indices
-    return [torch.Generator().manual_seed(mix_seed(seed, index, *salt)) for index in numbers]
 
 
 def fingerprint(*parts: object) -> str:

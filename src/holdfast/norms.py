@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from holdfast.draws import Draws
+
 WIDER = 1 + 2.0**-50
 """What a few roundings in float64 may take from a number."""
 
@@ -46,12 +48,12 @@ class Norm(Protocol):
         """The largest l_2 length in the unit ball."""
 
     @staticmethod
-    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
-        """A uniform point of the unit ball, in place."""
+    def uniform(draws: Draws, count: int) -> Tensor:
+        """A uniform point of the unit ball in so many dimensions for each, (n, count)."""
 
     @staticmethod
-    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
-        """A random point of the unit sphere, in place."""
+    def largest(draws: Draws, count: int) -> Tensor:
+        """A random point of the unit sphere, likewise."""
 
     @staticmethod
     def box_radius(dimensions: int, width: float) -> float:
@@ -73,7 +75,7 @@ class Linf:
 
     @staticmethod
     def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
-        return torch.minimum(torch.maximum(delta, -eps), eps)
+        return delta.clamp(-eps, eps)
 
     @staticmethod
     def support(weight: Tensor, eps: Tensor, room: Tensor) -> Tensor:
@@ -88,8 +90,8 @@ class Linf:
         return _water_level(weight, torch.ones_like(weight), gap, room)
 
     @staticmethod
-    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
-        row.normal_(generator=generator).sign_()
+    def largest(draws: Draws, count: int) -> Tensor:
+        return draws.bits(count).bitwise_right_shift(31).mul_(2).add_(1).float()
 
     @staticmethod
     def reach(eps: Tensor) -> Tensor:
@@ -100,8 +102,8 @@ class Linf:
         return gradient.sign()
 
     @staticmethod
-    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
-        row.uniform_(-1, 1, generator=generator)
+    def uniform(draws: Draws, count: int) -> Tensor:
+        return draws.signed(count)
 
     @staticmethod
     def box_radius(dimensions: int, width: float) -> float:
@@ -164,9 +166,9 @@ class L2:
         return _water_level(weight, weight, gap, room)
 
     @staticmethod
-    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
-        row.normal_(generator=generator)
-        row.div_(row.norm())
+    def largest(draws: Draws, count: int) -> Tensor:
+        direction = draws.normal(count).double()
+        return direction / direction.norm(dim=1, keepdim=True)
 
     @staticmethod
     def reach(eps: Tensor) -> Tensor:
@@ -181,10 +183,9 @@ class L2:
         return scaled / length.where(length > 0, torch.ones_like(length))
 
     @staticmethod
-    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
-        row.normal_(generator=generator)
-        radius = torch.rand((), generator=generator).item() ** (1 / row.numel())
-        row.mul_(radius / row.norm())
+    def uniform(draws: Draws, count: int) -> Tensor:
+        radius = draws.uniform(1, at=count + count % 2).double() ** (1 / max(count, 1))
+        return radius * L2.largest(draws, count)
 
     @staticmethod
     def box_radius(dimensions: int, width: float) -> float:
@@ -252,9 +253,9 @@ class L1:
         return torch.zeros_like(step).scatter(1, order, torch.where(ordered > 0, step, 0))
 
     @staticmethod
-    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
-        row.normal_(generator=generator)
-        row.div_(row.abs().sum())
+    def largest(draws: Draws, count: int) -> Tensor:
+        direction = draws.normal(count).double()
+        return direction / direction.abs().sum(1, keepdim=True)
 
     @staticmethod
     def reach(eps: Tensor) -> Tensor:
@@ -268,12 +269,11 @@ class L1:
         return torch.zeros_like(gradient).scatter(1, largest, step / step.abs().sum(1, keepdim=True).clamp(min=1))
 
     @staticmethod
-    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
+    def uniform(draws: Draws, count: int) -> Tensor:
         # d exponential variables over the sum of d + 1 of them are uniform in the positive simplex.
-        spare = torch.empty(1).exponential_(generator=generator).item()
-        sign = torch.randint(0, 2, row.shape, generator=generator) * 2 - 1
-        row.exponential_(generator=generator)
-        row.mul_(sign / (row.sum() + spare))
+        length = draws.exponential(count + 1).double()
+        sign = Linf.largest(draws, 2 * count + 1)[:, count + 1 :]
+        return sign * length[:, :count] / length.sum(1, keepdim=True)
 
     @staticmethod
     def box_radius(dimensions: int, width: float) -> float:
@@ -320,11 +320,11 @@ class L0:
         return torch.zeros_like(step).scatter(1, order, torch.where(weight > 0, step, 0))
 
     @staticmethod
-    def fill_uniform(row: Tensor, generator: torch.Generator) -> None:
+    def uniform(draws: Draws, count: int) -> Tensor:
         raise ValueError("l0 balls have no uniform distribution; attack them with fmn or sigma-zero")
 
     @staticmethod
-    def fill_largest(row: Tensor, generator: torch.Generator) -> None:
+    def largest(draws: Draws, count: int) -> Tensor:
         raise ValueError("l0 balls have no uniform distribution; attack them with fmn or sigma-zero")
 
     @staticmethod
@@ -345,8 +345,10 @@ def _water_level(weight: Tensor, speed: Tensor, gap: Tensor, room: Tensor) -> Te
     space = room.nan_to_num(posinf=torch.finfo(room.dtype).max)
     for _ in range(50):
         step = level * speed
-        slope = _dot(pull, (step < space).to(pull))
-        missing = gap[:, None] - _dot(weight, torch.minimum(step, space))
+        filled = torch.minimum(step, space)
+        missing = gap[:, None] - (weight * filled).sum(1, keepdim=True)
+        # 1 where there is room left, 0 elsewhere: faster than to compare.
+        slope = filled.neg_().add_(space).sign_().mul_(pull).sum(1, keepdim=True)
         climbing = (missing > 1e-6 * gap[:, None]) & (slope > 0)
         if not climbing.any():
             break
@@ -355,11 +357,6 @@ def _water_level(weight: Tensor, speed: Tensor, gap: Tensor, room: Tensor) -> Te
     if exhausted.any():
         step = torch.where(exhausted & (weight > 0), torch.inf, step)
     return torch.minimum(step, room)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Σ a b of each row, (n, 1), without a product in between."""
-    return torch.bmm(a[:, None], b[:, :, None])[:, :, 0]
 
 
 NORMS: dict[str, type[Norm]] = {"linf": Linf, "l2": L2, "l1": L1, "l0": L0}

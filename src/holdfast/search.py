@@ -8,7 +8,7 @@ the next in the queue takes its place, so the verdict on an example does not han
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -67,6 +67,14 @@ class Ascent:
         """Their numbers."""
         return (~self.finished).nonzero().squeeze(1)
 
+    def take(self, rows: Tensor) -> Ascent:
+        """Of some of the examples."""
+        return Ascent(*(part[rows] for part in vars(self).values()))
+
+    def join(self, other: Ascent) -> Ascent:
+        """Of these examples, then of others."""
+        return Ascent(*map(torch.cat, zip(vars(self).values(), vars(other).values(), strict=True)))
+
     def absorb(self, rows: Tensor, other: Ascent, restart: int | None = None, *, keep_better: bool = True) -> None:
         """Take over what one more attempt found for some unfinished examples, in place.
 
@@ -123,13 +131,94 @@ class Steepest:
             size = gradient.flatten(1).abs().mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
             gradient = self.momentum * state["velocity"] + gradient / per_example(size, gradient)
             state["velocity"] = gradient
-        length = self.step_size if self.decay is None else per_example(self.step_size * self.decay(age), points)
-        return self.threat.project(x, points + length * self.threat.steepest(gradient, points, self.share))
+        step = self.threat.steepest(gradient, points, self.share)
+        if self.decay is not None:
+            step = step * per_example(self.decay(age), points)
+        return self.threat.project(x, torch.add(points, step, alpha=self.step_size))
 
 
 def per_example(values: Tensor, like: Tensor) -> Tensor:
     """Values (N,) shaped to act on tensors (N, ...)."""
     return values.view(-1, *[1] * (like.dim() - 1))
+
+
+def patience(device: torch.device) -> int:
+    """Steps between two questions whether examples are finished: a CPU answers at once, any other device makes the
+    host wait."""
+    return 1 if device.type == "cpu" else 8
+
+
+def surely_none(mask: Tensor) -> bool:
+    """Whether nothing is set, as far as that can be told without waiting for a device."""
+    return mask.device.type == "cpu" and not mask.any()
+
+
+@dataclass
+class _Batch:
+    """Examples that ascend together, and what this attempt found for each."""
+
+    rows: Tensor
+    x: Tensor
+    points: Tensor
+    age: Tensor
+    state: State
+    found: Ascent
+
+    @classmethod
+    def begin(cls, rows: Tensor, x: Tensor, points: Tensor, rule: StepRule) -> _Batch:
+        """These of the examples, at these points."""
+        own = x[rows]
+        return cls(rows, own, points, torch.zeros_like(rows), rule.begin(own, points), Ascent.before(own))
+
+    def take(self, kept: Tensor) -> _Batch:
+        """Some of them."""
+        state, found = {name: part[kept] for name, part in self.state.items()}, self.found.take(kept)
+        return _Batch(self.rows[kept], self.x[kept], self.points[kept], self.age[kept], state, found)
+
+    def join(self, other: _Batch) -> _Batch:
+        """They, then others."""
+        return _Batch(
+            torch.cat([self.rows, other.rows]),
+            torch.cat([self.x, other.x]),
+            torch.cat([self.points, other.points]),
+            torch.cat([self.age, other.age]),
+            {name: torch.cat([part, other.state[name]]) for name, part in self.state.items()},
+            self.found.join(other.found),
+        )
+
+    def live(self, steps: int) -> Tensor:
+        """Which of them count. One that is done may stay for a while, but nothing more is made of it."""
+        return ~self.found.finished & (self.age <= steps)
+
+    def step(self, function: Function, rule: StepRule, steps: int, *, climbing: bool) -> Tensor:
+        """One evaluation, and a move where one is left; whether some value was NaN or inf, a scalar on the device.
+
+        Args:
+            climbing: some may have a step left.
+        """
+        leaf, found, live = self.points.detach().requires_grad_(climbing), self.found, self.live(steps)
+        with torch.enable_grad():
+            values, done = function(leaf, self.rows)
+        points, scores = leaf.detach(), values.detach().to(found.value.dtype)
+        done = live & done if done is not None else torch.zeros_like(live)
+        better = live & (done | (scores > found.value))
+        going = live & ~done & (self.age < steps)
+        odd = torch.zeros_like(going)
+        if climbing and not surely_none(going):
+            gradient, odd = slopes_of(values, leaf)
+            self.points = rule.move(self.state, self.x, points, scores, gradient, self.age).detach()
+        self.found = replace(
+            found,
+            x=torch.where(per_example(better, points), points, found.x),
+            value=torch.where(better, scores, found.value),
+            step=torch.where(better, self.age, found.step),
+            finished=found.finished | done,
+            forwards=found.forwards + live,
+            backwards=found.backwards + going,
+            odd=found.odd | (going & odd),
+        )
+        self.age = self.age + 1
+        return (live & ~torch.isfinite(scores)).any()
 
 
 def ascend(
@@ -155,50 +244,30 @@ def ascend(
     Raises:
         FloatingPointError: the function is NaN or inf at some point.
     """
-    result = Ascent.before(x)
-    best, value, finished = result.x, result.value, result.finished
+    result, every = Ascent.before(x), patience(x.device)
+
+    def begun(rows: Tensor, restart: int) -> _Batch:
+        return _Batch.begin(rows, x, start(rows, restart) if len(rows) else x[:0], rule)
+
     for restart in range(restarts):
         queue = result.unfinished
-        capacity = len(queue) if batch_size is None else batch_size
-        rows, queue = queue[:capacity], queue[capacity:]
-        points = start(rows, restart) if len(rows) else x[:0]
-        state = rule.begin(x[rows], points)
-        age = torch.zeros_like(rows)
-        while len(rows):
-            points.requires_grad_(bool((age < steps).any()))
-            with torch.enable_grad():
-                values, done = function(points, rows)
-            # An example that is done may stay in the batch for a while, but nothing more is made of it.
-            live = ~finished[rows] & (age <= steps)
-            scores = values.detach().to(value.dtype)
-            if not torch.isfinite(scores[live]).all():
+        room = len(queue) if batch_size is None else batch_size
+        batch, queue, youngest, faults = begun(queue[:room], restart), queue[room:], 0, list[Tensor]()
+        while len(batch.rows):
+            faults.append(batch.step(function, rule, steps, climbing=youngest < steps))
+            youngest += 1
+            if youngest <= steps and youngest % every:
+                continue
+            if torch.stack(faults).any():
                 raise FloatingPointError("the function under ascent is NaN or inf")
-            done = live & done if done is not None else torch.zeros_like(live)
-            result.forwards[rows] += live
-
-            better = live & (done | (scores > value[rows]))
-            chosen = rows[better]
-            best[chosen], value[chosen] = points.detach()[better], scores[better]
-            result.restart[chosen], result.step[chosen] = restart, age[better]
-            finished[rows] |= done
-
-            going = live & ~done & (age < steps)
-            if going.any():
-                gradient, odd = slopes_of(values, points)
-                result.odd[rows] |= going & odd
-                result.backwards[rows] += going
-                points = rule.move(state, x[rows], points.detach(), scores, gradient, age)
-            points, age = points.detach(), age + 1
+            faults.clear()
+            going = batch.live(steps)
             stale = len(going) - int(going.sum())
             if stale and (len(queue) or 8 * stale >= len(going)):
-                fresh, queue = queue[:stale], queue[stale:]
-                rows, age = torch.cat([rows[going], fresh]), torch.cat([age[going], torch.zeros_like(fresh)])
-                points, state = points[going], {name: part[going] for name, part in state.items()}
-                if len(fresh):
-                    begun = start(fresh, restart)
-                    new = rule.begin(x[fresh], begun)
-                    points = torch.cat([points, begun])
-                    state = {name: torch.cat([part, new[name]]) for name, part in state.items()}
+                result.absorb(batch.rows[~going], batch.found.take(~going), restart)
+                batch = batch.take(going)
+                if len(queue):
+                    batch, queue, youngest = batch.join(begun(queue[:stale], restart)), queue[stale:], 0
     return result
 
 
@@ -228,7 +297,7 @@ def tamed(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """
     flat = gradient.flatten(1)
     odd = ~torch.isfinite(flat.sum(1))
-    if gradient.device.type == "cpu" and not odd.any():  # elsewhere to ask would be to wait
+    if surely_none(odd):
         return gradient, odd
     finite = flat.nan_to_num(0.0, 0.0, 0.0)
     largest = finite.abs().amax(1, keepdim=True) if flat.shape[1] else finite
@@ -249,5 +318,5 @@ def climb(function: Function, x: Tensor, threat: Threat, *, steps: int, step_siz
             values = function(points, rows)[0]
         gradient = gradient_of(values, points)
         points = points.detach()
-        points = threat.project(x, points + step_size * threat.steepest(gradient, points))
+        points = threat.project(x, torch.add(points, threat.steepest(gradient, points), alpha=step_size))
     return points

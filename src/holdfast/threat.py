@@ -18,6 +18,7 @@ from pydantic_core import CoreSchema, core_schema
 from torch import Tensor
 
 from holdfast.component import nearest, parse_number
+from holdfast.draws import Draws
 from holdfast.norms import NORMS, Norm
 
 
@@ -129,8 +130,12 @@ class Threat:
         return (x + delta).clamp(self.low, self.high)
 
     def _room(self, x: Tensor, direction: Tensor) -> Tensor:
-        """How far each coordinate can go up, or down where the direction is negative, within the box."""
-        return torch.where(direction > 0, self.high - x, x - self.low).clamp(min=0)
+        """How far each coordinate can go up, or down where the direction is negative, within the box; where the
+        direction is 0, this means nothing."""
+        if math.inf in (self.high, -self.low):
+            return torch.where(direction > 0, self.high - x, x - self.low).clamp(min=0)
+        sign = direction.sign()  # a choice by entries is slow: its branches cannot be foretold
+        return torch.maximum((self.high - x) * sign, (self.low - x) * sign).clamp_(min=0)
 
     def shortest_step(self, x: Tensor, gradient: Tensor, gain: Tensor) -> Tensor:
         """The shortest d within the box with ⟨gradient, d⟩ = gain, (N, ...): the way to a hyperplane.
@@ -144,12 +149,12 @@ class Threat:
         room = self._room(x.flatten(1), direction)
         return (direction * self._norm.shortest(gradient.flatten(1).abs(), gain.abs(), room)).view_as(x)
 
-    def largest_noise(self, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def largest_noise(self, x: Tensor, generators: Draws | Sequence[torch.Generator]) -> Tensor:
         """Random points as far from each x as the ball allows, moved into the box; (N, ...).
 
         l_inf: every entry changes by eps up or down; otherwise a Gaussian direction of length eps.
         """
-        return self._random(x, generators, self._norm.fill_largest)
+        return self._random(x, generators, self._norm.largest)
 
     def steepest(self, gradient: Tensor, x_adv: Tensor, share: float = 0.0) -> Tensor:
         """The direction of unit length with the largest inner product with the gradient; (N, ...).
@@ -167,21 +172,23 @@ class Threat:
 
         return self._norm.steepest(gradient.flatten(1), movable, share).view_as(gradient)
 
-    def random_point(self, x: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def random_point(self, x: Tensor, generators: Draws | Sequence[torch.Generator]) -> Tensor:
         """A uniform point of the ball around each x, moved into the box; (N, ...).
 
         Args:
-            generators: one CPU generator per example, so that what example i draws depends on nothing else.
+            generators: what the examples draw, or one CPU generator for each of them, which gives another point
+                every time: what example i draws depends on nothing else.
         """
-        return self._random(x, generators, self._norm.fill_uniform)
+        return self._random(x, generators, self._norm.uniform)
 
-    def _random(self, x: Tensor, generators: Sequence[torch.Generator], fill: Callable[..., None]) -> Tensor:
-        if len(generators) != len(x):
-            raise ValueError(f"{len(x)} examples need as many generators, given {len(generators)}")
-        noise = torch.empty(len(x), x[0].numel() if len(x) else 0)
-        for row, generator in zip(noise, generators, strict=True):
-            fill(row, generator)
-        return (x + self.eps * noise.to(x).view_as(x)).clamp(self.low, self.high)
+    def _random(
+        self, x: Tensor, source: Draws | Sequence[torch.Generator], noise: Callable[[Draws, int], Tensor]
+    ) -> Tensor:
+        if len(source) != len(x):
+            raise ValueError(f"{len(x)} examples need as many generators, given {len(source)}")
+        draws = source if isinstance(source, Draws) else Draws.by(source)
+        delta = noise(draws.to(x.device), x.flatten(1).shape[1]).to(x).view_as(x)
+        return (x + self.eps * delta).clamp(self.low, self.high)
 
     def interval(self, x: Tensor, eps: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The smallest axis-parallel box that holds every feasible point: lower and upper, (N, ...).

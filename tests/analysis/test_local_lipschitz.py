@@ -14,7 +14,7 @@ from torch import nn
 
 from holdfast import Threat
 from holdfast.analysis import local_lipschitz
-from holdfast.inference import example_generators
+from holdfast.draws import Draws
 
 
 def test_a_linear_model_in_l_inf_has_its_induced_norm() -> None:
@@ -26,7 +26,7 @@ def test_a_linear_model_in_l_inf_has_its_induced_norm() -> None:
         exact = (signs @ weight.T).abs().sum(1).max()
         x = torch.rand(5, 1, 2, 3, dtype=torch.float64)
         threat = Threat("linf", 0.05, -math.inf, math.inf)
-        found = local_lipschitz(model, x, threat, restarts=8)
+        found = local_lipschitz(model, x, threat, restarts=40)
         assert torch.allclose(found.value, exact.expand(5), rtol=1e-9)
         assert (found.value <= found.upper).all()
         assert torch.allclose(found.first_order, weight.abs().sum().expand(5))
@@ -53,7 +53,8 @@ def test_a_single_gradient_in_other_norms(norm: str) -> None:
     model = linear_model(classes=2).double()
     weight = model[1].weight.detach()
     x = torch.rand(3, 1, 2, 3, dtype=torch.float64)
-    found = local_lipschitz(model, x, Threat(norm, 0.1, -math.inf, math.inf), output_norm=2, restarts=4, steps=100)
+    threat = Threat(norm, 0.1, -math.inf, math.inf)
+    found = local_lipschitz(model, x, threat, output_norm=2, restarts=20, steps=100)
     exact = torch.linalg.svdvals(weight)[0] if norm == "l2" else weight.norm(dim=0).max()
     assert (found.value <= exact * (1 + 1e-9)).all()
     assert (found.value >= {"l2": 0.99, "l1": 0.8}[norm] * exact).all()  # l_1 moves one entry at a time
@@ -154,7 +155,7 @@ def test_the_ascent_grows_and_stays_below_the_certified_bound(
         assert (found.value <= found.upper * (1 + 1e-9)).all()
         assert (threat.distance(x, found.x) <= threat.eps * (1 + 1e-9)).all()
     # What is found is no less than at the points from which it starts.
-    drawn = threat.project(x, x + 0.01 * (threat.random_point(x, example_generators(seed, range(3), 0, 51)) - x))
+    drawn = threat.project(x, x + 0.01 * (threat.random_point(x, Draws.of(seed, range(3), 51, 0)) - x))
     with torch.no_grad():
         here, there = model(x), model(drawn)
     if on == "probabilities":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from holdfast import Threat
 from holdfast.attacks import PGD
 from holdfast.bounds import bound_margins, bound_outputs
-from holdfast.inference import example_generators
+from holdfast.draws import Draws
 
 INF = math.inf
 Nets = dict[str, tuple[nn.Module, dict[str, Tensor]]]
@@ -85,7 +85,7 @@ def test_every_layer_is_sound_and_no_looser_than_its_box(layer: nn.Module, norm:
     lower, upper = bound_outputs(model, x, threat)
     margins = bound_margins(model, x, y, threat)
     for seed in range(40):
-        logits = model(threat.random_point(x, example_generators(seed, range(8))))
+        logits = model(threat.random_point(x, Draws.of(seed, range(8))))
         assert (lower - 1e-5 <= logits).all()
         assert (logits <= upper + 1e-5).all()
         others = torch.tensor([[j for j in range(4) if j != label] for label in y.tolist()])

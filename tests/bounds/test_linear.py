@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from holdfast import Threat
 from holdfast.attacks import PGD
 from holdfast.bounds import METHODS, bound_margins, bound_outputs, linear, optimised
-from holdfast.inference import example_generators
+from holdfast.draws import Draws
 from holdfast.layers import MaxMin
 
 INF = math.inf
@@ -172,8 +172,8 @@ def violations(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, margins: 
     """By how much random points and an attack get below the bounds."""
     others = torch.tensor([[j for j in range(4) if j != label] for label in y.tolist()])
     worst = -INF
-    points = [threat.random_point(x, example_generators(seed, range(len(x)))) for seed in range(30)]
-    points += [threat.largest_noise(x, example_generators(seed, range(len(x)))) for seed in range(10)]
+    points = [threat.random_point(x, Draws.of(seed, range(len(x)))) for seed in range(30)]
+    points += [threat.largest_noise(x, Draws.of(seed, range(len(x)))) for seed in range(10)]
     points.append(PGD(steps=15, loss="margin")(model, x, y, threat).x_adv)
     with torch.no_grad():
         for point in points:

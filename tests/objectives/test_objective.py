@@ -7,6 +7,7 @@ import torch
 from helpers import images, small_cnn
 
 from holdfast import Threat
+from holdfast.draws import Draws
 from holdfast.objectives import AWP, Objective, Progress
 
 NAMES = sorted(Objective.registry)
@@ -114,8 +115,7 @@ def test_noise_hangs_on_the_image_and_the_copy_alone() -> None:
     assert len({tuple(one.flatten().tolist()) for one in noise.flatten(0, 1)}) == 18
     assert not torch.equal(Progress(3, 10, seed=1).normal(x), noise[0])  # without the salt
     assert not torch.equal(Progress(4, 10, seed=1).normal(x, 3, 11).view_as(noise), noise)
-    draws = [torch.randn(1, 5, 5, generator=g) for g in Progress(3, 10, seed=1).generators(6)]
-    assert torch.equal(Progress(3, 10, seed=1).normal(x), torch.stack(draws))
+    assert torch.equal(Progress(3, 10, seed=1).normal(x).flatten(1), Draws.of(1, range(6), 3).normal(25))
 
 
 @every_objective

@@ -9,7 +9,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from holdfast.inference import check_inputs, example_generators, frozen_eval
+from holdfast.draws import Draws
+from holdfast.inference import check_inputs, frozen_eval
 from holdfast.models.features import features
 from holdfast.threat import Threat
 
@@ -161,7 +162,7 @@ class Problems:
         x, some = self.x[rows], max(self.batch_size // len(rows), 1)
         for first in range(0, count, some):
             numbers = range(first, min(first + some, count))
-            yield torch.stack([draw(x, example_generators(self.seed, rows, SALT, salt, k)) for k in numbers])
+            yield torch.stack([draw(x, Draws.of(self.seed, rows, SALT, salt, k)) for k in numbers])
 
     def _features(self, readout: Readout, pieces: Iterator[Tensor] | list[Tensor]) -> Tensor:
         """(count, n, d)."""

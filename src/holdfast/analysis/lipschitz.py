@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from holdfast.bounds.ball import certified_gains, lipschitz_constant, node_gain
 from holdfast.bounds.graph import trace
 from holdfast.bounds.operators import Affine, LipschitzMap, apply, computed
-from holdfast.inference import check_inputs, door, example_generators, frozen_eval
+from holdfast.draws import Draws
+from holdfast.inference import check_inputs, door, frozen_eval
 from holdfast.search import Steepest, ascend
 from holdfast.threat import Threat
 
@@ -51,8 +52,7 @@ def jacobian_norm(
     Args:
         function: of each example by itself, (N, ...) → (N, ...).
     """
-    generators = example_generators(seed, range(len(x)), 41)
-    v = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x)
+    v = Draws.of(seed, range(len(x)), 41).normal(x[0].numel()).to(x).view_as(x)
     shape = (-1, *[1] * (x.dim() - 1))
     for _ in range(iterations):
         v = v / v.flatten(1).norm(dim=1).clamp(min=1e-30).view(shape)
@@ -72,8 +72,7 @@ def steepest_quotient(model: nn.Module, x: Tensor, threat: Threat, *, steps: int
         moved = (model(points) - logits[rows]).norm(dim=1)
         return moved / (points - x[rows]).flatten(1).norm(dim=1).clamp(min=1e-6), None
 
-    generators = example_generators(seed, range(len(x)), 42)
-    start = threat.random_point(x, generators)
+    start = threat.random_point(x, Draws.of(seed, range(len(x)), 42))
     rule = Steepest(threat, threat.eps / 10)
     return ascend(quotient, x, rule, steps=steps, start=lambda rows, restart: start[rows]).value
 

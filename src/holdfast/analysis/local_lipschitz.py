@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from holdfast.bounds.ball import certified_gains, lipschitz_constant
 from holdfast.bounds.graph import trace
 from holdfast.bounds.operators import UnsupportedOperator
+from holdfast.draws import Draws
 from holdfast.fold import folded
-from holdfast.inference import check_inputs, check_logits, door, example_generators, frozen_eval, predict
+from holdfast.inference import check_inputs, check_logits, door, frozen_eval, predict
 from holdfast.search import Ascent, State, ascend
 from holdfast.threat import Threat
 
@@ -148,6 +149,8 @@ def _ascent(
     centre = measured(logits, every)
     rounding = _rounding(centre, output_norm)
 
+    numbers = torch.tensor(indices, device=x.device)
+
     def quotient(points: Tensor, rows: Tensor) -> tuple[Tensor, None]:
         moved = torch.linalg.vector_norm(measured(model(points), rows) - centre[rows], output_norm, dim=1)
         moved = moved - rounding[rows]
@@ -156,8 +159,7 @@ def _ascent(
         return moved / (distance.detach() if threat.is_box else distance), None
 
     def start(rows: Tensor, restart: int) -> Tensor:
-        generators = example_generators(seed, [indices[row] for row in rows.tolist()], restart, 51)
-        point = threat.random_point(x[rows], generators)
+        point = threat.random_point(x[rows], Draws.of(seed, numbers[rows], 51, restart))
         return point if restart else threat.project(x[rows], x[rows] + 0.01 * (point - x[rows]))
 
     return ascend(quotient, x, _Shrinking(threat, steps), steps=steps, start=start, restarts=restarts)

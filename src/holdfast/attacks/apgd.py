@@ -23,7 +23,7 @@ from holdfast.attacks.losses import (
     until_wrong_towards,
 )
 from holdfast.attacks.pgd import likeliest, random_start
-from holdfast.search import Ascent, Function, State, StepRule, ascend, per_example
+from holdfast.search import Ascent, Function, State, StepRule, ascend, per_example, surely_none
 from holdfast.threat import Threat
 
 Values = tuple[Tensor, Tensor | None]
@@ -73,13 +73,12 @@ class Adaptive:
         """Take in a step, and return where to go on from: the point itself, or the best where η is halved."""
         state["rises"] += (age > 0) & (value > state["value"])
         better = value > state["best_value"]
-        state["best"][better], state["best_gradient"][better] = points[better], gradient[better]
-        state["best_value"] = torch.where(better, value, state["best_value"])
+        _keep(state, better, points, value, gradient)
         state["value"] = value
         state["value_at_check"] = torch.where(age > 0, state["value_at_check"], value)
         state["since"] += age > 0
         check = (age > 0) & (state["since"] >= state["window"])
-        if not check.any():
+        if surely_none(check):
             return points, gradient
         oscillates = state["rises"] <= 0.75 * state["window"]
         stuck = ~state["halved"] & (state["value_at_check"] >= state["best_value"])
@@ -92,7 +91,7 @@ class Adaptive:
         state["window"] = torch.where(check, window, state["window"])
         state["since"] = state["since"].masked_fill(check, 0)
         state["rises"] = state["rises"].masked_fill(check, 0)
-        if not halve.any():
+        if surely_none(halve):
             return points, gradient
         back = per_example(halve, points)
         return torch.where(back, state["best"], points), torch.where(back, state["best_gradient"], gradient)
@@ -127,11 +126,10 @@ class AdaptiveSparse:
 
     def move(self, state: State, x: Tensor, points: Tensor, value: Tensor, gradient: Tensor, age: Tensor) -> Tensor:
         better = value > state["best_value"]
-        state["best"][better], state["best_gradient"][better] = points[better], gradient[better]
-        state["best_value"] = torch.maximum(state["best_value"], value)
+        _keep(state, better, points, value, gradient)
         state["since"] += age > 0
         check = (age > 0) & (state["since"] >= max(int(0.04 * self.steps), 1))
-        if check.any():
+        if not surely_none(check):
             sparsity = (state["best"] != x).flatten(1).sum(1).to(points)
             sparser = check & (sparsity < 0.95 * state["sparsity"])
             eps = self.threat.eps
@@ -151,6 +149,14 @@ class AdaptiveSparse:
         signs = flat.sign() * (flat.abs() >= threshold)
         step = state["eta"][:, None] * signs / signs.abs().sum(1, keepdim=True).clamp(min=1)
         return self.threat.project(x, points + step.view_as(points))
+
+
+def _keep(state: State, better: Tensor, points: Tensor, value: Tensor, gradient: Tensor) -> None:
+    """Remember the points, their values and gradients where they are better."""
+    there = per_example(better, points)
+    state["best"] = torch.where(there, points, state["best"])
+    state["best_gradient"] = torch.where(there, gradient, state["best_gradient"])
+    state["best_value"] = torch.where(better, value, state["best_value"])
 
 
 def adaptive_rule(threat: Threat, steps: int) -> StepRule:

@@ -13,13 +13,13 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from holdfast.component import Component
+from holdfast.draws import Draws
 from holdfast.fold import InBfloat16, folded
 from holdfast.inference import (
     answered,
     check_inputs,
     check_logits,
     door,
-    example_generators,
     frozen_eval,
     plain_arithmetic,
     predict,
@@ -68,7 +68,7 @@ class Targets(NamedTuple):
     logits: Tensor
     """What the model answers on them, (N, K), of the type of x; −inf for classes that it masks."""
     indices: Tensor
-    """Their numbers in the data set, (N,), on the CPU: with the seed they determine every draw."""
+    """Their numbers in the data set, (N,): with the seed they determine every draw."""
     seed: int
     batch_size: int
     """At most so many in a forward pass."""
@@ -76,9 +76,9 @@ class Targets(NamedTuple):
     """Classes that the model may answer with, as far as certificates and masks tell, the label among them, (N, K)
     bool; all of them where it is None."""
 
-    def generators(self, rows: Tensor, *salt: int) -> list[torch.Generator]:
-        """One for each of these examples."""
-        return example_generators(self.seed, self.indices[rows.cpu()], *salt)
+    def draws(self, *salt: int, rows: Tensor | None = None) -> Draws:
+        """What they, or some of them, draw; another salt gives unrelated numbers."""
+        return Draws.of(self.seed, self.indices if rows is None else self.indices[rows], *salt)
 
     def take(self, rows: Tensor) -> Targets:
         """Some of them."""
@@ -86,7 +86,7 @@ class Targets(NamedTuple):
             x=self.x[rows],
             y=self.y[rows],
             logits=self.logits[rows],
-            indices=self.indices[rows.cpu()],
+            indices=self.indices[rows],
             open=None if self.open is None else self.open[rows],
         )
 
@@ -145,6 +145,7 @@ class Attack(Component, family="attacks"):
         """
         y = check_inputs(x, y, threat)
         numbers = torch.arange(len(x)) if indices is None else torch.as_tensor(indices)
+        numbers = numbers.to(x.device)
         x = x.detach()
         with frozen_eval(model):
             right = torch.zeros_like(y, dtype=torch.bool)

@@ -91,8 +91,7 @@ class FAB(GradientAttack, name="fab"):
         points = x
         if restart:
             reach = torch.minimum(best[rows], torch.full_like(best[rows], threat.eps))
-            seeded = targets._replace(seed=targets.seed + restart)
-            drawn = threat.random_point(x, seeded.generators(torch.arange(len(x)), number, 4)) - x
+            drawn = threat.random_point(x, targets.draws(4, restart, number)) - x
             scale = reach / threat.distance(x, x + drawn).clamp(min=1e-12) / 2
             points = (x + per_example(scale, x) * drawn).clamp(threat.low, threat.high)
         for step in range(self.steps):
@@ -131,12 +130,13 @@ class FAB(GradientAttack, name="fab"):
             torch.cat([points, x]), gradient.repeat(2, *[1] * (x.dim() - 1)), -torch.cat([gap, there])
         )
         own, original = both.chunk(2)
-        zeros = torch.zeros_like(both)
-        length, length_original = threat.distance(zeros, both).clamp(min=1e-8).chunk(2)
+        length, length_original = threat.distance(both.new_zeros(()), both).clamp(min=1e-8).chunk(2)
         alpha = per_example((length / (length + length_original)).clamp(max=self.pull), x)
-        mixed = (1 - alpha) * (points + self.overshoot * own) + alpha * (x + self.overshoot * original)
-        mixed = torch.where(torch.isfinite(mixed), mixed, points)  # a vanishing gradient points nowhere
-        return mixed.clamp(threat.low, threat.high)
+        mixed = torch.lerp(
+            torch.add(points, own, alpha=self.overshoot), torch.add(x, original, alpha=self.overshoot), alpha
+        )
+        finite = per_example(torch.isfinite(mixed.flatten(1).sum(1)), x)  # a vanishing gradient points nowhere
+        return torch.where(finite, mixed, points).clamp(threat.low, threat.high)
 
     def describe(self, restart: int, step: int) -> str:
         target = f" target {restart % STRIDE}" if self.targeted else ""

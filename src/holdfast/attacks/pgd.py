@@ -25,7 +25,6 @@ from holdfast.attacks.losses import (
     until_wrong,
     until_wrong_towards,
 )
-from holdfast.inference import mix_seed
 from holdfast.search import Ascent, Decay, Function, Start, Steepest, ascend
 from holdfast.threat import Threat
 
@@ -87,8 +86,8 @@ def random_start(targets: Targets, threat: Threat, salt: int | None = None) -> S
     """A uniform point of the threat set, another one for every restart and salt."""
 
     def start(rows: Tensor, restart: int) -> Tensor:
-        seed = mix_seed(targets.seed, restart) if salt is None else mix_seed(targets.seed, restart, salt)
-        return threat.random_point(targets.x[rows], targets._replace(seed=seed).generators(rows))
+        which = (0, restart) if salt is None else (0, restart, salt)
+        return threat.random_point(targets.x[rows], targets.draws(*which, rows=rows))
 
     return start
 
@@ -135,10 +134,8 @@ def choose_target(name: TargetName, targets: Targets) -> Tensor:
     others = others.gather(1, masked.byte().argsort(dim=1, stable=True))
     if name == "next":
         return others[:, 0]
-    generators = targets.generators(torch.arange(len(targets.y)), 1)
-    draws = [int(torch.randint(1, classes, (), generator=generator)) for generator in generators]
-    drawn = (torch.tensor(draws, device=targets.y.device) - 1) % (~masked).sum(1).clamp(min=1)
-    return others.gather(1, drawn[:, None]).squeeze(1)
+    drawn = targets.draws(1).below(classes - 1, 1) % (~masked).sum(1, keepdim=True).clamp(min=1)
+    return others.gather(1, drawn).squeeze(1)
 
 
 def _until_wrong_from(model: nn.Module, targets: Targets, samples: int) -> Function:
@@ -215,5 +212,4 @@ class Noise(Attack, name="noise"):
 
     @staticmethod
     def _start(targets: Targets, threat: Threat, rows: Tensor, restart: int) -> Tensor:
-        x, generators = targets.x[rows], targets.generators(rows, restart, 2)
-        return threat.largest_noise(x, generators)
+        return threat.largest_noise(targets.x[rows], targets.draws(2, restart, rows=rows))

@@ -60,26 +60,28 @@ class Square(Attack, name="square"):
     @torch.no_grad()
     def _search(self, model: nn.Module, targets: Targets, threat: Threat, moves: _Moves) -> Ascent:
         result = Ascent.before(targets.x)
-        rows = torch.arange(len(targets.x), device=targets.x.device)
+        rows, y = torch.arange(len(targets.x), device=targets.x.device), targets.y
         best = moves.start()
         value = targets.x.new_full((len(rows),), -torch.inf)
         for query in range(self.queries):
-            points = best if query == 0 else moves.propose(rows, best, self._side(query, targets.x))
+            points = best if query == 0 else moves.propose(best, self._side(query, targets.x))
             logits = torch.cat([model(part) for part in points.split(targets.batch_size)])
-            new = gap(logits, targets.y[rows])
+            new = gap(logits, y)
             require_answers(logits)
-            wrong = logits.argmax(1) != targets.y[rows]
+            wrong = logits.argmax(1) != y
             better = (new > value) | wrong
             best = torch.where(per_example(better, best), points, best)
             value = torch.where(better, new, value)
-            result.forwards[rows] += 1
             if query == self.queries - 1 or wrong.any():
                 done = wrong if query < self.queries - 1 else torch.ones_like(wrong)
-                result.x[rows[done]], result.value[rows[done]] = best[done], value[done]
-                result.step[rows[done]], result.finished[rows[done]] = query, wrong[done]
-                rows, best, value = rows[~done], best[~done], value[~done]
+                ended = rows[done]
+                result.x[ended], result.value[ended], result.finished[ended] = best[done], value[done], wrong[done]
+                result.step[ended], result.forwards[ended] = query, query + 1
+                going = ~done
+                rows, y, best, value = rows[going], y[going], best[going], value[going]
                 if not len(rows):
                     break
+                moves.keep(going)
         return result
 
     def _side(self, query: int, x: Tensor) -> int:
@@ -93,36 +95,32 @@ class Square(Attack, name="square"):
 
 
 class _Moves(ABC):
-    """Starting points and proposals, drawn per example: what one draws depends on no other."""
+    """Starting points and proposals for the examples that are left, drawn per example."""
 
-    draws: int
-    """Uniform numbers that one proposal takes."""
-
-    def __init__(self, targets: Targets, threat: Threat, restart: int) -> None:
+    def __init__(self, targets: Targets, threat: Threat, restart: int, numbers: int) -> None:
+        """With so many uniform numbers for a proposal."""
         self.x, self.threat = targets.x, threat
         self.channels, self.height, self.width = targets.x.shape[1:]
-        everyone = torch.arange(len(targets.x))
-        self.generators = targets.generators(everyone, restart, 3)
-        self.buffer, self.used = torch.empty(len(everyone), 0, self.draws), 0
+        self.draws, self.drawn, self.numbers = targets.draws(3, restart), 0, numbers
+        self.block, self.used = targets.x.new_empty(len(targets.x), 0, numbers), 0
 
-    def uniform(self, rows: Tensor) -> Tensor:
-        """(n, draws) in [0, 1), drawn for a hundred proposals at a time."""
-        if self.used == self.buffer.shape[1]:
-            alive = set(rows.tolist())
-            self.buffer, self.used = torch.empty(len(self.x), 100, self.draws), 0
-            for row, generator in enumerate(self.generators):
-                if row in alive:
-                    self.buffer[row].uniform_(generator=generator)
-            self.buffer = self.buffer.to(self.x)
+    def keep(self, going: Tensor) -> None:
+        """Go on with some of the examples, a mask of them."""
+        self.x, self.block, self.draws = self.x[going], self.block[going], self.draws.take(going)
+
+    def signs(self, count: int) -> Tensor:
+        """±1, as many for each example, (n, count)."""
+        self.drawn += count
+        return 2 * self.draws.below(2, count, at=self.drawn - count).to(self.x) - 1
+
+    def uniform(self) -> Tensor:
+        """(n, numbers) in [0, 1), drawn for a hundred proposals at a time."""
+        if self.used == self.block.shape[1]:
+            drawn = self.draws.uniform(100 * self.numbers, at=self.drawn)
+            self.block, self.used = drawn.to(self.x).view(-1, 100, self.numbers), 0
+            self.drawn += 100 * self.numbers
         self.used += 1
-        return self.buffer[rows, self.used - 1]
-
-    def window(self, top: Tensor, left: Tensor, side: int) -> tuple[Tensor, ...]:
-        """Index of a square of each image at its own place, giving (n, C, side, side)."""
-        span = torch.arange(side, device=top.device)
-        example = torch.arange(len(top), device=top.device)[:, None, None, None]
-        channel = torch.arange(self.channels, device=top.device)[None, :, None, None]
-        return example, channel, (top[:, None] + span)[:, None, :, None], (left[:, None] + span)[:, None, None, :]
+        return self.block[:, self.used - 1]
 
     def place(self, u: Tensor, side: int) -> tuple[Tensor, Tensor]:
         """Top and left from two uniform numbers each."""
@@ -131,46 +129,54 @@ class _Moves(ABC):
 
     @abstractmethod
     def start(self) -> Tensor:
-        """The first points, (N, C, H, W)."""
+        """The first points, (n, C, H, W)."""
 
     @abstractmethod
-    def propose(self, rows: Tensor, best: Tensor, side: int) -> Tensor:
-        """What to try next of these examples, (n, C, H, W), from the best points so far."""
+    def propose(self, best: Tensor, side: int) -> Tensor:
+        """What to try next, (n, C, H, W), from the best points so far."""
 
 
 class _Patches(_Moves):
     """l_inf: everything at a corner of the cube."""
 
     def __init__(self, targets: Targets, threat: Threat, restart: int) -> None:
-        self.draws = 2 + targets.x.shape[1]
-        super().__init__(targets, threat, restart)
+        super().__init__(targets, threat, restart, 2 + targets.x.shape[1])
+        self.lower, self.upper = threat.interval(targets.x)
+        self.down = torch.arange(self.height, device=self.x.device)
+        self.right = torch.arange(self.width, device=self.x.device)
+
+    def keep(self, going: Tensor) -> None:
+        super().keep(going)
+        self.lower, self.upper = self.lower[going], self.upper[going]
 
     def start(self) -> Tensor:
-        stripes = [
-            torch.randint(0, 2, (self.channels, 1, self.width), generator=generator)
-            for generator in self.generators
-        ]
-        signs = 2 * torch.stack(stripes).to(self.x) - 1
-        return self.threat.project(self.x, self.x + self.threat.eps * signs)
+        stripes = self.signs(self.channels * self.width).view(-1, self.channels, 1, self.width)
+        return torch.where(stripes > 0, self.upper, self.lower)
 
-    def propose(self, rows: Tensor, best: Tensor, side: int) -> Tensor:
-        u = self.uniform(rows)
+    def propose(self, best: Tensor, side: int) -> Tensor:
+        u = self.uniform()
         side = min(side, self.height, self.width)
-        where = self.window(*self.place(u, side), side)
-        signs = torch.where(u[:, 2:] < 0.5, -1.0, 1.0).to(best)[:, :, None, None]
-        x = self.x[rows]
-        points = best.clone()
-        points[where] = (x[where] + self.threat.eps * signs).clamp(self.threat.low, self.threat.high)
-        return points
+        top, left = self.place(u, side)
+        down, right = self.down - top[:, None], self.right - left[:, None]
+        rows, columns = (down >= 0) & (down < side), (right >= 0) & (right < side)
+        square = rows[:, None, :, None] & columns[:, None, None, :]
+        corner = torch.where(u[:, 2:, None, None] < 0.5, self.lower, self.upper)
+        return torch.where(square, corner, best)
 
 
 class _Bumps(_Moves):
     """l_2 and l_1: mass moves between windows, the length stays eps."""
 
     def __init__(self, targets: Targets, threat: Threat, restart: int) -> None:
-        self.draws = 5 + targets.x.shape[1]
-        super().__init__(targets, threat, restart)
+        super().__init__(targets, threat, restart, 5 + targets.x.shape[1])
         self.power = 2 if threat.norm == "l2" else 1
+
+    def window(self, top: Tensor, left: Tensor, side: int) -> tuple[Tensor, ...]:
+        """Index of a square of each image at its own place, giving (n, C, side, side)."""
+        span = torch.arange(side, device=top.device)
+        example = torch.arange(len(top), device=top.device)[:, None, None, None]
+        channel = torch.arange(self.channels, device=top.device)[None, :, None, None]
+        return example, channel, (top[:, None] + span)[:, None, :, None], (left[:, None] + span)[:, None, None, :]
 
     def bump(self, height: int, width: int) -> Tensor:
         """Rings that fall off from the middle of a height × width window, of length 1; (height, width)."""
@@ -198,12 +204,9 @@ class _Bumps(_Moves):
         delta = torch.zeros_like(self.x)
         for top in range((self.height % side) // 2, self.height - side + 1, side):
             for left in range((self.width % side) // 2, self.width - side + 1, side):
-                bits = torch.stack(
-                    [torch.randint(0, 2, (self.channels + 1,), generator=g) for g in self.generators]
-                )
-                signs = (2 * bits[:, 1:] - 1).to(self.x)[:, :, None, None]
-                bump = self.signed_bump(side, bits[:, 0].bool().to(self.x.device))
-                delta[:, :, top : top + side, left : left + side] = signs * bump
+                signs = self.signs(self.channels + 1)[:, :, None, None]
+                bump = self.signed_bump(side, signs[:, 0, 0, 0] > 0)
+                delta[:, :, top : top + side, left : left + side] = signs[:, 1:] * bump
         return self.stretch(self.x, delta)
 
     def stretch(self, x: Tensor, delta: Tensor) -> Tensor:
@@ -211,8 +214,8 @@ class _Bumps(_Moves):
         length = self.threat.distance(torch.zeros_like(delta), delta).clamp(min=1e-12)
         return self.threat.project(x, x + delta * per_example(self.threat.eps / length, delta))
 
-    def propose(self, rows: Tensor, best: Tensor, side: int) -> Tensor:
-        u, x = self.uniform(rows), self.x[rows]
+    def propose(self, best: Tensor, side: int) -> Tensor:
+        u, x = self.uniform(), self.x
         side = min(max(side, 3) | 1, self.height, self.width)
         to, source = (self.window(*self.place(u[:, i : i + 2], side), side) for i in (0, 2))
         signs = torch.where(u[:, 5:] < 0.5, -1.0, 1.0).to(best)[:, :, None, None]

@@ -92,7 +92,7 @@ def audit(
     for jobs in torch.arange(len(eps)).split(batch_size) if len(eps) else ():
         here = numbers[jobs].to(x.device)
         with frozen_eval(watch.classifier), plain_arithmetic(x.device):
-            targets = Targets(x[here], y[here], predict(watch.classifier, x[here]), numbers[jobs], seed, batch_size)
+            targets = Targets(x[here], y[here], predict(watch.classifier, x[here]), here, seed, batch_size)
             found = lowest(watch.classifier, targets, watch.threat, eps[jobs].to(x), effort)
         passes += len(jobs) * effort.passes(targets.logits.shape[1])
         points = Points(x[here], y[here], found, numbers[jobs])
@@ -168,7 +168,7 @@ def _start(targets: Targets, threat: Threat, radius: Tensor, restart: int, targe
     if restart == 0 or threat.discrete:
         return x.clone()
     ball = Threat(threat.norm, 1.0, -math.inf, math.inf)
-    noise = ball.random_point(torch.zeros_like(x), targets.generators(torch.arange(len(x)), restart, target))
+    noise = ball.random_point(torch.zeros_like(x), targets.draws(5, restart, target))
     return threat.project(x, x + per_example(radius, x) * noise, radius)
 
 

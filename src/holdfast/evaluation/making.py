@@ -39,7 +39,9 @@ from holdfast.inference import check_logits, fingerprint, frozen_eval, plain_ari
 from holdfast.threat import Threat
 
 PIECE = 256
-"""Examples attacked in one piece: between two pieces an evaluation can be cut off without loss."""
+"""Examples attacked in one piece where pieces are kept: between two an evaluation can be cut off without loss."""
+WHOLE = 2**28
+"""Bytes of examples that are attacked in one piece otherwise, so that a batch is refilled from all that is left."""
 BLOCK = 64
 """Examples that a stage is asked about at a time where time is short."""
 
@@ -65,7 +67,7 @@ class Making:
     ) -> None:
         self.model, self.subject, self.x, self.y, self.threat = model, subject, x, y, threat
         self.certifiers, self.attacks, self.attack_certified = certifiers, attacks, attack_certified
-        self.seed, self.batch_size = seed, batch_size
+        self.seed, self.batch_size, self.store = seed, batch_size, store
         self.report = report or (lambda stage, standing, left: None)
         self.columns: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
@@ -247,7 +249,7 @@ class Making:
             left = stage.missing(wanted)
             if found is not None:
                 self.report(name, standing, len(left))
-            for piece in left.split(PIECE) if len(left) and not hurried else ():
+            for piece in left.split(self._piece) if len(left) and not hurried else ():
                 new = stage.about(piece)
                 assert new is not None
                 self._ring(name, piece, new)
@@ -266,6 +268,11 @@ class Making:
     def _passes(self) -> int:
         """Of the attacks, forward and backward."""
         return sum(int(c.sum()) for name, c in self.columns.items() if name.endswith((".forwards", ".backwards")))
+
+    @property
+    def _piece(self) -> int:
+        """Examples that are attacked in one piece."""
+        return PIECE if self.store is not None else max(PIECE, WHOLE // (self.x[0].numel() * self.x.element_size()))
 
     def _attacked(self, name: str, rows: Rows) -> AttackResult:
         here, attack, subject, threat = rows.to(self.y.device), self.attacks[name], self.subject, self.threat

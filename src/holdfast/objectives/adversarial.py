@@ -18,7 +18,7 @@ class PGDTraining(Searching):
 
     def last_of_pgd(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, start: Tensor) -> Tensor:
         """That point, (N, ...)."""
-        with frozen_copy(model, x) as copy:
+        with frozen_copy(model, x, self.steps) as copy:
             return self.climbed(
                 lambda points, rows: (F.cross_entropy(copy(points), y[rows], reduction="none"), None),
                 x,

@@ -128,7 +128,7 @@ class LLR(Searching, name="llr"):
     def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         gradient = gradient_in_eval(model, x, y)
         start = threat.project(x, x + 0.001 * progress.normal(x))
-        with frozen_copy(model, x) as copy:
+        with frozen_copy(model, x, self.steps) as copy:
             with torch.no_grad():
                 clean = F.cross_entropy(copy(x), y, reduction="none")
 

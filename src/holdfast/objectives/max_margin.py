@@ -37,7 +37,7 @@ class MMA(Searching, name="mma"):
         """The points x', (N, ...), and whether they have a part in the loss, (N,) bool."""
         labels = labels_only(y)
         reach = threat.with_eps(self.hinge * threat.eps)
-        with frozen_copy(model, x) as copy:
+        with frozen_copy(model, x, self.steps) as copy:
 
             def soft_margin(points: Tensor, rows: Tensor) -> tuple[Tensor, None]:
                 logits = copy(points)

@@ -12,7 +12,8 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.component import Component
-from holdfast.inference import example_generators, mix_seed, side_door
+from holdfast.draws import Draws
+from holdfast.inference import side_door
 from holdfast.search import Function, climb
 from holdfast.threat import Threat
 
@@ -59,26 +60,23 @@ class Progress:
         """A finished training: every ramp has arrived."""
         return cls(1, 1)
 
-    def generators(self, count: int) -> list[torch.Generator]:
-        """One generator for each example of the step's batch."""
-        return example_generators(mix_seed(self.seed, self.step), range(self.offset, self.offset + count))
+    def draws(self, x: Tensor, *salt: int) -> Draws:
+        """What each example of the step's batch draws."""
+        numbers = torch.arange(self.offset, self.offset + len(x), device=x.device)
+        return Draws.of(self.seed, numbers, self.step, *salt)
 
     def random_points(self, x: Tensor, threat: Threat) -> Tensor:
         """A random point of the threat set around each input of the step's batch."""
-        return threat.random_point(x, self.generators(len(x)))
+        return threat.random_point(x, self.draws(x))
 
     def normal(self, x: Tensor, copies: int = 1, *salt: int) -> Tensor:
         """Standard normal numbers for so many copies of the step's batch, one behind the other, (copies · N, ...).
 
         Those of a copy of an example hang on (seed, step, number of the example, number of the copy) and the salt.
         """
-        draws = torch.empty(copies, len(x), *x.shape[1:])
-        seed, generator = mix_seed(self.seed, self.step), torch.Generator()
-        for row in range(len(x)):
-            generator.manual_seed(mix_seed(seed, self.offset + row, *salt))
-            for copy in range(copies):
-                draws[copy, row].normal_(generator=generator)
-        return draws.flatten(0, 1).to(x)
+        draws, count = self.draws(x, *salt), x.flatten(1).shape[1]
+        noise = torch.cat([draws.normal(count, at=copy * count) for copy in range(copies)])
+        return noise.to(x).view(-1, *x.shape[1:])
 
     def mean(self, own: Tensor) -> Tensor:
         """Means over the whole batch, from those over the examples at hand; differentiable, gradients of all

@@ -38,7 +38,7 @@ class TRADES(Searching, name="trades"):
     def perturbed(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
         # At x itself the divergence has no slope, so the ascent starts a hair away from it.
         start = threat.project(x, x + 0.001 * progress.normal(x))
-        with frozen_copy(model, x) as copy:
+        with frozen_copy(model, x, self.steps) as copy:
             with torch.no_grad():
                 clean = model(x)
             return self.climbed(

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from holdfast.analysis.collapse_metrics import Centre, NeuralCollapse
 from holdfast.analysis.neural_collapse import neural_collapse
 from holdfast.analysis.simplex import compare_simplices, leap_matrix, nearest_centre
+from holdfast.draws import Draws
 from holdfast.experiments.analyses.analysis import Findings, ModelAnalysis, Subject
 from holdfast.experiments.analyses.published_collapse import read_published_collapse
 from holdfast.fold import folded
-from holdfast.inference import example_generators, frozen_eval
+from holdfast.inference import frozen_eval
 from holdfast.models.features import LayerOutputs, collect_layers
 from holdfast.objectives import Objective, Progress
 from holdfast.plots.neural_collapse import collapse_figure, layers_figure, matrices_figure
@@ -240,9 +241,8 @@ def noisy(x: Tensor, threat: Threat, kind: str, seed: int = 0) -> Tensor:
     """
     if threat.norm == "l0":
         raise ValueError(f"neural-collapse: {kind} has no size in l_0; leave it out")
-    generators = example_generators(seed, range(len(x)), 61)
-    noise = torch.stack([torch.randn(x.shape[1:], generator=one) for one in generators]).to(x)
     size = x[0].numel()
+    noise = Draws.of(seed, range(len(x)), 61).normal(size).to(x).view_as(x)
     entry = threat.eps / threat.distance(torch.zeros_like(x[:1]), torch.ones_like(x[:1])).item()
     if kind == "sign-noise":
         noise = noise.sign()
@@ -270,7 +270,7 @@ def _last_points(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: 
             def loss(points: Tensor, chosen: Tensor, labels: Tensor = y[rows]) -> tuple[Tensor, None]:
                 return sign * F.cross_entropy(copy(points), labels[chosen], reduction="none"), None
 
-            start = threat.random_point(x[rows], example_generators(0, rows, 62))
+            start = threat.random_point(x[rows], Draws.of(0, rows, 62))
             length = threat.eps * min(1.0, 2.5 / steps)
             parts.append(climb(loss, x[rows], threat, steps=steps, step_size=length, start=start))
     return torch.cat(parts)
