@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
+import inspect
 import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,11 +30,148 @@ ONEDNN_MODES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 """Variables by which oneDNN, whatever torch asks of it, takes float32 products in another precision."""
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def door(function: Callable[P, R]) -> Callable[P, R]:
+    """A function of a model, inputs and labels that answers alike however it is called.
+
+    A caller's ``no_grad`` or ``inference_mode`` ends here; arrays, and labels in lists, become tensors; what is no
+    module is refused. Arguments are known by their names: ``model``; ``x``, ``images`` or ``features``; ``y`` or
+    ``labels``.
+    """
+    return _door(function, lambda: True)
+
+
+def quiet_door(function: Callable[P, R]) -> Callable[P, R]:
+    """``door``, but what it returns can be differentiated only if the caller has not said ``no_grad``."""
+    return _door(function, torch.is_grad_enabled)
+
+
+def side_door(function: Callable[P, R]) -> Callable[P, R]:
+    """``door`` of a method that is called in every step of a training: who comes with gradients, a module and
+    tensors (labels of int64, or probabilities), in this order, walks in."""
+    through = door(function)
+
+    @functools.wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        model, x, y = args[1:4] if len(args) > 3 else (None, None, None)
+        plain = torch.is_grad_enabled() and isinstance(model, nn.Module) and isinstance(x, Tensor)
+        plain = plain and isinstance(y, Tensor) and (y.dtype == torch.int64 or y.is_floating_point())
+        return (function if plain else through)(*args, **kwargs)
+
+    return inside
+
+
+def _door(function: Callable[P, R], differentiates: Callable[[], bool]) -> Callable[P, R]:
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        graph = differentiates()
+        with torch.inference_mode(False), torch.set_grad_enabled(graph):
+            given = signature.bind(*args, **kwargs)
+            for name, taken in _TAKEN.items():
+                if name in given.arguments:
+                    given.arguments[name] = taken(given.arguments[name])
+            return function(*given.args, **given.kwargs)
+
+    return inside
+
+
+def as_module(model: object) -> nn.Module:
+    """The model, or where it was made in inference mode a copy that gradients can pass.
+
+    Raises:
+        ValueError: it is no module, or one that was exported for batches of one size.
+    """
+    if not isinstance(model, nn.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        remedy = "wrap it in a module whose forward calls it, and register the network that it asks as a submodule"
+        if isinstance(model, type):
+            remedy = "build it first"
+        elif isinstance(owner := getattr(model, "__self__", None), nn.Module):
+            remedy = f"give the {type(owner).__name__} itself"
+        elif isinstance(model, torch.export.ExportedProgram):
+            remedy = "give what its .module() returns"
+        raise ValueError(f"expected a torch.nn.Module from inputs to logits, given {kind}; {remedy}")
+    for module in model.modules():
+        if isinstance(module, torch.fx.GraphModule) and (size := _fixed_batch(module.graph)) is not None:
+            raise ValueError(
+                f"the model was exported for batches of {size} and takes no others; export it with "
+                "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+            )
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        return copy.deepcopy(model)
+    return model
+
+
+def _fixed_batch(graph: torch.fx.Graph) -> int | None:
+    """The number of examples that the input of an exported graph has, if it is a number."""
+    inputs = [node.meta.get("val") for node in graph.nodes if node.op == "placeholder"]
+    shapes = [value.shape for value in inputs if isinstance(value, Tensor) and value.dim()]
+    return shapes[-1][0] if shapes and isinstance(shapes[-1][0], int) else None
+
+
+def as_inputs(x: object) -> Tensor:
+    """A batch of inputs as a tensor, from that or from an array.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(x, Tensor):
+        if not hasattr(x, "__array__"):
+            raise ValueError(f"expected inputs (N, ...) as one tensor or array, given a {type(x).__name__}")
+        x = _from_array(np.array(x), "inputs")
+    return x.clone() if x.is_inference() else x
+
+
+def as_labels(y: object) -> Tensor:
+    """Labels as a tensor, from that, an array or a sequence; integers as int64.
+
+    Raises:
+        ValueError: they are something else, or no numbers.
+    """
+    if not isinstance(y, Tensor):
+        if not (hasattr(y, "__array__") or isinstance(y, list | tuple | range)):
+            raise ValueError(
+                f"expected labels (N,) as a tensor, array or list of integers, given a {type(y).__name__}"
+            )
+        y = _from_array(np.array(y, dtype=None if len(y) else np.int64), "labels")  # type: ignore[arg-type]
+    y = y.clone() if y.is_inference() else y
+    return y if y.is_floating_point() or y.dtype == torch.bool else y.long()
+
+
+def _from_array(array: np.ndarray, what: str) -> Tensor:
+    try:
+        return torch.from_numpy(array)
+    except TypeError as fault:
+        raise ValueError(f"expected {what} as numbers, given an array of {array.dtype}") from fault
+
+
+_TAKEN: dict[str, Callable[[Any], Any]] = {
+    "model": as_module,
+    "x": as_inputs,
+    "images": lambda x: as_inputs(x).detach(),
+    "features": as_inputs,
+    "y": as_labels,
+    "labels": as_labels,
+}
+
+
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every submodule in eval mode; afterwards each in the mode it had, also after an exception."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """Every submodule in eval mode; afterwards each in the mode it had, also after an exception.
+
+    What is frozen or exported has the one mode that it was made in, and keeps it.
+    """
+    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
+    try:
+        model.eval()
+    except NotImplementedError:  # of a part that torch.export made
+        for module, _ in modes:
+            module.training = False
     try:
         yield
     finally:
@@ -188,7 +328,9 @@ def fingerprint(*parts: object) -> str:
     """A short digest of tensors, of a module's whole state, and of whatever else by its text."""
     digest = hashlib.blake2b(digest_size=12)
     for part in parts:
-        if isinstance(part, nn.Module):
+        if isinstance(part, torch.jit.ScriptModule):  # frozen, it has no state
+            digest.update(part.save_to_buffer())
+        elif isinstance(part, nn.Module):
             for name, value in part.state_dict().items():
                 digest.update(f"{name} {fingerprint(value)}".encode())
         elif isinstance(part, Tensor):
@@ -199,11 +341,11 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter or buffer; the CPU where there is none."""
+def device_of(model: nn.Module, otherwise: torch.device = torch.device("cpu")) -> torch.device:  # noqa: B008
+    """The device of the first parameter or buffer; where there is none, the other one."""
     for tensor in [*model.parameters(), *model.buffers()]:
         return tensor.device
-    return torch.device("cpu")
+    return otherwise
 
 
 @torch.no_grad()
@@ -311,7 +453,7 @@ def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
         )
     if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype == torch.bool:
         raise ValueError(f"expected {len(x)} integer labels (N,), given {tuple(y.shape)} of {y.dtype}")
-    y = y.long()
+    y = y.long().to(x.device)
     if len(x) == 0:
         return y
     if not torch.isfinite(x).all():
@@ -327,8 +469,11 @@ def check_inputs(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
     return y
 
 
-def check_logits(logits: Tensor, y: Tensor) -> None:
+def check_logits(logits: Tensor, y: Tensor, *, masks: bool = False) -> None:
     """Refuse a model that does not answer with finite logits (N, K) for every label in 0..K−1.
+
+    Args:
+        masks: −inf may stand for classes that are never the answer, unless for all of them.
 
     Raises:
         ValueError: wrong shape, or a label ≥ K.
@@ -339,7 +484,29 @@ def check_logits(logits: Tensor, y: Tensor) -> None:
         raise ValueError(f"expected logits (N, K) of K ≥ 2 classes for {len(y)} inputs, the model gave {given}")
     if len(y) and y.max() >= logits.shape[1]:
         raise ValueError(f"label {y.max().item()} does not fit a model of {logits.shape[1]} classes")
-    finite = torch.isfinite(logits).all(1)
-    if not finite.all():
-        first = int((~finite).nonzero()[0])
-        raise FloatingPointError(f"the model's logits are not finite for example {first} of {len(y)}")
+    fine = answered(logits)
+    if not masks:
+        fine &= logits.isfinite().all(1)
+    if not fine.all():
+        first, why = int((~fine).nonzero()[0]), masked_classes(logits)
+        raise FloatingPointError(
+            f"the model's logits are not finite for example {first} of {len(y)}" + (f": {why}" if why else "")
+        )
+
+
+def masked_classes(logits: Tensor) -> str:
+    """What to do about classes whose logits (N, K) are −inf for every example, where masks have no meaning; empty
+    without such."""
+    masked = (logits == -torch.inf).all(0).nonzero().flatten().tolist()
+    if not masked:
+        return ""
+    classes = ", ".join(map(str, masked[:10])) + (f" and {len(masked) - 10} more" if len(masked) > 10 else "")
+    return (
+        f"the logits of class {classes} are -inf for every example; leave masked classes out of the answer, or "
+        "give them the finite -1e4"
+    )
+
+
+def answered(logits: Tensor) -> Tensor:
+    """Whether logits (N, K) name a class: no NaN, no +inf, and not −inf for every class; (N,) bool."""
+    return logits.amax(1).isfinite()

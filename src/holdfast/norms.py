@@ -31,8 +31,9 @@ class Norm(Protocol):
         """A point of the ball of radius eps, (n, 1); ``room`` tells how far each entry may go in its direction."""
 
     @staticmethod
-    def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
-        """The δ of length 1 with the largest ⟨g, δ⟩; zero for a zero gradient."""
+    def steepest(gradient: Tensor, movable: Callable[[], Tensor], share: float) -> Tensor:
+        """The δ of length 1 with the largest ⟨g, δ⟩; where that is one entry, spread over a share of them. It is
+        zero for a zero gradient."""
 
     @staticmethod
     def shortest(weight: Tensor, gap: Tensor, room: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ class Linf:
         return eps
 
     @staticmethod
-    def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
+    def steepest(gradient: Tensor, movable: Callable[[], Tensor], share: float) -> Tensor:
         return gradient.sign()
 
     @staticmethod
@@ -174,7 +175,7 @@ class L2:
         return eps
 
     @staticmethod
-    def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
+    def steepest(gradient: Tensor, movable: Callable[[], Tensor], share: float) -> Tensor:
         # Scaled by its largest entry first, so that the squares of tiny gradients do not underflow.
         largest = gradient.abs().amax(1, keepdim=True)
         scaled = gradient / largest.where(largest > 0, torch.ones_like(largest))
@@ -261,11 +262,11 @@ class L1:
         return eps
 
     @staticmethod
-    def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
-        magnitude = gradient.abs() * movable()
-        largest = magnitude.argmax(1, keepdim=True)
+    def steepest(gradient: Tensor, movable: Callable[[], Tensor], share: float) -> Tensor:
+        magnitude, count = gradient.abs() * movable(), int(share * gradient.shape[1])
+        largest = magnitude.topk(count, dim=1).indices if count > 1 else magnitude.argmax(1, keepdim=True)
         step = gradient.gather(1, largest).sign() * (magnitude.gather(1, largest) > 0)
-        return torch.zeros_like(gradient).scatter(1, largest, step)
+        return torch.zeros_like(gradient).scatter(1, largest, step / step.abs().sum(1, keepdim=True).clamp(min=1))
 
     @staticmethod
     def uniform(draws: Draws, count: int) -> Tensor:
@@ -295,8 +296,8 @@ class L0:
         return delta * (rank < eps)
 
     @staticmethod
-    def steepest(gradient: Tensor, movable: Callable[[], Tensor]) -> Tensor:
-        raise ValueError("l0 balls have no steepest direction; attack them with fmn")
+    def steepest(gradient: Tensor, movable: Callable[[], Tensor], share: float) -> Tensor:
+        raise ValueError("l0 balls have no steepest direction; attack them with fmn or sigma-zero")
 
     @staticmethod
     def support(weight: Tensor, eps: Tensor, room: Tensor) -> Tensor:
@@ -320,11 +321,11 @@ class L0:
 
     @staticmethod
     def uniform(draws: Draws, count: int) -> Tensor:
-        raise ValueError("l0 balls have no uniform distribution; attack them with fmn")
+        raise ValueError("l0 balls have no uniform distribution; attack them with fmn or sigma-zero")
 
     @staticmethod
     def largest(draws: Draws, count: int) -> Tensor:
-        raise ValueError("l0 balls have no uniform distribution; attack them with fmn")
+        raise ValueError("l0 balls have no uniform distribution; attack them with fmn or sigma-zero")
 
     @staticmethod
     def box_radius(dimensions: int, width: float) -> float:

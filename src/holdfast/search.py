@@ -111,7 +111,7 @@ class StepRule(Protocol):
 
 @dataclass(frozen=True)
 class Steepest:
-    """x_{t+1} = project(x_t + step_size · steepest(m_t)), with m_t = momentum · m_{t−1} + g_t / mean |g_t|.
+    """x_{t+1} = project(x_t + step_size · steepest(m_t, share)), with m_t = momentum · m_{t−1} + g_t / mean |g_t|.
 
     Without momentum m_t is the gradient itself; with it, that of MI-FGSM (Dong et al., 2018).
     """
@@ -119,6 +119,7 @@ class Steepest:
     threat: Threat
     step_size: float
     momentum: float = 0.0
+    share: float = 0.0
     decay: Decay | None = None
     """Of the step size; constant by default."""
 
@@ -130,7 +131,7 @@ class Steepest:
             size = gradient.flatten(1).abs().mean(1).clamp(min=torch.finfo(gradient.dtype).tiny)
             gradient = self.momentum * state["velocity"] + gradient / per_example(size, gradient)
             state["velocity"] = gradient
-        step = self.threat.steepest(gradient, points)
+        step = self.threat.steepest(gradient, points, self.share)
         if self.decay is not None:
             step = step * per_example(self.decay(age), points)
         return self.threat.project(x, torch.add(points, step, alpha=self.step_size))
@@ -283,7 +284,9 @@ def slopes_of(values: Tensor, points: Tensor, *, keep: bool = False) -> tuple[Te
     """``gradient_of``, and of which examples it was NaN or inf somewhere, (n,) bool."""
     if not values.requires_grad:
         return torch.zeros_like(points), torch.zeros_like(values, dtype=torch.bool)
-    return tamed(torch.autograd.grad(values.sum(), points, retain_graph=keep, materialize_grads=True)[0])
+    with torch.enable_grad():  # for a caller without, too
+        total = values.sum()
+    return tamed(torch.autograd.grad(total, points, retain_graph=keep, materialize_grads=True)[0])
 
 
 def tamed(gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -156,17 +156,21 @@ class Threat:
         """
         return self._random(x, generators, self._norm.largest)
 
-    def steepest(self, gradient: Tensor, x_adv: Tensor) -> Tensor:
+    def steepest(self, gradient: Tensor, x_adv: Tensor, share: float = 0.0) -> Tensor:
         """The direction of unit length with the largest inner product with the gradient; (N, ...).
 
         For l_1 that is a single coordinate: the one of largest slope that the box lets move from x_adv.
         A zero gradient gives a zero direction.
+
+        Args:
+            share: for l_1, spread evenly over this share of the coordinates, and one at least; the other norms
+                move them all.
         """
 
         def movable() -> Tensor:
             return torch.where(gradient > 0, x_adv < self.high, x_adv > self.low).flatten(1)
 
-        return self._norm.steepest(gradient.flatten(1), movable).view_as(gradient)
+        return self._norm.steepest(gradient.flatten(1), movable, share).view_as(gradient)
 
     def random_point(self, x: Tensor, generators: Draws | Sequence[torch.Generator]) -> Tensor:
         """A uniform point of the ball around each x, moved into the box; (N, ...).

@@ -12,12 +12,30 @@ from hypothesis import strategies as st
 from torch import nn
 
 from holdfast import Threat
-from holdfast.attacks import APGD, FAB, FMN, PGD, Attack, AttackResult, AutoAttack, CarliniWagner
+from holdfast.attacks import (
+    APGD,
+    FAB,
+    FGSM,
+    FMN,
+    PGD,
+    Attack,
+    AttackResult,
+    AutoAttack,
+    CarliniWagner,
+    DeepFool,
+    GradientAttack,
+)
+from holdfast.attacks.ensemble import Ensemble
 from holdfast.fold import folded
 
 ATTACKS = sorted(Attack.registry)
 NORMS = ("linf", "l2", "l1")
-SHORTER = {"square": {"queries": 300}, "carlini-wagner": {"steps": 40, "searches": 5}, "pgd": {"steps": 40}}
+SHORTER = {
+    "square": {"queries": 300},
+    "carlini-wagner": {"steps": 40, "searches": 5},
+    "pgd": {"steps": 40},
+    "sigma-zero": {"steps": 60},
+}
 """Settings for attacks that take long by default."""
 
 
@@ -29,6 +47,7 @@ KINDS = {
     ("ddn", "linf"): "weak",
     ("ddn", "l1"): "weak",
     ("carlini-wagner", ""): "weak",
+    ("sigma-zero", ""): "weak",
     ("fgsm", ""): "weak",
     ("fgsm", "linf"): "exact",
 }
@@ -49,6 +68,9 @@ def box_radius(
         gain = w.abs()
         if (gain * room.clamp(max=1e6)).sum() < -gap:
             radii.append(math.inf)
+        elif norm == "l0":
+            reach = (gain * room.clamp(max=1e6)).sort(descending=True).values.cumsum(0)
+            radii.append((reach < -gap).sum().item() + 1)
         elif norm == "l1":
             order = gain.argsort(descending=True)
             left, length = -gap, 0.0
@@ -73,11 +95,24 @@ def short(name: str) -> Attack:
 
 
 every_attack = pytest.mark.parametrize("attack", [short(name) for name in ATTACKS], ids=ATTACKS)
-every_norm = pytest.mark.parametrize("norm", NORMS)
-RADII = {"linf": 0.2, "l2": 1.0, "l1": 5.0}
+SPARSE = ("sigma-zero",)
+"""Attacks in l_0 and no other norm."""
+every_norm = pytest.mark.parametrize(
+    ("attack", "norm"),
+    [
+        pytest.param(short(name), norm, id=f"{norm}-{name}")
+        for name in ATTACKS
+        for norm in (("l0",) if name in SPARSE else NORMS)
+    ],
+)
+RADII = {"linf": 0.2, "l2": 1.0, "l1": 5.0, "l0": 6}
 
 
-@every_attack
+def suited(attack: Attack, norm: str, eps: float) -> Threat:
+    """The threat, or where the attack knows l_0 alone six entries; none for none."""
+    return Threat("l0", 6 if eps else 0) if attack.name in SPARSE else Threat(norm, eps)
+
+
 @every_norm
 def test_stays_in_the_threat_set_and_reports_what_it_did(attack: Attack, norm: str) -> None:
     model, (x, y), threat = small_cnn().eval(), images(20), Threat(norm, RADII[norm])
@@ -108,6 +143,17 @@ def test_stays_in_the_threat_set_and_reports_what_it_did(attack: Attack, norm: s
     assert all(text.startswith(attack.name) or attack.name == "autoattack" for text in result.origin if text)
 
 
+EOT = sorted(name for name in ATTACKS if issubclass(Attack.registry[name], GradientAttack))
+every_gradient_attack = pytest.mark.parametrize("name", EOT)
+BRIEF = {"carlini-wagner": {"steps": 10, "searches": 2}, "apgd-t": {"targets": 2}, "fab": {"targets": 2}}
+
+
+def averaging(name: str, samples: int, steps: int = 8) -> Attack:
+    kind = Attack.registry[name]
+    steps_of = {"steps": steps} if "steps" in kind.model_fields else {}
+    return kind(samples=samples, **{**steps_of, **BRIEF.get(name, {})})
+
+
 @every_attack
 def test_leaves_no_trace_on_the_model_or_the_inputs(attack: Attack) -> None:
     model, (x, y) = small_cnn().train(), images(6)
@@ -115,13 +161,12 @@ def test_leaves_no_trace_on_the_model_or_the_inputs(attack: Attack) -> None:
     model[0].weight.requires_grad_(False)
     model[6].weight.grad = torch.ones_like(model[6].weight)
     before, trace = x.clone(), Trace(model)
-    attack(model, x, y, Threat("linf", 0.1))
+    attack(model, x, y, suited(attack, "linf", 0.1))
     trace.check()
     assert torch.equal(x, before)
     assert not x.requires_grad
 
 
-@every_attack
 @every_norm
 def test_the_seed_decides_and_the_split_does_not(attack: Attack, norm: str) -> None:
     model, (x, y), threat = small_cnn().double(), images(11), Threat(norm, RADII[norm])
@@ -137,7 +182,6 @@ def test_the_seed_decides_and_the_split_does_not(attack: Attack, norm: str) -> N
     assert torch.allclose(part.x_adv, whole.x_adv[rows], atol=1e-9)
 
 
-@every_attack
 @every_norm
 @pytest.mark.parametrize("box", [math.inf, 1.0], ids=["no-box", "box"])
 def test_breaks_a_linear_model_exactly_when_eps_exceeds_the_radius(attack: Attack, norm: str, box: float) -> None:
@@ -172,13 +216,13 @@ def test_breaks_a_linear_model_exactly_when_eps_exceeds_the_radius(attack: Attac
 def test_single_non_contiguous_and_border_inputs(attack: Attack) -> None:
     model, (x, y) = small_cnn(), images(4)
     turned = x.transpose(2, 3)
-    straight = attack(model, turned.contiguous(), y, Threat("linf", 0.1))
-    assert torch.equal(attack(model, turned, y, Threat("linf", 0.1)).x_adv, straight.x_adv)
-    assert len(attack(model, x[:1], y[:1], Threat("linf", 0.1)).x_adv) == 1
-    assert len(attack(model, x[:0], y[:0], Threat("linf", 0.1)).x_adv) == 0
-    assert torch.equal(attack(model, x, y, Threat("linf", 0.0)).x_adv, x)
+    straight = attack(model, turned.contiguous(), y, suited(attack, "linf", 0.1))
+    assert torch.equal(attack(model, turned, y, suited(attack, "linf", 0.1)).x_adv, straight.x_adv)
+    assert len(attack(model, x[:1], y[:1], suited(attack, "linf", 0.1)).x_adv) == 1
+    assert len(attack(model, x[:0], y[:0], suited(attack, "linf", 0.1)).x_adv) == 0
+    assert torch.equal(attack(model, x, y, suited(attack, "linf", 0.0)).x_adv, x)
     black = torch.zeros_like(x)
-    assert (attack(model, black, y, Threat("l2", 1.0)).x_adv >= 0).all()
+    assert (attack(model, black, y, suited(attack, "l2", 1.0)).x_adv >= 0).all()
 
 
 @every_attack
@@ -189,11 +233,11 @@ def test_models_that_answer_nonsense_are_refused(attack: Attack) -> None:
 
     x, y = images(4)
     with pytest.raises(FloatingPointError, match="not finite"):
-        attack(Nan(), x, y, Threat("linf", 0.1))
+        attack(Nan(), x, y, suited(attack, "linf", 0.1))
     with pytest.raises(ValueError, match="label"):
-        attack(small_cnn(classes=2), x, torch.full((4,), 2), Threat("linf", 0.1))
+        attack(small_cnn(classes=2), x, torch.full((4,), 2), suited(attack, "linf", 0.1))
     with pytest.raises(ValueError, match="box"):
-        attack(small_cnn(), x * 2, y, Threat("linf", 0.1))
+        attack(small_cnn(), x * 2, y, suited(attack, "linf", 0.1))
 
 
 @every_attack
@@ -203,7 +247,7 @@ def test_a_constant_model_is_never_broken(attack: Attack) -> None:
             return torch.tensor([[1.0, 0.0]]).expand(len(x), 2)
 
     x, _ = images(3)
-    result = attack(Constant(), x, torch.tensor([0, 0, 1]), Threat("linf", 0.5))
+    result = attack(Constant(), x, torch.tensor([0, 0, 1]), suited(attack, "linf", 0.5))
     assert result.success.tolist() == [False, False, True]
 
 
@@ -247,11 +291,14 @@ def test_three_classes_float64_and_images_that_are_not_square(attack: Attack) ->
     x = torch.rand(12, 2, 5, 9, dtype=torch.float64, generator=generator)
     model = linear_model(classes=3, shape=(2, 5, 9)).double()
     y = model(x).argmax(1)
-    result = attack(model, x, y, Threat("l2", 0.3))
+    threat = suited(attack, "l2", 0.3)
+    result = attack(model, x, y, threat)
     assert result.x_adv.dtype == torch.float64
-    assert torch.equal(result.success, (model(result.x_adv).argmax(1) != y) & (result.distance <= 0.3 + 1e-6))
+    assert torch.equal(
+        result.success, (model(result.x_adv).argmax(1) != y) & (result.distance <= threat.eps + 1e-6)
+    )
     with pytest.raises(ValueError, match="float32 or float64"):
-        attack(model, x.half(), y, Threat("l2", 0.3))
+        attack(model, x.half(), y, threat)
 
 
 @pytest.mark.parametrize(
@@ -296,6 +343,44 @@ def test_batch_norm_is_folded_only_where_the_copy_answers_alike() -> None:
 
     moody = Moody().eval().requires_grad_(False)
     assert folded(moody, x) is moody
+
+
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(context: object, x: torch.Tensor) -> torch.Tensor:
+        return (8 * x).round() / 8
+
+    @staticmethod
+    def backward(context: object, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return gradient
+
+
+class Quantised(nn.Module):
+    """A network behind a rounding, whose backward may pass gradients on."""
+
+    def __init__(self, *, passing: bool) -> None:
+        super().__init__()
+        self.passing, self.network = passing, small_cnn()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(Rounded.apply(x) if self.passing else (8 * x).round() / 8)
+
+
+def test_a_copy_with_batch_norm_folded_away_keeps_the_backward_of_a_module() -> None:
+    model, (x, _) = Quantised(passing=True).eval().requires_grad_(False), images(6)
+    points = x.clone().requires_grad_(True)
+    (own,) = torch.autograd.grad(model(points).square().sum(), points)
+    (slope,) = torch.autograd.grad(folded(model, x)(points).square().sum(), points)
+    assert own.any()
+    assert torch.allclose(slope, own, atol=1e-5)
+
+
+@every_gradient_attack
+def test_every_attack_by_gradient_follows_the_backward_of_a_module(name: str) -> None:
+    (x, _), attack = images(12), averaging(name, 1, steps=30)
+    blind, sighted = Quantised(passing=False).eval(), Quantised(passing=True).eval()
+    y, threat = blind(x).argmax(1), suited(attack, "linf", 0.3)
+    assert attack(sighted, x, y, threat).success.sum() > attack(blind, x, y, threat).success.sum()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
@@ -385,10 +470,25 @@ def test_a_model_that_is_nan_away_from_the_inputs_is_no_robust_model(attack: Att
 
     y = inner(x).argmax(1)
     with pytest.raises(FloatingPointError, match="NaN"):
-        attack(Cliff(), x, y, Threat("l2", 0.3))
+        attack(Cliff(), x, y, suited(attack, "l2", 0.3))
 
 
-def test_averaged_passes_are_counted() -> None:
+def test_attacks_that_see_answers_only_have_nothing_to_average() -> None:
+    ensembles = {name for name in ATTACKS if issubclass(Attack.registry[name], Ensemble)}
+    assert set(ATTACKS) - set(EOT) == {*BLIND, *ensembles}
+
+
+def test_deepfool_looks_beyond_what_certificates_exclude() -> None:
+    model, x = linear_model(classes=5, shape=(1, 4, 4)).double(), torch.rand(8, 1, 4, 4).double()
+    y, threat = model(x).argmax(1), Threat("l2", 0.01)
+    closed = torch.zeros(8, 5, dtype=torch.bool)
+    closed[:, 0] = True
+    plain, spared = (DeepFool()(model, x, y, threat, open_targets=which) for which in (None, closed))
+    assert torch.equal(spared.distance, plain.distance)
+
+
+@every_gradient_attack
+def test_averaged_passes_are_counted_and_change_nothing_where_the_model_answers_alike(name: str) -> None:
     calls = 0
 
     class Counting(nn.Module):
@@ -401,13 +501,70 @@ def test_averaged_passes_are_counted() -> None:
             calls += len(x)
             return self.network(x)
 
-    x, _ = images(8)
-    model = Counting()
-    y = model(x).argmax(1)
+    (x, _), model = images(8), Counting()
+    y, threat = model(x).argmax(1), suited(averaging(name, 1), "l2", 0.3)
+    once = averaging(name, 1)(model, x, y, threat)
     calls = 0
-    result = APGD(steps=5, samples=4)(model, x, y, Threat("linf", 1e-4))
-    assert not result.success.any()
-    assert result.forwards.sum() == calls == 8 * (1 + 4 * 6)
+    twice = averaging(name, 2)(model, x, y, threat)
+    assert torch.equal(once.x_adv, twice.x_adv)
+    assert torch.equal(once.success, twice.success)
+    assert torch.equal(twice.forwards - 1, 2 * (once.forwards - 1))  # but for the clean pass
+    assert torch.equal(twice.backwards, 2 * once.backwards)
+    assert twice.backwards.sum() > 0
+    if name not in ("apgd", "apgd-t", "pgd", "multi-targeted"):  # where the finished stay in the batch for a while
+        assert twice.forwards.sum() == calls
+
+
+class Coin(nn.Module):
+    """Right, and wrong with some probability wherever it is asked."""
+
+    def __init__(self, wrong: float) -> None:
+        super().__init__()
+        self.wrong, self.network = wrong, linear_model(classes=4, shape=(1, 8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.network(x)
+        turned = (torch.rand(len(x), 1) < self.wrong) & (x != 0.5).flatten(1).any(1, keepdim=True)
+        return torch.where(turned, -logits, logits)
+
+
+@every_gradient_attack
+def test_a_success_on_a_model_that_answers_at_random_is_what_most_passes_get_wrong(name: str) -> None:
+    x = torch.full((6, 1, 8, 8), 0.5)  # here it answers alike
+    y, threat = Coin(0)(x).argmax(1), suited(averaging(name, 1), "linf", 1e-6)
+    assert averaging(name, 25).passes == 25
+    assert not averaging(name, 25, steps=3)(Coin(0.15), x, y, threat).success.any()
+    likely = averaging(name, 25, steps=3)(Coin(0.9), x, y, threat)
+    assert likely.adversarial_distance.isfinite().all()
+
+
+def test_a_lucky_pass_alone_is_no_success() -> None:
+    x = torch.full((200, 1, 8, 8), 0.5)
+    y = Coin(0)(x).argmax(1)
+    result = PGD(steps=20)(Coin(0.1), x, y, Threat("linf", 1e-6))
+    # Nine in ten meet a wrong answer in 20 steps, twice; one in ten answers wrongly when asked once more.
+    assert result.success.double().mean() < 0.3
+
+
+def test_averaged_gradients_see_through_noise() -> None:
+    class Noisy(nn.Module):
+        """Its answers are the network's; its gradients have as much noise as signal several times over."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = linear_model(classes=4, shape=(1, 8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            logits = self.network(x)
+            noise = torch.randn(len(x), 4, 64)
+            return logits + 10 * (noise @ (x - x.detach()).flatten(1)[:, :, None]).squeeze(2)
+
+    model, (x, _) = Noisy(), images(60)
+    y, threat = model(x).argmax(1), Threat("linf", 0.05)
+    true = FGSM()(model.network, x, y, threat).success.sum()
+    one, many = (FGSM(samples=samples)(model, x, y, threat).success.sum() for samples in (1, 100))
+    assert one < 0.5 * true
+    assert many > 0.7 * true
 
 
 def test_autoattack_leaves_square_out_where_there_are_no_images() -> None:
@@ -432,10 +589,10 @@ def test_attacks_take_inputs_of_any_shape(
     name: str, shape: list[int], count: int, classes: int, dtype: torch.dtype
 ) -> None:
     model = linear_model(classes=classes, shape=tuple(shape)).to(dtype)
-    x, threat = torch.rand(count, *shape).to(dtype), Threat("l2", 0.5)
-    y = model(x).argmax(1)
     kind = Attack.registry[name]
     attack = kind(steps=3) if "steps" in kind.model_fields else kind()
+    x, threat = torch.rand(count, *shape).to(dtype), suited(attack, "l2", 0.5)
+    y = model(x).argmax(1)
     result = attack(model, x, y, threat)
     assert result.x_adv.shape == x.shape
     assert result.x_adv.dtype == dtype
@@ -449,7 +606,7 @@ def test_attacks_take_inputs_of_any_shape(
 @every_attack
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_a_model_that_works_in_place_is_attacked_like_one_that_does_not(attack: Attack, name: str) -> None:
-    (hasty, plain), (x, y), threat = twins(name), images(6), Threat("linf", 0.1)
+    (hasty, plain), (x, y), threat = twins(name), images(6), suited(attack, "linf", 0.1)
     y = plain.eval()(x).argmax(1)
     before = x.clone()
     result, expected = attack(hasty, x, y, threat), attack(plain, x, y, threat)

@@ -12,12 +12,12 @@ from helpers import images, small_cnn
 from torch import Tensor, nn
 
 from holdfast import Threat
-from holdfast.attacks import FGSM, PGD
+from holdfast.attacks import FGSM, PGD, MultiTargeted
 from holdfast.attacks.attack import Targets
 from holdfast.attacks.losses import cross_entropy, until_wrong, until_wrong_towards
-from holdfast.attacks.pgd import choose_target
+from holdfast.attacks.pgd import choose_target, likeliest
 from holdfast.layers import Normalize
-from holdfast.search import climb
+from holdfast.search import Steepest, climb
 
 
 class BoxFirst(Threat):
@@ -151,3 +151,63 @@ def test_the_first_success_ends_an_example() -> None:
 def test_it_is_named_as_the_field_names_it() -> None:
     assert PGD(steps=100).title == "PGD-100"
     assert PGD(steps=20, restarts=5).title == "PGD-20 × 5"
+
+
+def test_a_step_shrinks_as_its_schedule_says() -> None:
+    model, (x, _) = small_cnn().eval(), images(3)
+    y = model(x).argmax(1)
+    threat, first = (
+        Threat("linf", 1e-5, -math.inf, math.inf),
+        0.02,
+    )  # in units of eps: no ball and no box on the way
+    for schedule, left in {
+        "constant": lambda t: 1.0,
+        "cosine": lambda t: (1 + math.cos(math.pi * t)) / 2,
+        "geometric": lambda t: 100.0**-t,
+    }.items():
+        attack = PGD(steps=4, step_size=first, schedule=schedule, random_start=False)
+        rule = Steepest(threat, threat.eps * attack._first_step, decay=attack._decay)
+        points, gradient = x.double(), torch.ones_like(x).double()
+        for step in range(4):
+            moved = rule.move({}, x.double(), points, y, gradient, torch.full((3,), step))
+            assert torch.allclose(moved - points, torch.full_like(points, first * 1e-5 * left(step / 4)))
+            points = moved
+    assert PGD(steps=50)._first_step == 2.5 / 50
+    assert PGD(steps=50, schedule="cosine")._first_step == 1
+
+
+def test_only_open_targets_are_likely() -> None:
+    logits = torch.tensor([[5.0, 3, 4, 1], [5, 3, 4, 1]])
+    y = torch.zeros(2, dtype=torch.int64)
+    targets = Targets(torch.zeros(2, 3), y, logits, torch.arange(2), 0, 8)
+    assert torch.stack(likeliest(targets), 1).tolist() == [[2, 1, 3]] * 2
+    some = targets._replace(open=torch.tensor([[True, False, True, True], [True, True, False, False]]))
+    assert torch.stack(likeliest(some), 1).tolist() == [[2, 3, -1], [1, -1, -1]]
+    assert torch.stack(likeliest(some, 1), 1).tolist() == [[2], [1]]
+
+
+def test_a_step_in_l1_moves_the_share_of_largest_slope_that_the_box_lets_move() -> None:
+    threat = Threat("l1", 1.0)
+    gradient = torch.tensor([[4.0, -3.0, 2.0, 1.0, 0.0], [0.0, 0.0, 1e-9, 0.0, 0.0], [0.0] * 5])
+    x = torch.tensor([[1.0, 0.5, 0.5, 0.5, 0.5]] * 3)  # the first entry is at the end of the box
+    assert threat.steepest(gradient, x).tolist() == [[0, -1, 0, 0, 0], [0, 0, 1, 0, 0], [0] * 5]
+    assert threat.steepest(gradient, x, 0.4).tolist() == [[0, -0.5, 0.5, 0, 0], [0, 0, 1, 0, 0], [0] * 5]
+    assert threat.steepest(gradient, x, 1.0)[0].tolist() == pytest.approx([0, -1 / 3, 1 / 3, 1 / 3, 0])
+
+
+def test_pgd_in_l1_is_stronger_by_a_share_of_the_entries_than_by_one() -> None:
+    model, (x, _) = small_cnn(channels=3).eval(), images(100, channels=3)
+    y, threat = model(x).argmax(1), Threat("l1", 3.0)
+    one, many, default = (
+        PGD(steps=20, share=share)(model, x, y, threat).success.sum() for share in (1e-6, 0.02, None)
+    )
+    assert many > one
+    assert default >= one
+
+
+def test_a_share_in_another_norm_is_refused() -> None:
+    x, _ = images(4)
+    y = small_cnn().eval()(x).argmax(1)
+    for attack in (PGD(share=0.1), MultiTargeted(share=0.1)):
+        with pytest.raises(ValueError, match=r"share=0.1 is for steps in l1; leave it out for linf"):
+            attack(small_cnn(), x, y, Threat("linf", 0.1))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import images
+from helpers import images, small_cnn
 from torch import Tensor, nn
 
 from holdfast import Threat
+from holdfast.bounds import bound_margins
 from holdfast.certify import BoundCertifier
 from holdfast.component import Component
 
@@ -80,3 +81,24 @@ def test_methods_of_l2_certify_in_order_of_their_tightness() -> None:
     radius = {name: BoundCertifier(method=name)(model, x, y, threat).radius for name in ("lmt", "bcp", "crown-ibp")}
     assert (radius["bcp"] >= 0.99 * radius["lmt"]).all()
     assert radius["crown-ibp"].median() > radius["lmt"].median()
+
+
+@pytest.mark.parametrize("certifier", [BoundCertifier(method="crown-ibp"), BoundCertifier(method="cascade")])
+def test_excluded_are_the_classes_with_a_positive_margin(certifier: BoundCertifier) -> None:
+    model, (x, y) = small_cnn(seed=3).eval(), images(40)
+    threat = Threat("linf", 0.02)
+    found = certifier(model, x, y, threat)
+    assert found.excluded is not None
+    method = "crown" if certifier.method == "cascade" else "crown-ibp"
+    margins = bound_margins(model, x, y, threat, method=method, arithmetic="real")
+    right = model(x).argmax(1) == y
+    for row in range(40):
+        others = [j for j in range(4) if j != y[row]]
+        excluded = found.excluded[row]
+        assert not excluded[y[row]]
+        if right[row]:
+            assert (excluded[others] >= (margins[row] > 0)).all()
+            assert bool(found.verified[row]) == bool(excluded[others].all())
+        else:
+            assert not excluded.any()
+    assert 0 < found.excluded.sum() < 40 * 3

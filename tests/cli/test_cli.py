@@ -130,6 +130,8 @@ def test_list_and_show_tell_what_there_is() -> None:
         (["train", "digits", "objective.kapa=1"], "did you mean 'kappa'"),
         (["train", "digits", "objective=ibpp"], "did you mean 'ibp'"),
         (["train", "digits", "threat=linf:-0.1"], "eps must be ≥ 0"),
+        (["train", "digits", "threat=linf:8"], "write linf:8/255"),
+        (["train", "digits", "evaluation.threat=l2:36"], "write l2:36/255"),
         (["train", "digits", "threat=linf:much"], "fraction such as 8/255"),
         (["train", "missing.yaml"], "no recipe file missing.yaml"),
         (["train", "mnist-ibp", "data.root=/nowhere/at/all"], "/nowhere/at/all is not there"),

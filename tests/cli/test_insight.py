@@ -119,6 +119,20 @@ def test_local_lipschitz_of_a_run(run: Path) -> None:
     assert holdfast("analyze", run, "local-lipschitz", "on=logit").exit_code == 2
 
 
+def test_the_attacks_of_a_run_are_checked(run: Path) -> None:
+    result = holdfast("analyze", run, "attack-check", "examples=8", "draws=20")
+    assert result.exit_code == 0, result.output
+    assert "what it leaves standing says something of the network" in " ".join(result.stdout.split())
+    table = pd.read_csv(Path(result.stdout.splitlines()[-1]) / "images.csv")
+    assert list(table) == ["index", "made", "random search", "pgd"]
+    assert table["made"].all()
+    assert table["pgd"].mean() > table["random search"].mean()
+    weak = "attacks=[{name: pgd, steps: 1, step_size: 0.01, random_start: false}]"
+    result = holdfast("analyze", run, "attack-check", "examples=8", "draws=20", weak)
+    assert "it misses most of what is there" in " ".join(result.stdout.split())
+    assert holdfast("analyze", run, "attack-check", "threat=linf:0").exit_code == 2
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """A small data set of arrays with a repeated image, the same one under two labels, and a mislabelled one."""

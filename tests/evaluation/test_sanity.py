@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from holdfast import Threat, evaluate
 from holdfast.attacks import PGD, Attack
 from holdfast.data import load_data
-from holdfast.evaluation.sanity import batch_dependence, misplaced_labels, suspicions, unpredicted_classes
+from holdfast.evaluation.sanity import (
+    batch_dependence,
+    excessive_radius,
+    hidden_gradients,
+    misplaced_labels,
+    randomness,
+    suspicions,
+    unpredicted_classes,
+)
 
 THREAT = Threat("linf", 0.1)
 
@@ -33,9 +41,47 @@ class Probabilities(Wrapped):
         return self.network(x).softmax(1)
 
 
+class Sigmoids(Wrapped):
+    """One-vs-rest, and sure of itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (200 * self.network(x)).sigmoid()
+
+
+class Squashed(nn.Module):
+    """Saturated before a last layer, which mixes what is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = linear_model(classes=4, shape=(1, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixing = torch.eye(4) + 0.3 * torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
+        return (12 * self.network(x)).sigmoid() @ mixing
+
+
+class RootOfZero(Wrapped):
+    """With an infinite gradient where a pixel is black."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x.sqrt())
+
+
 class Quantised(Wrapped):
     def forward(self, x: Tensor) -> Tensor:
         return self.network((x * 8).round() / 8)
+
+
+class Shattered(Wrapped):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x + 0.02 * torch.sin(200 * x))
+
+
+class WithLogs(Wrapped):
+    """Log-probabilities, which cross-entropy takes like logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (30 * self.network(x)).log_softmax(1)
 
 
 class Reversed(torch.autograd.Function):
@@ -56,25 +102,101 @@ class Misleading(Wrapped):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (Moody, "answers at random"),
         (Probabilities, "are probabilities, not logits"),
+        (Sigmoids, "the outputs are saturated"),
+        (Squashed, "the gradients fade"),
+        (RootOfZero, "is NaN or infinite for 20 of 60"),
         (Quantised, "exactly zero for 60 of 60"),
         (Misleading, "more steps do not raise the loss"),
     ],
 )
 def test_each_sign_is_seen(model: type[nn.Module], words: str) -> None:
     x, _ = images(60)
-    y = small_cnn().eval()(x).argmax(1)
-    found = suspicions(model(), x, y, THREAT)
-    assert [text for text in found if words in text]
-    if model is not Moody:
-        assert len(found) == 1, found
+    x[:20, :, 0, 0] = 0
+    (text,) = suspicions(model(), x, model().eval()(x).argmax(1), THREAT)
+    assert words in text
 
 
-def test_honest_models_raise_no_doubts() -> None:
-    x, _ = images(60)
-    for model in (small_cnn(), linear_model(classes=4, shape=(1, 8, 8))):
-        assert suspicions(model, x, model.eval()(x).argmax(1), THREAT) == []
+@pytest.mark.parametrize("count", [1, 3, 60])
+def test_honest_models_raise_no_doubts(count: int) -> None:
+    x, _ = images(count)
+    for model in (small_cnn(), linear_model(classes=4, shape=(1, 8, 8)), WithLogs()):
+        for threat in (THREAT, Threat("linf", 0.8), Threat("l2", 5.0), Threat("linf", 8.0)):
+            assert suspicions(model, x, model.eval()(x).argmax(1), threat) == []
+
+
+def test_outputs_that_come_to_one_from_either_side_are_not_saturated() -> None:
+    x, y = load_data("digits").test.batch(slice(40))
+    flat, target = x.flatten(1), nn.functional.one_hot(y, 10).float()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with torch.no_grad():
+        model[1].weight.copy_((torch.linalg.pinv(flat.double()) @ target.double()).T)
+        model[1].bias.zero_()
+    assert ((model(x) - target).abs() < 0.01).double().mean() > 0.5
+    assert suspicions(model, x, y, Threat("linf", 1e-3)) == []
+
+
+def test_networks_on_digits_raise_no_doubts() -> None:
+    x, y = load_data("digits").test.batch(slice(64))
+    for seed in range(3):
+        assert suspicions(small_cnn(10, seed=seed), x, y, THREAT) == []
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_answers_at_random_are_told_whatever_is_run(count: int) -> None:
+    x, y = images(count)
+    assert randomness(small_cnn(), x) == []
+    (text,) = randomness(Moody(), x)
+    assert "answers at random" in text
+    assert text in evaluate(Moody(), x, y, THREAT).summary["warnings"]
+
+
+@pytest.mark.parametrize("model", [Quantised, Shattered])
+def test_gradients_that_lead_nowhere_are_told_where_the_attacks_pay_for_it(model: type[nn.Module]) -> None:
+    x, _ = images(32)
+    how = {"seed": 0, "batch_size": 256}
+    (text,) = hidden_gradients(model(), x, THREAT, 100_000, **how)
+    assert text.startswith("the gradients are hidden: of 16 adversarial examples")
+    assert hidden_gradients(model(), x, THREAT, 10_000, **how) == []
+    y = model().eval()(x).argmax(1)
+    warnings = evaluate(model(), x, y, THREAT, [PGD(steps=400, loss="margin")]).summary["warnings"]
+    assert any("the gradients are hidden" in text for text in warnings)
+
+
+def test_gradients_that_lead_somewhere_are_not_doubted() -> None:
+    x, _ = load_data("digits").test.batch(slice(32))
+    how = {"seed": 0, "batch_size": 256}
+    for model in (small_cnn(10), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))):
+        for threat in (THREAT, Threat("l2", 0.5), Threat("linf", 0.0), Threat("l0", 3), Threat("linf", 8.0)):
+            assert hidden_gradients(model, x, threat, 100_000, **how) == []
+    assert hidden_gradients(Moody(), images(32)[0], THREAT, 100_000, **how) == []  # that is told elsewhere
+
+
+@pytest.mark.parametrize(
+    ("threat", "words"),
+    [
+        ("linf:8", ["is the whole box", "write linf:8/255"]),
+        ("linf:1", ["is the whole box", "write linf:1/255"]),
+        ("linf:0.5", ["meet in the middle"]),
+        ("l2:128", ["is the whole box", "write l2:128/255"]),
+        ("l2:4", ["meet in the middle", "write l2:4/255"]),
+        ("l1:64", ["is the whole box"]),
+    ],
+)
+def test_a_radius_in_pixels_is_told(threat: str, words: list[str]) -> None:
+    (text,) = excessive_radius(Threat.parse(threat), images(2)[0])
+    assert all(word in text for word in words)
+    assert ("255" in text) == ("255" in "".join(words))
+    x, y = images(20)
+    assert text in evaluate(small_cnn(), x, y, threat).summary["warnings"]
+
+
+def test_a_radius_in_units_of_the_inputs_is_not() -> None:
+    x, _ = images(2)
+    for threat in ("linf:8/255", "linf:0.4", "l2:3.9", "l1:31", "l0:64", "linf:0"):
+        assert excessive_radius(Threat.parse(threat), x) == []
+    assert excessive_radius(Threat("linf", 8, 0, 255), x) == []
+    assert excessive_radius(Threat("linf", 8, -float("inf"), float("inf")), x) == []
 
 
 def test_an_attack_knows_which_of_its_parts_see_answers_only() -> None:
@@ -83,7 +205,7 @@ def test_an_attack_knows_which_of_its_parts_see_answers_only() -> None:
     assert blind == {"apgd": False, "apgd-t": False, "fab": False, "square": True}
     assert square.found_blindly(square.describe(0, 3))
     thorough = {name for name, member in Attack.registry.items() if member.thorough}
-    assert thorough == {"pgd", "multi-targeted", "apgd", "apgd-t", "autoattack"}
+    assert thorough == {"pgd", "multi-targeted", "apgd", "apgd-t", "autoattack", "ladder"}
 
 
 def test_what_only_a_blind_attack_breaks_is_told() -> None:
@@ -211,6 +333,10 @@ def test_classes_that_are_never_predicted_are_named() -> None:
     (all_one,) = unpredicted_classes(answers(label, np.full_like(label, 7)))
     assert all_one == "the model answers with class 7 to every one of 69 images of 4 classes"
     assert unpredicted_classes(answers(label[:30], label[:30])) == []  # one class, and only that is asked
+    few = np.arange(20) % 10  # two of each class
+    (same,) = unpredicted_classes(answers(few, np.full_like(few, 3)))
+    assert same == "the model answers with class 3 to every one of 20 images of 10 classes"
+    assert unpredicted_classes(answers(few[:10], np.full(10, 3))) == []  # nine may all be missed
 
 
 @pytest.mark.parametrize("how", [{}, {"certifiers": ["bounds"]}, {"attacks": ["fgsm"]}])

@@ -1,5 +1,6 @@
 """What explains robustness beside the accuracies."""
 
+from holdfast.analysis.attack_check import AttackCheck, attack_check
 from holdfast.analysis.collapse_metrics import NeuralCollapse
 from holdfast.analysis.lipschitz import LayerConstant, NetworkConstant, jacobian_norm, network_constant
 from holdfast.analysis.local_lipschitz import LocalLipschitz, local_lipschitz
@@ -9,6 +10,7 @@ from holdfast.analysis.separation import Separation, separation
 from holdfast.analysis.simplex import SimplexComparison, compare_simplices, leap_matrix
 
 __all__ = [
+    "AttackCheck",
     "CollapseMeter",
     "Landscape",
     "LayerConstant",
@@ -17,6 +19,7 @@ __all__ = [
     "NeuralCollapse",
     "Separation",
     "SimplexComparison",
+    "attack_check",
     "compare_simplices",
     "jacobian_norm",
     "leap_matrix",

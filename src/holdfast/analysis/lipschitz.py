@@ -13,7 +13,7 @@ from holdfast.bounds.ball import certified_gains, lipschitz_constant, node_gain
 from holdfast.bounds.graph import trace
 from holdfast.bounds.operators import Affine, LipschitzMap, apply, computed
 from holdfast.draws import Draws
-from holdfast.inference import check_inputs, frozen_eval
+from holdfast.inference import check_inputs, door, frozen_eval
 from holdfast.search import Steepest, ascend
 from holdfast.threat import Threat
 
@@ -77,6 +77,7 @@ def steepest_quotient(model: nn.Module, x: Tensor, threat: Threat, *, steps: int
     return ascend(quotient, x, rule, steps=steps, start=lambda rows, restart: start[rows]).value
 
 
+@door
 def network_constant(model: nn.Module, x: Tensor, threat: Threat, *, seed: int = 0) -> NetworkConstant:
     """Verified and found constants of a model in eval mode.
 

@@ -16,7 +16,7 @@ from holdfast.bounds.graph import trace
 from holdfast.bounds.operators import UnsupportedOperator
 from holdfast.draws import Draws
 from holdfast.fold import folded
-from holdfast.inference import check_inputs, check_logits, frozen_eval, predict
+from holdfast.inference import check_inputs, check_logits, door, frozen_eval, predict
 from holdfast.search import Ascent, State, ascend
 from holdfast.threat import Threat
 
@@ -57,6 +57,7 @@ class _Shrinking:
         return self.threat.project(x, points + length.view(-1, *[1] * (x.dim() - 1)) * direction)
 
 
+@door
 def local_lipschitz(
     model: nn.Module,
     x: Tensor,
@@ -88,7 +89,7 @@ def local_lipschitz(
         upper: give the figures from above as well; they take a backward pass for every output.
 
     Raises:
-        ValueError: inputs that make no sense, eps = 0, or unknown options.
+        ValueError: inputs that make no sense, eps = 0, unknown options, or logits in half precision.
     """
     check_inputs(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), threat)
     if threat.eps <= 0 or output_norm not in (1, 2) or on not in ("logits", "probabilities", "margins"):
@@ -107,6 +108,8 @@ def local_lipschitz(
             indices = range(number * batch_size, number * batch_size + len(batch))
             logits = predict(copy, batch, batch_size)
             check_logits(logits, torch.zeros(len(batch), dtype=torch.int64, device=x.device))
+            if torch.finfo(logits.dtype).bits < 32:
+                raise ValueError(f"the model answers in {logits.dtype}, whose rounding hides how steep it is")
             measured = _measure(on, logits.argmax(1))
             found = _ascent(copy, batch, measured, logits, threat, output_norm, steps, restarts, seed, indices)
             value = _without_rounding(model, batch, found, measured, logits, threat, output_norm)

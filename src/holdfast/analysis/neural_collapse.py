@@ -8,11 +8,13 @@ from torch import Tensor
 
 from holdfast.analysis.collapse_metrics import UNKNOWN, Centre, ClassMeans, NeuralCollapse, Scale
 from holdfast.analysis.simplex import nearest_centre
+from holdfast.inference import quiet_door
 
 CHUNK = 512
 """Examples that are looked at together: few enough to stay in the cache."""
 
 
+@quiet_door
 def neural_collapse(
     features: Tensor,
     labels: Tensor,
@@ -128,6 +130,7 @@ class CollapseMeter:
             first = int((~torch.isfinite(features).all(1)).nonzero()[0])
             raise ValueError(f"{batch}: the features of example {first} are NaN or inf")
 
+    @quiet_door
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor, *, scatter: bool = True) -> None:
         """Count a batch: features (n, d), labels (n,).

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.component import nearest
+from holdfast.inference import quiet_door
 
 ORDERS = {"linf": float("inf"), "l2": 2.0, "l1": 1.0}
 FIRST = 128
@@ -32,6 +33,7 @@ class Separation:
     """Its number, (M,) int64, one of several at the same distance; −1 where there is none."""
 
 
+@quiet_door
 @torch.no_grad()
 def separation(
     x: Tensor,

@@ -1,7 +1,7 @@
 """Attacks: one file each. An attack is called as ``PGD(steps=50)(model, x, y, threat, seed=0)``."""
 
 from holdfast.attacks.apgd import APGD, APGDTargeted
-from holdfast.attacks.attack import Attack, AttackResult
+from holdfast.attacks.attack import Attack, AttackResult, GradientAttack
 from holdfast.attacks.auto import AutoAttack
 from holdfast.attacks.carlini_wagner import CarliniWagner
 from holdfast.attacks.ddn import DDN
@@ -11,6 +11,7 @@ from holdfast.attacks.fgsm import FGSM
 from holdfast.attacks.fmn import FMN
 from holdfast.attacks.ladder import Ladder, default_attack
 from holdfast.attacks.pgd import PGD, MultiTargeted, Noise
+from holdfast.attacks.sigma_zero import SigmaZero
 from holdfast.attacks.square import Square
 
 __all__ = [
@@ -26,9 +27,11 @@ __all__ = [
     "AutoAttack",
     "CarliniWagner",
     "DeepFool",
+    "GradientAttack",
     "Ladder",
     "MultiTargeted",
     "Noise",
+    "SigmaZero",
     "Square",
     "default_attack",
 ]

@@ -11,7 +11,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.attack import Attack, Targets
+from holdfast.attacks.attack import Attack, GradientAttack, Targets
 from holdfast.attacks.losses import (
     LogitLoss,
     cross_entropy,
@@ -164,7 +164,7 @@ def adaptive_rule(threat: Threat, steps: int) -> StepRule:
     return AdaptiveSparse(threat, steps) if threat.sparse else Adaptive(threat, steps)
 
 
-class _APGD(Attack):
+class _APGD(GradientAttack):
     """What the two kinds of APGD share."""
 
     thorough: ClassVar[bool] = True
@@ -221,8 +221,6 @@ def _from(points: Tensor, rows: Tensor, restart: int) -> Tensor:
 class APGD(_APGD, name="apgd"):
     """Auto-PGD (Croce & Hein, 2020; for l_1, 2021): no step size to choose."""
 
-    samples: PositiveInt = 1
-    """Forward passes averaged at each point, for models that answer at random (EOT)."""
     loss: Literal["cross-entropy", "dlr"] = "cross-entropy"
     """What is ascended; with fewer than three classes the margin stands for ``dlr``."""
     restarts: PositiveInt = 1
@@ -237,10 +235,7 @@ class APGD(_APGD, name="apgd"):
         if self.loss == "dlr":
             loss = dlr if targets.logits.shape[1] > 2 else gap
         function = until_wrong(model, targets.y, loss, self.samples)
-        result = self.ascend(function, targets, threat, restarts=self.restarts, salt=0)
-        result.forwards.mul_(self.samples)
-        result.backwards.mul_(self.samples)
-        return result
+        return self.ascend(function, targets, threat, restarts=self.restarts, salt=0)
 
 
 class APGDTargeted(_APGD, name="apgd-t"):
@@ -264,7 +259,7 @@ class APGDTargeted(_APGD, name="apgd-t"):
             rows = result.unfinished
             rows = rows[target[rows] >= 0]
             part = targets.take(rows)
-            function = until_wrong_towards(model, part.y, target[rows], loss)
+            function = until_wrong_towards(model, part.y, target[rows], loss, self.samples)
             result.absorb(rows, self.ascend(function, part, threat, restarts=1, salt=1 + number), number)
         return result
 

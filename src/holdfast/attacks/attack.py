@@ -9,14 +9,17 @@ from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from holdfast.component import Component
 from holdfast.draws import Draws
 from holdfast.fold import InBfloat16, folded
 from holdfast.inference import (
+    answered,
     check_inputs,
     check_logits,
+    door,
     frozen_eval,
     plain_arithmetic,
     predict,
@@ -44,6 +47,9 @@ class AttackResult:
     """Backward passes spent on the example, (N,) int64."""
     origin: np.ndarray
     """How x_adv was found, (N,) text such as ``apgd-t target 3 step 17``; empty where nothing was."""
+    odd: Tensor | None = None
+    """Where some gradient on the attack's way was NaN or inf, so that it went on with what was left of it; what
+    stood for all that was tried without gradients, too. (N,) bool."""
 
     @property
     def adversarial_distance(self) -> Tensor:
@@ -60,15 +66,15 @@ class Targets(NamedTuple):
     y: Tensor
     """(N,) int64."""
     logits: Tensor
-    """What the model answers on them, (N, K)."""
+    """What the model answers on them, (N, K), of the type of x; −inf for classes that it masks."""
     indices: Tensor
     """Their numbers in the data set, (N,): with the seed they determine every draw."""
     seed: int
     batch_size: int
     """At most so many in a forward pass."""
     open: Tensor | None = None
-    """Classes that the model may answer with, as far as certificates know, the label among them, (N, K) bool; all
-    of them where it is None."""
+    """Classes that the model may answer with, as far as certificates and masks tell, the label among them, (N, K)
+    bool; all of them where it is None."""
 
     def draws(self, *salt: int, rows: Tensor | None = None) -> Draws:
         """What they, or some of them, draw; another salt gives unrelated numbers."""
@@ -83,6 +89,10 @@ class Targets(NamedTuple):
             indices=self.indices[rows],
             open=None if self.open is None else self.open[rows],
         )
+
+
+TRIES = 200
+"""Queries of an example whose gradients are no numbers."""
 
 
 class Attack(Component, family="attacks"):
@@ -104,6 +114,7 @@ class Attack(Component, family="attacks"):
         """Whether an evaluation spares it what is certified: examples, and classes of an example."""
         return True
 
+    @door
     def __call__(
         self,
         model: nn.Module,
@@ -142,17 +153,25 @@ class Attack(Component, family="attacks"):
             if len(x):
                 with plain_arithmetic(x.device):
                     logits = predict(model, x, batch_size)
-                check_logits(logits, y)
+                check_logits(logits, y, masks=True)
                 right = logits.argmax(1) == y
+                if logits.dtype != x.dtype:
+                    model, logits = _InTypeOfInputs(model), in_type(logits, x.dtype)
             standing = right.nonzero().squeeze(1)
-            open_classes = None if open_targets is None else _with_own(open_targets.to(x.device), y)
-            everyone = Targets(x, y, logits, numbers, seed, batch_size, open_classes)
-            targets = everyone.take(standing) if len(x) else None
-            found = self._confirmed(model, targets, threat) if targets and len(standing) else Ascent.before(x[:0])
+            found, blindly = Ascent.before(x[:0]), {}
+            if len(standing):
+                open_classes = None if open_targets is None else with_own(open_targets.to(x.device), y)
+                if (masked := logits == -torch.inf).any():
+                    allowed = ~masked if open_classes is None else open_classes & ~masked
+                    open_classes = with_own(allowed, y)
+                targets = Targets(x, y, logits, numbers, seed, batch_size, open_classes).take(standing)
+                found = self._confirmed(model, targets, threat)
+                blindly = self._without_gradients(model, targets, threat, found)
         x_adv, success = x.clone(), torch.ones_like(y, dtype=torch.bool)
         forwards = torch.ones_like(y, dtype=torch.int64)
         backwards = torch.zeros_like(forwards)
-        x_adv[standing], success[standing] = found.x, found.finished
+        odd = torch.zeros_like(success)
+        x_adv[standing], success[standing], odd[standing] = found.x, found.finished, found.odd
         forwards[standing] += found.forwards
         backwards[standing] += found.backwards
         distance = threat.distance(x, x_adv)
@@ -160,12 +179,12 @@ class Attack(Component, family="attacks"):
         places = zip(
             standing.tolist(), found.finished.tolist(), found.restart.tolist(), found.step.tolist(), strict=True
         )
-        for row, finished, restart, step in places:
-            origin[row] = self.describe(restart, step) if finished else ""
+        for number, (row, finished, restart, step) in enumerate(places):
+            origin[row] = blindly.get(number, self).describe(restart, step) if finished else ""
         if self.minimum_norm:
             distance = torch.where(success, distance, torch.inf)
             success = success & (distance <= threat.eps)
-        return AttackResult(x_adv, success, distance, forwards, backwards, origin)
+        return AttackResult(x_adv, success, distance, forwards, backwards, origin, odd)
 
     def _confirmed(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         """The attack on a cheaper copy in whatever arithmetic is fast, each success confirmed on the model in plain
@@ -173,18 +192,47 @@ class Attack(Component, family="attacks"):
         copy = folded(model, targets.x[:16]) if self.folds else model
         if self.precision == "bf16":
             copy = InBfloat16(copy)
-        found = self.perturb(copy, targets, threat)
-        if not found.finished.any():
-            return found
-        rows = found.finished.nonzero().squeeze(1)
+        found = self.attempt(copy, targets, threat)
         with plain_arithmetic(targets.x.device):
-            right = predict(model, found.x[rows], targets.batch_size).argmax(1) == targets.y[rows]
-            found.forwards[rows] += 1
-            again = rows[right]
+            again = self._refuted(model, targets, found, torch.arange(len(targets.y), device=targets.y.device))
             if len(again):
                 found.finished[again] = False
-                found.absorb(again, self.perturb(model, targets.take(again), threat))
+                found.absorb(again, self.attempt(model, targets.take(again), threat))
+                found.finished[self._refuted(model, targets, found, again)] = False
         return found
+
+    def _refuted(self, model: nn.Module, targets: Targets, found: Ascent, rows: Tensor) -> Tensor:
+        """Which of these rows were successes that the model, asked anew, does not make."""
+        rows = rows[found.finished[rows]]
+        votes = torch.zeros_like(rows)
+        for _ in range(self.passes if len(rows) else 0):
+            votes += predict(model, found.x[rows], targets.batch_size).argmax(1) != targets.y[rows]
+        found.forwards[rows] += self.passes
+        return rows[2 * votes <= self.passes]
+
+    @property
+    def passes(self) -> int:
+        """Forward passes that decide whether the model is wrong at a point: more than half of them must be."""
+        return 1
+
+    def attempt(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
+        """``perturb``, with its passes as the model sees them."""
+        return self.perturb(model, targets, threat)
+
+    def _without_gradients(
+        self, model: nn.Module, targets: Targets, threat: Threat, found: Ascent
+    ) -> dict[int, Attack]:
+        """Try by answers alone what stands for all that an attack found with gradients that were no numbers, in
+        place; by what each of the examples fell that fell so."""
+        standing = ~found.finished | (threat.distance(targets.x, found.x) > threat.eps)
+        rows = (found.odd & standing).nonzero().squeeze(1)
+        if not len(rows) or threat.discrete or not threat.eps:
+            return {}
+        images = targets.x.dim() == 4
+        blind = self.parse({"name": "square", "queries": TRIES} if images else {"name": "noise", "samples": TRIES})
+        tried = blind._confirmed(model, targets.take(rows), threat)
+        found.absorb(rows, tried, keep_better=False)
+        return dict.fromkeys(rows[tried.finished].tolist(), blind)
 
     @property
     def brief(self) -> Attack:
@@ -206,10 +254,28 @@ class Attack(Component, family="attacks"):
         return bool(part.sees == "answers")
 
 
-def _with_own(open_targets: Tensor, y: Tensor) -> Tensor:
+def with_own(open_targets: Tensor, y: Tensor) -> Tensor:
     """The classes of each example with its own, (N, K); all of them where no other is open."""
     own = torch.zeros_like(open_targets).scatter(1, y[:, None], True)
     return own | open_targets | ~(open_targets & ~own).any(1, keepdim=True)
+
+
+class GradientAttack(Attack):
+    """Follows the gradient at points that it asks about by ``losses.asked``."""
+
+    samples: PositiveInt = 1
+    """Forward passes at each point, for models that answer at random: losses, and so gradients, are their means
+    (EOT, Athalye et al., 2018), and wrong is what more than half of them get wrong, in a second trial as well."""
+
+    @property
+    def passes(self) -> int:
+        return self.samples
+
+    def attempt(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
+        found = self.perturb(model, targets, threat)
+        found.forwards.mul_(self.samples)
+        found.backwards.mul_(self.samples)
+        return found
 
 
 class MinimumNormAttack(Attack):
@@ -240,9 +306,37 @@ class _Finite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(x)
-        if not torch.isfinite(logits).all():
-            raise FloatingPointError("the model's logits are NaN or inf at a point of the box")
+        require_answers(logits)
         return logits
+
+
+def require_answers(logits: Tensor) -> None:
+    """Refuse what would pass for a failed attack.
+
+    Raises:
+        FloatingPointError: some logits are NaN or inf.
+    """
+    if not answered(logits).all():
+        raise FloatingPointError("the model's logits are NaN or inf at a point of the box")
+
+
+class _InTypeOfInputs(nn.Module):
+    """A model whose logits are of the type of its inputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return in_type(self.model(x), x.dtype)
+
+
+def in_type(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Logits in another type with the same largest, for what asks about differences: of a finer type those from
+    the largest."""
+    if torch.finfo(logits.dtype).bits > torch.finfo(dtype).bits:
+        logits = logits - logits.detach().amax(1, keepdim=True)
+    return logits.to(dtype)
 
 
 class Nearest:

@@ -52,7 +52,7 @@ class AutoAttack(Ensemble, name="autoattack"):
         precision = self.precision
         if self.version == "rand":
             losses: tuple[Literal["cross-entropy", "dlr"], ...] = ("cross-entropy", "dlr")
-            return [APGD(loss=loss, samples=20, precision=precision) for loss in losses]
+            return [APGD(loss=loss, samples=self.passes, precision=precision) for loss in losses]
         if self.version == "quick":
             return [APGD(steps=30, precision=precision), APGDTargeted(steps=30, targets=3, precision=precision)]
         sparse, others = threat.sparse, classes - 1
@@ -66,6 +66,10 @@ class AutoAttack(Ensemble, name="autoattack"):
             return [ce, targeted, fab, square]
         dlr = APGD(loss="dlr", restarts=5, precision=precision)
         return [ce, dlr, fab.model_copy(update={"restarts": 5, "targeted": False}), square, targeted, fab]
+
+    @property
+    def passes(self) -> int:
+        return 20 if self.version == "rand" else 1
 
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         classes = targets.logits.shape[1]

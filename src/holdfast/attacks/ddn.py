@@ -6,14 +6,14 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import nn
 
-from holdfast.attacks.attack import MinimumNormAttack, Nearest, Targets
-from holdfast.attacks.fmn import cosine
-from holdfast.attacks.losses import cross_entropy
-from holdfast.search import gradient_of, per_example
+from holdfast.attacks.attack import GradientAttack, MinimumNormAttack, Nearest, Targets
+from holdfast.attacks.fmn import along, cosine
+from holdfast.attacks.losses import asked, cross_entropy
+from holdfast.search import per_example, slopes_of
 from holdfast.threat import Threat
 
 
-class DDN(MinimumNormAttack, name="ddn"):
+class DDN(MinimumNormAttack, GradientAttack, name="ddn"):
     """Steps along the gradient of the cross-entropy, at a length that follows the boundary (Rony et al., 2019).
 
     The l_2 length of the perturbation is 1 − γ times the last one where the point is adversarial and 1 + γ
@@ -39,15 +39,13 @@ class DDN(MinimumNormAttack, name="ddn"):
         for step in range(self.steps + 1):
             points = (x + delta).clamp(threat.low, threat.high).requires_grad_(step < self.steps)
             with torch.enable_grad():
-                logits = model(points)
-                loss = cross_entropy(logits, y)
-            wrong = logits.detach().argmax(1) != y
+                loss, wrong = asked(model, points, y, lambda logits: cross_entropy(logits, y), self.samples)
             nearest.offer(points, wrong, step)
             nearest.count(1, int(step < self.steps))
             if step == self.steps:
                 break
-            gradient = gradient_of(loss, points)
-            gradient = gradient / per_example(gradient.flatten(1).norm(dim=1).clamp(min=1e-12), x)
-            delta = points.detach() - x + cosine(1.0, 0.01, step, self.steps) * gradient
+            gradient, odd = slopes_of(loss, points)
+            nearest.best.odd.logical_or_(odd)
+            delta = points.detach() - x + along(gradient, cosine(1.0, 0.01, step, self.steps))
             length = length * torch.where(wrong, 1 - self.gamma, 1 + self.gamma)
             delta = delta * per_example(length / delta.flatten(1).norm(dim=1).clamp(min=1e-12), x)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
-from holdfast.attacks.attack import MinimumNormAttack, Nearest, Targets
+from holdfast.attacks.attack import GradientAttack, MinimumNormAttack, Nearest, Targets, with_own
+from holdfast.attacks.losses import asked
 from holdfast.attacks.pgd import likeliest
-from holdfast.search import gradient_of, per_example
+from holdfast.search import per_example, slopes_of
 from holdfast.threat import Threat
 
 
-class DeepFool(MinimumNormAttack, name="deepfool"):
+class DeepFool(MinimumNormAttack, GradientAttack, name="deepfool"):
     """The shortest step to the nearest linearised boundary z_j = z_y, repeated (Moosavi-Dezfooli et al., 2016).
 
     An example is done with its first wrong point, and moves no further.
@@ -35,7 +37,10 @@ class DeepFool(MinimumNormAttack, name="deepfool"):
         return f"DeepFool-{self.steps}"
 
     def minimise(self, model: nn.Module, targets: Targets, threat: Threat, nearest: Nearest) -> None:
-        classes = torch.stack(likeliest(targets, self.targets), 1)
+        # What certificates exclude within eps may be the nearest beyond it.
+        everything = targets._replace(open=with_own(targets.logits.isfinite(), targets.y))
+        columns = [column for column in likeliest(everything, self.targets) if (column >= 0).any()]
+        classes = torch.stack([torch.where(column < 0, columns[0], column) for column in columns], 1)
         # As published the step ignores the box, which cuts it; one along a single entry would get stuck so.
         way = threat if threat.sparse else replace(threat, low=-math.inf, high=math.inf)
         rows = torch.arange(len(targets.x), device=targets.x.device)
@@ -45,10 +50,8 @@ class DeepFool(MinimumNormAttack, name="deepfool"):
             points = x + (1 + self.overshoot) * (bare - x)
             points = points.clamp(threat.low, threat.high).requires_grad_(step < self.steps)
             with torch.enable_grad():
-                logits = model(points)
-                gaps = logits.gather(1, classes[rows]) - logits.gather(1, y[:, None])
+                gaps, wrong = asked(model, points, y, partial(_gaps, y, classes[rows]), self.samples)
             nearest.best.forwards[rows] += 1
-            wrong = logits.detach().argmax(1) != y
             everyone = torch.zeros_like(nearest.best.finished)
             everyone[rows] = wrong
             whole = targets.x.index_copy(0, rows, points.detach())
@@ -58,13 +61,21 @@ class DeepFool(MinimumNormAttack, name="deepfool"):
             shortest = torch.full_like(gaps.detach()[:, 0], torch.inf)
             chosen, gain = torch.zeros_like(x), torch.zeros_like(shortest)
             for number in range(gaps.shape[1]):
-                gradient = gradient_of(gaps[:, number], points, keep=number + 1 < gaps.shape[1])
-                missing = -gaps.detach()[:, number]
-                length = missing.abs() / threat.dual_length(gradient).clamp(min=1e-12)
-                nearer = length < shortest
-                shortest = torch.where(nearer, length, shortest)
+                gradient, odd = slopes_of(gaps[:, number], points, keep=number + 1 < gaps.shape[1])
+                nearest.best.odd[rows] |= odd
+                slope = threat.dual_length(gradient)
+                # In units of the slope, so that the scale of the logits makes no difference.
+                scale = torch.where(slope > 0, slope, 1)
+                missing = -gaps.detach()[:, number] / scale
+                nearer = (missing.abs() < shortest) & (slope > 0)
+                shortest = torch.where(nearer, missing.abs(), shortest)
                 gain = torch.where(nearer, missing, gain)
-                chosen = torch.where(per_example(nearer, x), gradient, chosen)
+                chosen = torch.where(per_example(nearer, x), gradient / per_example(scale, x), chosen)
             nearest.best.backwards[rows] += gaps.shape[1]
             step_to = way.shortest_step(points.detach(), chosen, gain + 1e-4 * gain.abs() + 1e-6)
             bare, rows = (bare + step_to).clamp(threat.low, threat.high)[~wrong], rows[~wrong]
+
+
+def _gaps(y: Tensor, classes: Tensor, logits: Tensor) -> Tensor:
+    """z_j − z_y for these classes j of each example, (n, number of classes)."""
+    return logits.gather(1, classes) - logits.gather(1, y[:, None])

@@ -36,7 +36,7 @@ class Ensemble(Attack):
             if isinstance(part, Square) and targets.x.dim() != 4:
                 logging.getLogger("holdfast").warning("%s without Square: its patches need images", self.title)
                 continue
-            found = part.perturb(model, targets.take(rows), threat)
+            found = part.attempt(model, targets.take(rows), threat)
             if part.minimum_norm:
                 found.finished.logical_and_(threat.distance(targets.x[rows], found.x) <= threat.eps)
                 found.value.fill_(-torch.inf)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.attack import Attack, Targets
+from holdfast.attacks.attack import GradientAttack, Targets, require_answers
+from holdfast.attacks.losses import asked
 from holdfast.attacks.pgd import likeliest
-from holdfast.search import Ascent, gradient_of, per_example
+from holdfast.search import Ascent, per_example, slopes_of
 from holdfast.threat import Threat
 
 STRIDE = 10_000
 """Walks are numbered by restart in blocks of so many classes."""
 
 
-class FAB(Attack, name="fab"):
+class FAB(GradientAttack, name="fab"):
     """Fast adaptive boundary attack, towards one likely class after the other (Croce & Hein, 2020).
 
     From a point, the boundary z_t = z_y is linearised; the point and the original are both projected onto it
@@ -95,22 +97,20 @@ class FAB(Attack, name="fab"):
         for step in range(self.steps):
             points = points.detach().requires_grad_(True)
             with torch.enable_grad():
-                logits = model(points)
-                gaps = logits - logits.gather(1, y[:, None])
+                gaps, _ = asked(model, points, y, partial(differences, y), self.samples)
                 gap = gaps.gather(1, target[:, None]).squeeze(1)
             if self.targeted:
-                gradient = gradient_of(gap, points)
+                gradient, odd = slopes_of(gap, points)
             else:
-                gap, gradient = nearest_boundary(gaps, y, points, threat)
+                gap, gradient, odd = nearest_boundary(gaps, y, points, threat)
                 result.backwards[rows] += gaps.shape[1] - 2
             points = self._step(x, points.detach(), gradient, gap.detach(), threat)
             with torch.no_grad():
-                answer = model(points)
-            if not torch.isfinite(answer).all():
-                raise FloatingPointError("the model's logits are NaN or inf at a point of the box")
+                answer, wrong = asked(model, points, y, lambda logits: logits, self.samples)
+            require_answers(answer)
+            result.odd[rows] |= odd
             result.forwards[rows] += 2
             result.backwards[rows] += 1
-            wrong = answer.argmax(1) != y
             distance = threat.distance(x, points)
             nearer = wrong & (distance < best[rows])
             hit = rows[nearer]
@@ -143,19 +143,26 @@ class FAB(Attack, name="fab"):
         return f"{self.name} restart {restart // STRIDE}{target} step {step}"
 
 
-def nearest_boundary(gaps: Tensor, y: Tensor, points: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
-    """The gap z_k − z_y (n,) and its gradient for the class k ≠ y with the least |gap| / ‖gradient‖_dual.
+def differences(y: Tensor, logits: Tensor) -> Tensor:
+    """z_k − z_y for every class, (n, K)."""
+    return logits - logits.gather(1, y[:, None])
+
+
+def nearest_boundary(gaps: Tensor, y: Tensor, points: Tensor, threat: Threat) -> tuple[Tensor, Tensor, Tensor]:
+    """The gap z_k − z_y (n,) and its gradient for the class k ≠ y with the least |gap| / ‖gradient‖_dual; and
+    whether some gradient had to be ``tamed``, (n,).
 
     Args:
         gaps: z_k − z_y for every class, (n, K), differentiable in the points.
     """
     nearest = torch.full_like(gaps[:, 0], torch.inf)
-    gap, gradient = gaps[:, 0].detach().clone(), torch.zeros_like(points)
+    gap, gradient, strange = gaps[:, 0].detach().clone(), torch.zeros_like(points), torch.zeros_like(y).bool()
     for k in range(gaps.shape[1]):
-        slope = gradient_of(gaps[:, k], points, keep=k + 1 < gaps.shape[1])
+        slope, odd = slopes_of(gaps[:, k], points, keep=k + 1 < gaps.shape[1])
+        strange |= odd
         away = gaps[:, k].detach().abs() / threat.dual_length(slope).clamp(min=1e-12)
         better = (y != k) & (away < nearest)
         nearest = torch.where(better, away, nearest)
         gap = torch.where(better, gaps[:, k].detach(), gap)
         gradient = torch.where(per_example(better, points), slope, gradient)
-    return gap, gradient
+    return gap, gradient, strange

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from holdfast.attacks.attack import Attack, Targets
+from holdfast.attacks.attack import GradientAttack, Targets
 from holdfast.attacks.losses import until_wrong
 from holdfast.search import Ascent, Steepest, ascend
 from holdfast.threat import Threat
 
 
-class FGSM(Attack, name="fgsm"):
+class FGSM(GradientAttack, name="fgsm"):
     """One step of length eps along the steepest direction of the cross-entropy (Goodfellow et al., 2015).
 
     For l_inf that is x + eps · sign ∇_x CE; for the other norms the step of the same length in theirs.
@@ -22,7 +22,7 @@ class FGSM(Attack, name="fgsm"):
 
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         return ascend(
-            until_wrong(model, targets.y),
+            until_wrong(model, targets.y, samples=self.samples),
             targets.x,
             Steepest(threat, threat.eps),
             steps=1,

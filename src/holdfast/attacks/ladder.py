@@ -20,23 +20,25 @@ class Ladder(Ensemble, name="ladder"):
     """The strongest that few passes buy: the margin without a target, then towards the likeliest classes.
 
     PGD on max_{j≠y} z_j − z_y with a step that falls from eps along half a cosine; what stands is then pushed
-    towards its likeliest classes in turn (see ``MultiTargeted``), with a step that falls from eps to eps / 100. Classes
-    that a certificate excludes are left out of both. In l_0, σ-zero.
+    towards its likeliest classes in turn (see ``MultiTargeted``), with a step that falls from eps to eps / 100.
+    Classes that a certificate excludes are left out of both. In l_0, σ-zero.
     """
 
     budget: Budget = "standard"
-    """Forward passes for an example that the model gets right and that does not fall: ``quick`` 30, ``standard`` 130,
-    ``thorough`` about 600."""
+    """Forward passes for an example that the model gets right and that does not fall: ``quick`` 30, ``standard``
+    130, ``thorough`` about 600."""
 
     @property
     def title(self) -> str:
         return f"Ladder ({self.budget})"
 
     def parts(self, threat: Threat, classes: int) -> list[Attack]:
-        untargeted, targets, targeted = RUNGS[self.budget]
+        untargeted, targets, steps = RUNGS[self.budget]
+        few = min(targets, classes - 1)
+        steps = (steps + 1) * targets // few - 1  # in passes, what there are no classes for
         return [
             PGD(loss="margin", schedule="cosine", steps=untargeted, precision=self.precision),
-            MultiTargeted(targets=targets, schedule="geometric", steps=targeted, precision=self.precision),
+            MultiTargeted(targets=few, schedule="geometric", steps=steps, precision=self.precision),
         ]
 
 

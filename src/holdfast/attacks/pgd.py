@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.attack import Attack, Targets
+from holdfast.attacks.attack import Attack, GradientAttack, Targets
 from holdfast.attacks.losses import (
     LogitLoss,
     LossName,
+    asked,
     cross_entropy,
     divergence,
     dlr,
@@ -29,9 +30,11 @@ from holdfast.threat import Threat
 
 TargetName = Literal["next", "least-likely", "random"]
 Schedule = Literal["constant", "cosine", "geometric"]
+SHARE = 0.01
+"""Of the entries, what a step in l_1 moves by default."""
 
 
-class _Projected(Attack):
+class _Projected(GradientAttack):
     """What the attacks by projected steepest ascent share."""
 
     thorough: ClassVar[bool] = True
@@ -49,12 +52,17 @@ class _Projected(Attack):
     """Start at a uniform point of the threat set; from the input itself otherwise."""
     momentum: float = Field(default=0.0, ge=0)
     """Weight of past gradients, each over its mean absolute value (Dong et al., 2018); 0 for none."""
+    share: float | None = Field(default=None, gt=0, le=1)
+    """For l_1: share of the entries that a step moves, each as far, those of largest slope first (Tramèr & Boneh,
+    2019); a hundredth by default. The other norms have their own steepest step and take none."""
 
     def ascend(self, function: Function, targets: Targets, threat: Threat, salt: int | None = None) -> Ascent:
+        if self.share is not None and threat.norm != "l1":
+            raise ValueError(f"share={self.share} is for steps in l1; leave it out for {threat.norm}")
         return ascend(
             function,
             targets.x,
-            Steepest(threat, threat.eps * self._first_step, self.momentum, self._decay),
+            Steepest(threat, threat.eps * self._first_step, self.momentum, self.share or SHARE, self._decay),
             steps=self.steps,
             start=random_start(targets, threat, salt) if self.random_start else lambda rows, _: targets.x[rows],
             restarts=self.restarts,
@@ -101,32 +109,38 @@ class PGD(_Projected, name="pgd"):
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         if self.target is not None:
             target = choose_target(self.target, targets)
-            function = until_wrong_towards(model, targets.y, target, lambda z, y, t: -cross_entropy(z, t))
+            function = until_wrong_towards(
+                model, targets.y, target, lambda z, y, t: -cross_entropy(z, t), self.samples
+            )
         elif self.loss == "kl":
-            function = _until_wrong_from(model, targets)
+            function = _until_wrong_from(model, targets, self.samples)
         else:
             losses: dict[str, LogitLoss] = {"cross-entropy": cross_entropy, "dlr": dlr, "margin": gap}
             loss = self.loss if self.loss != "dlr" or targets.logits.shape[1] > 2 else "margin"
-            function = until_wrong(model, targets.y, losses[loss])
+            function = until_wrong(model, targets.y, losses[loss], self.samples)
             if loss == "margin" and targets.open is not None:
-                function = until_wrong_towards(model, targets.y, targets.open, gap_among)
+                function = until_wrong_towards(model, targets.y, targets.open, gap_among, self.samples)
         return self.ascend(function, targets, threat)
 
 
 def choose_target(name: TargetName, targets: Targets) -> Tensor:
-    """A class other than the label for each example, (N,)."""
+    """A class other than the label for each example, (N,); none that is masked."""
     classes = targets.logits.shape[1]
-    if name == "next":
-        return (targets.y + 1) % classes
     if name == "least-likely":
-        return targets.logits.scatter(1, targets.y[:, None], torch.inf).argmin(1)
-    return (targets.y + 1 + targets.draws(1).below(classes - 1, 1).squeeze(1)) % classes
+        known = targets.logits.masked_fill(targets.logits == -torch.inf, torch.inf)
+        return known.scatter(1, targets.y[:, None], torch.inf).argmin(1)
+    others = (targets.y[:, None] + torch.arange(1, classes, device=targets.y.device)) % classes
+    masked = targets.logits.gather(1, others) == -torch.inf
+    others = others.gather(1, masked.byte().argsort(dim=1, stable=True))
+    if name == "next":
+        return others[:, 0]
+    drawn = targets.draws(1).below(classes - 1, 1).squeeze(1) % (~masked).sum(1).clamp(min=1)
+    return others.gather(1, drawn[:, None]).squeeze(1)
 
 
-def _until_wrong_from(model: nn.Module, targets: Targets) -> Function:
+def _until_wrong_from(model: nn.Module, targets: Targets, samples: int) -> Function:
     def function(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model(points)
-        return divergence(targets.logits[rows], logits), logits.detach().argmax(1) != targets.y[rows]
+        return asked(model, points, targets.y[rows], partial(divergence, targets.logits[rows]), samples)
 
     return function
 
@@ -155,7 +169,7 @@ class MultiTargeted(_Projected, name="multi-targeted"):
             rows = result.unfinished
             rows = rows[target[rows] >= 0]
             part = targets.take(rows)
-            function = until_wrong_towards(model, part.y, target[rows], targeted_gap)
+            function = until_wrong_towards(model, part.y, target[rows], targeted_gap, self.samples)
             result.absorb(rows, self.ascend(function, part, threat, salt=number), number)
         return result
 

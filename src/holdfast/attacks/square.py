@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.attack import Attack, Targets
+from holdfast.attacks.attack import Attack, Targets, require_answers
 from holdfast.attacks.losses import gap
 from holdfast.search import Ascent, per_example
 from holdfast.threat import Threat
@@ -67,8 +67,7 @@ class Square(Attack, name="square"):
             points = best if query == 0 else moves.propose(best, self._side(query, targets.x))
             logits = torch.cat([model(part) for part in points.split(targets.batch_size)])
             new = gap(logits, y)
-            if not torch.isfinite(new).all():
-                raise FloatingPointError("the model's logits are NaN or inf at a point of the threat set")
+            require_answers(logits)
             wrong = logits.argmax(1) != y
             better = (new > value) | wrong
             best = torch.where(per_example(better, best), points, best)

@@ -20,7 +20,7 @@ from holdfast.bounds.relaxation import SlopeRule, slopes_by
 from holdfast.bounds.rounding import Arithmetic, Bound, Rounding
 from holdfast.bounds.specification import interval_margins, interval_of_rows, interval_values, linear_margins
 from holdfast.component import nearest
-from holdfast.inference import check_inputs, plain_arithmetic
+from holdfast.inference import check_inputs, plain_arithmetic, quiet_door
 from holdfast.threat import Threat
 
 MethodName = Literal["ibp", "crown-ibp", "crown", "cap", "one-step", "alpha-crown", "bcp", "lmt"]
@@ -120,6 +120,7 @@ class Bounder:
         return sweep(self.graph, region, slopes, tighten=self.method.expensive, intersect=self.method.intersect)
 
 
+@quiet_door
 def bound_outputs(
     model: nn.Module,
     x: Tensor,
@@ -151,6 +152,7 @@ def bound_outputs(
     return logits.lower, logits.upper
 
 
+@quiet_door
 def bound_margins(
     model: nn.Module,
     x: Tensor,

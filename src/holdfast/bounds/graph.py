@@ -32,7 +32,7 @@ from holdfast.bounds.operators import (
 from holdfast.bounds.rules import MODULES, REGISTERED
 from holdfast.bounds.trial import try_once
 from holdfast.fold import BATCH_NORMS
-from holdfast.inference import copied_inputs, eval_mode, weights_named
+from holdfast.inference import copied_inputs, eval_mode, masked_classes, weights_named
 
 _TAKE_INPLACE = {"relu", "relu6", "leaky_relu", "hardtanh", "elu", "dropout"}
 _SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "__len__"}
@@ -273,6 +273,11 @@ def _refuse_what_tracing_skips(model: nn.Module) -> None:
     if model._forward_hooks or before or _global_forward_hooks or _global_forward_pre_hooks:
         raise UnsupportedOperator("the module has forward hooks, which bounds cannot see; remove them")
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UnsupportedOperator(
+                f"TorchScript hides the operators of {name or 'the module itself'!r}; give the module that it was "
+                "made from"
+            )
         if "forward" in vars(module):
             raise UnsupportedOperator(
                 f"the forward of {name or 'the module itself'!r} was replaced on the instance"
@@ -289,6 +294,8 @@ def _check(graph: Graph, model: nn.Module, points: Tensor) -> None:
     points = torch.cat([points, scattered])
     with torch.no_grad():
         logits = model(points.clone())
+        if masks := masked_classes(logits):
+            raise UnsupportedOperator(f"bounds have no word for -inf: {masks}")
         try:
             traced = walk(graph, {0: Interval.point(points)}, lambda number, operator, *v: rule(operator, *v))[
                 len(graph.nodes)

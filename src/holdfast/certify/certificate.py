@@ -13,7 +13,7 @@ from holdfast.bounds.graph import trace
 from holdfast.bounds.operators import Graph
 from holdfast.bounds.rounding import Arithmetic
 from holdfast.component import Component
-from holdfast.inference import check_inputs, check_logits, frozen_eval, plain_arithmetic, predict
+from holdfast.inference import check_inputs, check_logits, door, frozen_eval, plain_arithmetic, predict
 from holdfast.threat import Threat
 
 Tell = Callable[[int, int], None]
@@ -162,6 +162,7 @@ class Certifier(Component, family="certifiers"):
         """What they are about, where they are proofs by arithmetic."""
         return None
 
+    @door
     @torch.no_grad()
     def __call__(
         self,

@@ -17,10 +17,11 @@ from holdfast.evaluation.alarm import Claim, Points, Watch, claims_of, disagreem
 from holdfast.evaluation.making import ask_at, in_vain
 from holdfast.evaluation.sandwich import Evaluation
 from holdfast.evaluation.subject import subject_of
-from holdfast.inference import device_of
+from holdfast.inference import device_of, door
 from holdfast.threat import Threat
 
 
+@door
 def sandwich_curve(
     model: nn.Module,
     images: Tensor,
@@ -56,7 +57,7 @@ def sandwich_curve(
         raise ValueError("the radii must ascend: what a smaller one broke is not attacked again")
     if not len(radii):
         raise ValueError("a curve needs radii")
-    device, subject = device_of(model), subject_of(model)
+    device, subject = device_of(model, images.device), subject_of(model)
     x, y = images.to(device), labels.to(device)
     table = evaluation.table.iloc[: len(images)]
     guarantees = evaluation.summary["guarantees"]

@@ -24,7 +24,11 @@ from holdfast.evaluation.audit import CHEAP, FEWEST, Audit, affordable, audit, c
 from holdfast.evaluation.sanity import (
     batch_dependence,
     blind_successes,
+    excessive_radius,
+    hidden_gradients,
     misplaced_labels,
+    odd_gradients,
+    randomness,
     suspicions,
     unpredicted_classes,
 )
@@ -82,7 +86,7 @@ class Making:
         """How many examples each stage was not asked about, where its time was up."""
         with self._timed("standard"), frozen_eval(model), plain_arithmetic(x.device):
             self.logits = predict(model, x, batch_size)
-            check_logits(self.logits, y)
+            check_logits(self.logits, y, masks=True)
             known = predict(model, x[:16]) if store is not None else None
         self.correct = self.logits.argmax(1) == y
         self.proven, self.decided = torch.zeros_like(self.correct), torch.zeros_like(self.correct)
@@ -257,6 +261,13 @@ class Making:
             self._enter_attack(name, rows.to(y.device), result or _nothing(x))
         if self.attacking:
             self.doubts += suspicions(self.subject.classifier, x, y, self.threat)
+        if self.subject.classifier is self.model:  # a vote under noise is no function of features
+            how = {"seed": self.seed, "batch_size": self.batch_size}
+            self.doubts += hidden_gradients(self.model, x, self.threat, self._passes(), **how)
+
+    def _passes(self) -> int:
+        """Of the attacks, forward and backward."""
+        return sum(int(c.sum()) for name, c in self.columns.items() if name.endswith((".forwards", ".backwards")))
 
     @property
     def _piece(self) -> int:
@@ -298,6 +309,8 @@ class Making:
             f"{name}.backwards": _scatter(rows, result.backwards, nothing.long()),
             f"{name}.origin": origin,
         }
+        if result.odd is not None and result.odd.any():
+            self.columns[f"{name}.odd"] = _scatter(rows, result.odd, nothing)
         self.adversarial[name] = rows[hits].cpu(), x_adv.cpu()
 
     def audit(self, share: float) -> None:
@@ -305,8 +318,7 @@ class Making:
         claims = [self._claim(name, proof) for name, proof in self.proofs.items()]
         if not share or not claims:
             return
-        spent = sum(int(c.sum()) for name, c in self.columns.items() if name.endswith((".forwards", ".backwards")))
-        spent += len(self.y) * (1 + len(self.guarantees))
+        spent = self._passes() + len(self.y) * (1 + len(self.guarantees))
         margins = {name: proof.margin for name, proof in self.proofs.items() if proof.margin is not None}
         rows, radii = closest_first(claims, margins, self.threat.eps), radii_of(claims, self.threat, self.x)
         with self._timed("audit"):
@@ -332,7 +344,9 @@ class Making:
     def measure_steepness(self, examples: int) -> None:
         """The local Lipschitz constant around the first few, of a network as it is."""
         count = min(examples, len(self.y))
-        if not count or self.subject.classifier is not self.model or self.threat.eps == 0 or self.threat.discrete:
+        slopes = bool(self.logits.isfinite().all()) and torch.finfo(self.logits.dtype).bits >= 32
+        slopes = slopes and self.subject.classifier is self.model
+        if not count or not slopes or self.threat.eps == 0 or self.threat.discrete:
             return
         with self._timed("local_lipschitz"):
             x, size = self.x[:count], self.batch_size
@@ -354,7 +368,11 @@ class Making:
             summary["not_reached"] = self.left
         if self.steep:
             summary["local_lipschitz"] = self.steep
-        doubts = batch_dependence(self.model, self.x)
+        doubts = [
+            *excessive_radius(self.threat, self.x),
+            *randomness(self.model, self.x),
+            *batch_dependence(self.model, self.x),
+        ]
         sure = table[table["prediction"] >= 0]  # what abstains is no class
         if len(sure):
             doubts += [*misplaced_labels(sure), *unpredicted_classes(sure)]
@@ -363,7 +381,7 @@ class Making:
             doubts += disagreement(self.watch.disagreements)
         if self.audited is not None:
             summary["audit"] = asdict(self.audited)
-        summary["warnings"] = [*doubts, *self.doubts, *blind_successes(table, self.attacks)]
+        summary["warnings"] = [*doubts, *self.doubts, *odd_gradients(table), *blind_successes(table, self.attacks)]
         return table, summary
 
     @contextlib.contextmanager

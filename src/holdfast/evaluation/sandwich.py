@@ -15,7 +15,7 @@ from holdfast.component import distinct_labels
 from holdfast.evaluation.making import Making
 from holdfast.evaluation.stages import Clock, Store
 from holdfast.evaluation.subject import common_subject
-from holdfast.inference import check_inputs, device_of
+from holdfast.inference import check_inputs, device_of, door
 from holdfast.threat import Threat
 
 
@@ -33,7 +33,8 @@ class Evaluation:
     clean prediction is wrong or a certificate made it needless), ``NAME.success`` (wrong inside the threat set),
     ``NAME.distance`` (of the adversarial example, in float64, inf without one; a minimum-norm attack's may exceed
     eps),
-    ``NAME.origin`` (restart and step that found it), ``NAME.forwards``, ``NAME.backwards``; and, where asked for,
+    ``NAME.origin`` (restart and step that found it), ``NAME.forwards``, ``NAME.backwards``, and ``NAME.odd`` where
+    some gradient on its way was NaN or inf (see ``AttackResult.odd``); and, where asked for,
     ``local_lipschitz``, the largest quotient found around the example, NaN where none was sought."""
     summary: dict[str, Any]
     """``examples``, ``threat``, ``standard``; ``attacked`` and ``certified`` per name; ``bracket``, the
@@ -57,6 +58,7 @@ class Evaluation:
 RADII_OF_SAMPLES = "its radii are known with a tolerance, or mode=fixed"
 
 
+@door
 def evaluate(
     model: nn.Module,
     images: Tensor,
@@ -95,7 +97,8 @@ def evaluate(
             and for each certifier.
         attack_certified: run the attacks on the certified examples, too, for what they themselves come to.
         lipschitz_examples: measure ``analysis.local_lipschitz`` of the logits, in the 1-norm, around the first so
-            many examples. Left out where it means nothing: for a smoothed classifier, in l_0, and at eps = 0.
+            many examples. Left out where it means nothing: for a smoothed classifier, in l_0, at eps = 0, and of
+            logits that are masked with −inf or in half precision.
         minutes: certify and attack for so long and no longer, where that decides most (see ``stages.spend``):
             blocks of examples go through certifiers and attacks in their order; the last block is finished. What
             was not asked by then is neither certified nor broken, so that the two accuracies bracket the truth all
@@ -125,9 +128,9 @@ def evaluate(
             raise ValueError(f"radii={list(radii)}: {name} stops as soon as eps is decided; {RADII_OF_SAMPLES}")
     if minutes is not None and minutes < 0:
         raise ValueError(f"minutes must be ≥ 0, given {minutes}")
-    clock = Clock.of(minutes)
+    clock = None if minutes is None else Clock.of(minutes)
     labels = check_inputs(images, labels, threat)
-    device, subject = device_of(model), common_subject(model, provers)
+    device, subject = device_of(model, images.device), common_subject(model, provers)
     making = Making(
         model,
         subject,
@@ -142,8 +145,8 @@ def evaluate(
         report=on_progress,
         store=store,
     )
-    hurried = minutes is not None
-    if hurried:
+    hurried = clock is not None
+    if clock is not None:
         making.squeeze(clock)
     making.certify(radii, hurried=hurried)
     making.attack(hurried=hurried)

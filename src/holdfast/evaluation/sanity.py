@@ -11,8 +11,10 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from holdfast.attacks import Attack
+from holdfast.analysis.attack_check import Problems
+from holdfast.attacks import PGD, Attack
 from holdfast.attacks.losses import cross_entropy, until_wrong
+from holdfast.evaluation.accuracy import names
 from holdfast.inference import frozen_eval, predict
 from holdfast.search import climb, gradient_of
 from holdfast.threat import Threat
@@ -27,6 +29,59 @@ MOST_CLASSES = 2000
 """Beyond so many the search for their best order takes too long."""
 LISTED = 10
 """Classes that are named in one warning."""
+FLAT = 0.02
+"""Of the slope between images, that at an image which counts as none: trained and untrained networks have more than
+the whole of it."""
+CHECKED = 16
+"""Images around which an adversarial example is put, at most, and half as many at least."""
+CHECK_PASSES = 80
+"""Of the check for each of them, where gradients lead to it."""
+SHARE = 0.05
+"""Of the attacks' passes, what the check may take."""
+CHECKS = (PGD(steps=20, loss="margin"), PGD(steps=20, loss="margin", random_start=False))
+"""What looks for it."""
+
+
+def covers_box(threat: Threat, x: Tensor) -> bool:
+    """Whether the ball around every image holds the whole box, up to rounding; of l0 that is no ball too large."""
+    return not threat.discrete and bool(threat.eps >= (1 - 1e-9) * threat.covering_eps(x[0].numel()))
+
+
+def excessive_radius(threat: Threat, x: Tensor) -> list[str]:
+    """Whether the balls are so large that no classifier is robust in them, as where eps is meant in pixels.
+
+    A ball of half the radius that covers the box holds the middle of it, the grey image, whatever its centre.
+
+    Args:
+        x: images of the right shape, (N, ...), at least one.
+    """
+    covering = threat.covering_eps(x[0].numel())
+    if threat.discrete or not threat.eps >= (1 - 1e-9) * covering / 2:
+        return []
+    if covers_box(threat, x):
+        what = f"the ball of radius {threat.eps:g} around any image is the whole box"
+    else:
+        what = f"the balls of radius {threat.eps:g} around any two images meet in the middle of the box"
+    advice = (
+        f"; eps is in units of the inputs: write {threat.norm}:{threat.eps:g}/255 if pixels of 0 to 255 are meant"
+    )
+    pixels = (threat.low, threat.high) == (0, 1) and threat.norm in ("linf", "l2") and threat.eps >= 1
+    return [
+        f"eps is too large for {threat}: {what} [{threat.low:g}, {threat.high:g}], and no classifier is robust for "
+        "images of two classes" + (advice if pixels else "")
+    ]
+
+
+def randomness(model: nn.Module, x: Tensor) -> list[str]:
+    """Whether the same inputs get other logits when they are asked again."""
+    x = x[:FEW]
+    with frozen_eval(model):
+        if not len(x) or torch.allclose(predict(model, x), predict(model, x), rtol=1e-4, atol=1e-5, equal_nan=True):
+            return []
+    return [
+        "the model answers at random: the same inputs gave other logits twice. Accuracies are draws, and "
+        "attacks need averaged gradients: run autoattack with version=rand, or apgd with samples=20"
+    ]
 
 
 def batch_dependence(model: nn.Module, x: Tensor) -> list[str]:
@@ -65,7 +120,7 @@ def batch_dependence(model: nn.Module, x: Tensor) -> list[str]:
 
 def _differ(logits: Tensor, others: Tensor) -> Tensor:
     """Of which examples the logits (n, K) differ by more than rounding, (n,) bool."""
-    logits, others = logits.double(), others.double()
+    logits, others = (part.double().nan_to_num(neginf=0.0) for part in (logits, others))  # masks are masks
     spread = (logits - logits.mean()).abs().max()
     return (logits - others).abs().amax(1) > 1e-2 * spread + 1e-5 * logits.abs().max()
 
@@ -149,16 +204,16 @@ def _in_words(order: dict[int, int]) -> str:
 
 
 def unpredicted_classes(table: pd.DataFrame) -> list[str]:
-    """Classes with ``ENOUGH`` images that the model never answers with."""
+    """Classes with ``ENOUGH`` images that the model never answers with, or one answer to all of several classes."""
     images = table["label"].value_counts().sort_index()
     missing = [int(c) for c in images.index[images >= ENOUGH] if c not in set(table["prediction"])]
-    if not missing:
-        return []
-    if table["prediction"].nunique() == 1:
+    if table["prediction"].nunique() == 1 and (table["label"] != table["prediction"]).sum() >= ENOUGH:
         return [
             f"the model answers with class {table['prediction'].iloc[0]} to every one of {len(table)} images of "
             f"{len(images)} classes"
         ]
+    if not missing:
+        return []
     many, count = len(missing) > 1, int(images[missing].sum())
     return [
         f"{'classes' if many else 'class'} {_listed([str(c) for c in missing])} {'are' if many else 'is'} never "
@@ -175,38 +230,35 @@ def _listed(names: list[str]) -> str:
 def suspicions(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> list[str]:
     """What the model's own answers and gradients give away, on the first few examples.
 
-    Answers that change from call to call; probabilities in the place of logits; gradients that are exactly
-    zero; a cross-entropy that more steps of PGD do not raise (Carlini et al., 2019; Croce & Hein, 2020).
+    Probabilities in the place of logits, saturated outputs, gradients that are zero, not finite, or fade at the
+    images; a cross-entropy that more steps of PGD do not raise (Carlini et al., 2019; Croce & Hein, 2020).
     """
     x, y = x[:FEW], y[:FEW]
-    found = []
+    if not len(x):
+        return []
     with frozen_eval(model):
-        logits = predict(model, x)
-        again = predict(model, x)
-        if not torch.allclose(logits, again, rtol=1e-4, atol=1e-5):
-            found.append(
-                "the model answers at random: the same inputs gave other logits twice. Accuracies are draws, and "
-                "attacks need averaged gradients: run autoattack with version=rand, or apgd with samples=20"
-            )
-        sums = logits.sum(1)
-        if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-            found.append(
-                "the outputs are probabilities, not logits: the gradient of their cross-entropy fades where the "
-                "model is sure. Leave out the softmax, or run pgd with loss=margin"
-            )
         points = x.clone().requires_grad_(True)
         with torch.enable_grad():
-            gradient = gradient_of(cross_entropy(model(points), y), points)
-        zero = int((gradient.flatten(1) == 0).all(1).sum())
-        if zero > len(x) / 10:
+            logits = model(points)
+            gradient = gradient_of(cross_entropy(logits, y), points, keep=True)
+            own = logits.detach().argmax(1)
+            centred = logits - logits.mean(1, keepdim=True)
+            slope = gradient_of(centred.gather(1, own[:, None]), points)
+        found = _flat_answers(x, logits.detach(), own, gradient, slope)
+        odd = int((~gradient.isfinite().flatten(1).all(1)).sum())
+        if odd:
             found.append(
-                f"the gradient of the cross-entropy is exactly zero for {zero} of {len(x)} examples: attacks by "
-                "gradient see nothing there. Run square, and pgd with loss=margin or loss=dlr"
+                f"the gradient of the cross-entropy is NaN or infinite for {odd} of {len(x)} examples: attacks by "
+                "gradient are lost there. Run square, and look for a root, a logarithm or a quotient at 0"
             )
-        standing = (logits.argmax(1) == y).nonzero().squeeze(1)
-        if threat.eps > 0 and threat.norm != "l0" and len(standing):
-            none, few, many = (_loss_after(model, x[standing], y[standing], threat, steps) for steps in (0, 3, 20))
-            if many < max(none, few) * (1 - 1e-3) - 1e-6:
+        standing = (own == y).nonzero().squeeze(1)
+        sensible = threat.eps > 0 and threat.norm != "l0" and not covers_box(threat, x)
+        if sensible and not odd and len(standing):
+            clean = logits.detach()[standing], y[standing]
+            none = cross_entropy(*clean).mean().item()
+            (few, _), (many, all_fall) = (_after(model, x[standing], y[standing], threat, n) for n in (3, 20))
+            # On the far side of the boundary, where nothing stands, the loss may go up and down.
+            if many < none * (1 - 1e-3) - 1e-6 or (many < 0.9 * few and not all_fall):
                 found.append(
                     f"more steps do not raise the loss: {none:.4g} before PGD, {few:.4g} after 3 steps of it, "
                     f"{many:.4g} after 20. The "
@@ -215,10 +267,111 @@ def suspicions(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> list[s
     return found
 
 
-def _loss_after(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int) -> float:
-    step_size = min(1.0, 2.5 / max(steps, 1)) * threat.eps
-    x_adv = climb(until_wrong(model, y), x, threat, steps=steps, step_size=step_size, start=x)
-    return cross_entropy(predict(model, x_adv), y).mean().item()
+def _flat_answers(x: Tensor, logits: Tensor, own: Tensor, gradient: Tensor, slope: Tensor) -> list[str]:
+    """Whether the answers say too little of where they change.
+
+    Args:
+        own: the classes of the largest logits, (n,).
+        gradient: of the cross-entropy, (n, ...).
+        slope: of the largest logit, less the mean of all, (n, ...).
+    """
+    found, sums = [], logits.sum(1)
+    if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        found.append(
+            "the outputs are probabilities, not logits: the gradient of their cross-entropy fades where the "
+            "model is sure. Leave out the softmax, or run pgd with loss=margin"
+        )
+    flat = _flatness(x, logits, own, slope) < FLAT
+    if not found and (ends := _piled_up(logits, flat)):
+        return [
+            f"the outputs are saturated: {ends}, and the gradients fade there, as behind a sigmoid. Attack the "
+            "logits before it"
+        ]
+    zero = int((gradient.flatten(1) == 0).all(1).sum())
+    if zero > len(x) / 10:
+        found.append(
+            f"the gradient of the cross-entropy is exactly zero for {zero} of {len(x)} examples: attacks by "
+            "gradient see nothing there. Run square, and pgd with loss=margin or loss=dlr"
+        )
+    elif flat and not found:
+        found.append(
+            "the gradients fade: at the images the largest logit is flatter by far than from one image to another, "
+            "as behind a saturated function. Run square, and apgd with loss=dlr"
+        )
+    return found
+
+
+def _piled_up(logits: Tensor, flat: bool) -> str:
+    """In words, that half of the outputs or more are at the ends of their range; empty where they are not, or where
+    that says nothing: what is bounded by no function comes to 1 from either side, unless its gradients are flat."""
+    low, high = logits.min().item(), logits.max().item()
+    at_low, at_high = (int(((logits - end).abs() <= 0.01 * (high - low)).sum()) for end in (low, high))
+    bounded = high <= 1 and high > 0.99 and (0 <= low < 0.01 or -1 <= low < -0.99)
+    if at_low + at_high < logits.numel() / 2 or not (flat or (bounded and min(at_low, at_high) >= ENOUGH)):
+        return ""
+    share = 100 * (at_low + at_high) / logits.numel()
+    return f"{share:.0f} % of them are at the ends of their range, {low:.3g} and {high:.3g}"
+
+
+def _flatness(x: Tensor, logits: Tensor, own: Tensor, slope: Tensor) -> float:
+    """The slope of the largest logit, less the mean of all, at an image over that from there to an image of another
+    class, in l_2: medians; inf where nothing else is answered."""
+    other = own[:, None] != own
+    centred = (logits - logits.mean(1, keepdim=True)).double()
+    fall = (centred.gather(1, own[:, None]) - centred.T[own]).abs()
+    away = torch.cdist(x.flatten(1).double(), x.flatten(1).double())
+    between = (fall / away)[other].median() if other.any() else centred.new_zeros(())
+    if not between > 0:
+        return float("inf")
+    return (slope.flatten(1).double().norm(dim=1).median() / between).item()
+
+
+def _after(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int) -> tuple[float, bool]:
+    """The mean loss after so many steps of PGD, and whether the model is wrong at every point."""
+    step_size = min(1.0, 2.5 / steps) * threat.eps
+    logits = predict(model, climb(until_wrong(model, y), x, threat, steps=steps, step_size=step_size, start=x))
+    return cross_entropy(logits, y).mean().item(), not bool((logits.argmax(1) == y).any())
+
+
+def hidden_gradients(
+    model: nn.Module, x: Tensor, threat: Threat, spent: int, *, seed: int, batch_size: int
+) -> list[str]:
+    """Whether gradients lead to adversarial examples that are there by construction (``analysis.attack_check``).
+
+    Args:
+        spent: passes of the attacks, of which a twentieth may be spent on this; too few of them pay for no check.
+    """
+    count = min(CHECKED, len(x), int(SHARE * spent / CHECK_PASSES))
+    if count < CHECKED // 2 or threat.eps <= 0 or threat.discrete or covers_box(threat, x):
+        return []
+    try:
+        problems = Problems(model, x[:count], threat, inner=32, seed=seed, batch_size=batch_size)
+    except ValueError:  # it answers at random, which is told elsewhere
+        return []
+    at_random = problems.at_random(32)
+    found = torch.stack([problems.check(attack, at_random).found for attack in CHECKS]).any(0)
+    made, hits, luck = int(problems.made.sum()), int(found.sum()), int(at_random.sum())
+    if made < CHECKED // 2 or hits >= made / 8:
+        return []
+    return [
+        f"the gradients are hidden: of {made} adversarial examples that are there by construction PGD finds {hits} "
+        f"and random search {luck}. What attacks by gradient leave standing here says little of the model. Run "
+        "square, and holdfast analyze RUN attack-check for each attack"
+    ]
+
+
+def odd_gradients(table: pd.DataFrame) -> list[str]:
+    """Of how many examples some attack met a gradient that is NaN or inf, and how many of them stand for all."""
+    met = [name.removesuffix(".odd") for name in table.columns if name.endswith(".odd")]
+    if not met:
+        return []
+    odd = pd.concat([table[f"{name}.odd"] for name in met], axis=1).any(axis=1)
+    broken = pd.concat([table[f"{name}.success"] for name in names(table, "success")], axis=1).any(axis=1)
+    return [
+        f"the gradients of {int(odd.sum())} of {len(table)} examples were NaN or inf on the way of {_listed(met)}, "
+        f"which went on with what was left of them and by answers alone; {int((odd & ~broken).sum())} of these "
+        "stand. Run square on them, or give the model's roots and divisions a small constant"
+    ]
 
 
 def blind_successes(table: pd.DataFrame, attacks: Mapping[str, Attack]) -> list[str]:

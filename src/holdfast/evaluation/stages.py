@@ -148,11 +148,13 @@ def certificate_of(stage: Stage[Certificate], prediction: Tensor, y: Tensor, gua
 class Clock:
     """What is left of the time that an evaluation was given."""
 
-    end: float = math.inf
+    start: float
+    end: float
 
     @classmethod
-    def of(cls, minutes: float | None) -> Clock:
-        return cls() if minutes is None else cls(time.monotonic() + 60 * minutes)
+    def of(cls, minutes: float) -> Clock:
+        now = time.monotonic()
+        return cls(now, now + 60 * minutes)
 
     @property
     def up(self) -> bool:
@@ -161,12 +163,19 @@ class Clock:
     def part(self, share: float) -> Clock:
         """A share of what is left."""
         now = time.monotonic()
-        return Clock(now + share * (self.end - now))
+        return Clock(now, now + share * (self.end - now))
+
+    @property
+    def spent(self) -> float:
+        """The share that is over."""
+        return (time.monotonic() - self.start) / max(self.end - self.start, 1e-9)
 
 
 def spend(steps: Sequence[Callable[[Rows], int | None]], count: int, size: int, clock: Clock) -> None:
     """Take blocks of examples through the steps, each block in their order, always by the step that has decided
     most examples for its time so far, until there is none left or the time is up.
+
+    Of n steps the k-th is first tried when those before it have no more blocks, or (k − 1) / n of the time is over.
 
     Args:
         steps: each is asked about a block, and tells how many examples it newly decided; None where nothing was
@@ -179,7 +188,9 @@ def spend(steps: Sequence[Callable[[Rows], int | None]], count: int, size: int, 
     decided, seconds = [0] * len(steps), [0.0] * len(steps)
 
     def worth(step: int) -> float:
-        return decided[step] / seconds[step] if seconds[step] else math.inf
+        if seconds[step]:
+            return decided[step] / seconds[step]
+        return math.inf if clock.spent > step / len(steps) else 0.0
 
     while not clock.up and (ahead := sorted({step for step in place if step < len(steps)})):
         step = max(ahead, key=worth)

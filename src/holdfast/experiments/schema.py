@@ -15,8 +15,8 @@ SCHEMA = 4
 """1: version 0.1, whole recipes in ``experiment.yaml``, beside the result of the one evaluation. 2: settings that
 are not the defaults in ``recipe.yaml``, evaluations in folders of their own. 3: smoothing draws its noise on a grid
 (``grid_bits``); certificates account for their own rounding, and an attack's successes for that of the network;
-``audit`` is a share of the passes. 4: what an example draws is a hash of seed, example and number; the ladder is the
-attack that is run where nobody chose one, which was pgd."""
+``audit`` is a share of the passes. 4: what an example draws is a hash of seed, example and number; the ladder is
+the attack that is run where nobody chose one, which was pgd."""
 TRAINS_ALIKE_SINCE = 4
 """The schema since which equal settings give equal weights."""
 ANSWERS_ALIKE_SINCE = 4

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from holdfast.component import nearest
-from holdfast.inference import own_inputs
+from holdfast.inference import as_module, own_inputs, quiet_door
 from holdfast.layers.lipschitz import AffineLinear
 
 
@@ -41,8 +41,9 @@ def features(model: nn.Module) -> Callable[[Tensor], Features]:
     The function raises:
         ValueError: no linear layer that the forward calls makes the logits from one vector per example.
     """
-    model = unwrapped(model)
+    model = unwrapped(as_module(model))
 
+    @quiet_door
     def extract(x: Tensor) -> Features:
         calls: list[_Call] = []
         linear = [module for module in model.modules() if isinstance(module, nn.Linear | AffineLinear)]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from holdfast.component import Component
 from holdfast.draws import Draws
+from holdfast.inference import side_door
 from holdfast.search import Function, climb
 from holdfast.threat import Threat
 
@@ -126,7 +127,15 @@ class Loss:
 
 
 class Objective(Component, family="objectives"):
-    """A loss over a batch: the mean of one value per example."""
+    """A loss over a batch: the mean of one value per example.
+
+    Who asks without gradients gets the same value: most losses differentiate on the way.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in {"loss", "perturbed", "loss_at"} & vars(cls).keys():
+            setattr(cls, name, side_door(vars(cls)[name]))
 
     def initialise(self, model: nn.Module, seed: int) -> None:
         """Draw the weights that a training with this loss starts from; by default the model keeps its own."""

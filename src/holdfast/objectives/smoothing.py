@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from holdfast.attacks.losses import floored
 from holdfast.component import PositiveNumber
 from holdfast.inference import frozen_eval
 from holdfast.objectives.objective import Loss, Objective, Progress, Searching, labels_only, repeated
@@ -98,6 +99,7 @@ class MACER(_Noisy, name="macer"):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         noisy = x.repeat(self.copies, *[1] * (x.dim() - 1)) + self.noise(x, self.copies, progress)
         logits = model(noisy).view(self.copies, len(x), -1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # quantiles need it
         mean = logits.softmax(2).mean(0)
         natural = F.nll_loss((mean + 1e-10).log(), labels_only(y))
         soft = (self.beta * logits).softmax(2).mean(0)
@@ -122,7 +124,7 @@ class Consistency(_Noisy, name="consistency"):
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         noisy = x.repeat(self.copies, *[1] * (x.dim() - 1)) + self.noise(x, self.copies, progress)
-        logs = model(noisy).log_softmax(1).view(self.copies, len(x), -1)
+        logs = floored(model(noisy).log_softmax(1)).view(self.copies, len(x), -1)
         natural = F.nll_loss(logs.flatten(0, 1), repeated(labels_only(y), self.copies))
         mean = logs.exp().mean(0)
         log_mean = mean.clamp(min=1e-20).log()
@@ -141,6 +143,6 @@ class Stability(_Noisy, name="stability"):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         clean, noisy = model(torch.cat([x, x + self.noise(x, 1, progress)])).chunk(2)
         natural = F.cross_entropy(clean, y)
-        stability = F.cross_entropy(noisy, clean.softmax(1))
+        stability = -(clean.softmax(1) * floored(noisy.log_softmax(1))).sum(1).mean()
         parts = {"cross_entropy": natural.detach(), "stability": stability.detach()}
         return Loss(natural + self.weight * stability, parts)

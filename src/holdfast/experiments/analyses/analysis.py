@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor, nn
 
+from holdfast.attacks import Attack
 from holdfast.component import Component
 from holdfast.data import Images
 from holdfast.objectives import Objective, Progress
@@ -39,6 +40,8 @@ class Subject:
     """Weights of earlier epochs that were kept."""
     examples: pd.DataFrame | None = None
     """The per-example table of the run's evaluation, where its threat has the same norm."""
+    attacks: list[Attack] = field(default_factory=list)
+    """Of the run's evaluation."""
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Of this run and of others to compare with, by the names to show."""
 

@@ -62,8 +62,9 @@ def read_records(runs: Path, of: str = "trainings") -> list[Record]:
 
     ``objective`` stands for ``objective.name``, ``attacked`` and ``certified`` for the accuracy under all attacks
     and by all certifiers together, ``threat`` for that of the evaluation (``trained.threat`` for the other),
-    ``gap``, ``attacked_gap`` and ``attacked_gap.NAME`` for how much better training images do, ``last.NAME`` for a number of the last
-    epoch, such as ``last.validation_attacked``, and ``processes`` for how many trained, one after another.
+    ``gap``, ``attacked_gap`` and ``attacked_gap.NAME`` for how much better training images do, ``last.NAME`` for a
+    number of the last epoch, such as ``last.validation_attacked``, and ``processes`` for how many trained, one
+    after another.
 
     Raises:
         ValueError: neither ``trainings`` nor ``evaluations``.

@@ -96,6 +96,7 @@ def analyze(
                 epoch=_epoch(run),
                 kept=run.kept if getattr(analysis, "checkpoints", "") == "all" else {},
                 examples=examples,
+                attacks=experiment.evaluation.attacks,
                 histories=histories,
             )
         )

@@ -18,6 +18,7 @@ from holdfast.attacks import PGD
 from holdfast.component import foreign_modules
 from holdfast.data import Images, Splits, drawn
 from holdfast.evaluation import certified_at, evaluate
+from holdfast.evaluation.sanity import covers_box, excessive_radius
 from holdfast.experiments.recipes.experiment import Experiment
 from holdfast.experiments.recipes.overrides import apply_all
 from holdfast.experiments.runs import untrained
@@ -156,8 +157,12 @@ def evaluate_model(
 
 
 def rehearse_evaluation(experiment: Experiment, model: nn.Module, test: Images) -> None:
-    """The checks that the evaluation will make, and two examples through the certifiers."""
+    """The checks that the evaluation will make, and two examples through the certifiers; no threat, that of the
+    training neither, may take in the whole box, as where eps was meant in pixels."""
     x, y = test.batch(slice(256))
+    for threat in (experiment.threat, experiment.test_threat):
+        if covers_box(threat, x):
+            raise ValueError(*excessive_radius(threat, x))
     check_inputs(x, y, experiment.test_threat)
     device = device_of(model)
     x, y = x[:2].to(device), y[:2].to(device)

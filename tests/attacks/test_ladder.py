@@ -1,0 +1,53 @@
+"""The default attack: as strong as its budget allows, and as cheap as it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import images, linear_model, linear_radius, small_cnn
+
+from holdfast import Threat
+from holdfast.attacks import PGD, Attack, AutoAttack, Ladder, default_attack
+from holdfast.attacks.ladder import Budget
+
+MOST: dict[Budget, int] = {"quick": 30, "standard": 130, "thorough": 620}
+
+
+@pytest.mark.parametrize("budget", MOST)
+def test_a_budget_is_the_forwards_of_an_example_that_stands(budget: Budget) -> None:
+    model, (x, _) = small_cnn().eval(), images(6)
+    y = model(x).argmax(1)
+    found = default_attack(budget)(model, x, y, Threat("linf", 1e-6))
+    assert not found.success.any()
+    assert (found.forwards <= MOST[budget]).all()
+    assert (found.forwards >= 0.9 * MOST[budget]).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_it_finds_what_a_linear_model_gives_away(norm: str) -> None:
+    model, (x, _) = linear_model(classes=5, shape=(1, 6, 6)), images(40)
+    x = x[:, :, :6, :6].contiguous()
+    y = model(x).argmax(1)
+    radius = linear_radius(model, x, y, norm)
+    eps = radius.median().item()
+    found = Ladder()(model, x, y, Threat(norm, eps, -torch.inf, torch.inf))
+    clear = (radius - eps).abs() > 0.05 * eps
+    assert (found.success == (radius <= eps))[clear].all()
+
+
+def test_it_is_no_weaker_than_pgd_and_leaves_little_to_autoattack() -> None:
+    model, (x, _) = small_cnn().eval(), images(40)
+    y = model(x).argmax(1)
+    threat = Threat("linf", 0.03)
+    standing = {
+        attack.name: int((~attack(model, x, y, threat).success).sum())
+        for attack in (Ladder(), PGD(), AutoAttack(version="quick"))
+    }
+    assert 0 < standing["ladder"] < 40
+    assert standing["ladder"] <= min(standing["pgd"], standing["autoattack"] + 1)
+
+
+def test_the_ladder_is_what_nobody_chose() -> None:
+    assert default_attack() == Attack.parse("ladder") == Ladder(budget="standard")
+    with pytest.raises(ValueError, match="quick"):
+        Ladder(budget="fast")  # type: ignore[arg-type]
