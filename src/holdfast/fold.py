@@ -170,21 +170,19 @@ def _hooked(*modules: nn.Module) -> bool:
 
 
 def _plan(model: nn.Module, x: Tensor) -> _Plan:
-    """That of a module, from memory if it has not changed.
-
-    Args:
-        x: an input, (1, ...): a trace that loses the model's gradient there, as it does a backward that a module
-            brings along, is none.
-    """
+    """That of a module, from memory if it has not changed."""
     plan = _plans.get(model)
     if plan is None or not plan.holds(model):
+        state = _state(model)
         try:
-            graph = _with_own_slope(_traced(model), model, x)
+            plan = _Plan(state, _traced(model))
+            lost = _loses_gradient(plan, model, x[:1])
         except Exception:  # whatever a foreign forward does to symbolic values; the module itself is right
-            graph = None
+            lost = True
+        plan = _Plan(state, None) if lost or plan is None else plan
         while len(_plans) >= PLANS:
             _plans.pop(next(iter(_plans)))
-        plan = _plans[model] = _Plan(_state(model), graph)
+        _plans[model] = plan
     return plan
 
 
@@ -193,9 +191,9 @@ def folded(model: nn.Module, x: Tensor, passes: float = math.inf) -> nn.Module:
     """The same function on the same weights, cheaper to differentiate, or the model itself.
 
     Every BatchNorm is folded into the convolution before it, and on a CPU convolutions run with channels last.
-    A step is left out where the model does not allow it (torch.fx cannot trace it, it takes views of
-    memory), and where the result would not give the model's own logits on these inputs, or not its gradient. It
-    holds as long as the weights are what they are; the trace is remembered as long as the model is the same module.
+    A step is left out where the model does not allow it (torch.fx cannot trace it, it takes views of memory), and
+    where the result would not give the model's own logits on these inputs, or its trace another gradient. It holds
+    as long as the weights are what they are; the trace is remembered as long as the model is the same module.
 
     Args:
         model: frozen, in eval mode.
@@ -209,7 +207,7 @@ def folded(model: nn.Module, x: Tensor, passes: float = math.inf) -> nn.Module:
     lent = not all(parameter.is_leaf for parameter in model.parameters())  # weights that torch.func put in place
     if not len(x) or not (norms or images) or lent:
         return model
-    logits, plan, found = logits_of(model, x), _plan(model, x[:1]), None
+    logits, plan, found = logits_of(model, x), _plan(model, x), None
     if images:
         found = _alike(lambda: ChannelsLast(plan.refreshed(channels_last=True) or _converted(model)), x, logits)
     if found is None and norms and plan.graph is not None:
@@ -238,13 +236,13 @@ def _alike(make: Callable[[], nn.Module | None], x: Tensor, logits: Tensor) -> n
     return copy if torch.allclose(answer, logits, rtol=1e-3, atol=1e-4) else None
 
 
-def _with_own_slope(graph: fx.GraphModule, model: nn.Module, x: Tensor) -> fx.GraphModule | None:
-    """The graph, if its gradient is the model's; rounding turns a ReLU or two, which moves it a little."""
-    for module in graph.modules():
-        if isinstance(module, _Folded):
-            module.refresh(channels_last=False)
-    own = _slope(model, x)
-    return graph if (_slope(graph, x) - own).norm() <= 0.1 * own.norm() else None
+def _loses_gradient(plan: _Plan, model: nn.Module, x: Tensor) -> bool:
+    """Whether the trace has another gradient than the module: without a backward that a module brings along."""
+    graph = plan.refreshed(channels_last=False)
+    if graph is None:
+        return False
+    slope, own = _slope(graph, x), _slope(model, x)
+    return not (slope - own).norm() <= 0.1 * own.norm()  # rounding turns a ReLU or two; NaN is no gradient
 
 
 def _slope(model: nn.Module, x: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ class Outcome(Protocol):
 
 Search = Callable[..., Outcome]
 """An attack: (model, x, y, threat, seed=..., batch_size=...) → its result."""
-Draw = Callable[[Tensor, list[torch.Generator]], Tensor]
-"""(x (n, ...), generators) → a point of the ball around each."""
+Draw = Callable[[Tensor, Draws], Tensor]
+"""(x (n, ...), what they draw) → a point of the ball around each."""
 
 
 @dataclass(frozen=True)

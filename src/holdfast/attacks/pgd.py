@@ -134,8 +134,8 @@ def choose_target(name: TargetName, targets: Targets) -> Tensor:
     others = others.gather(1, masked.byte().argsort(dim=1, stable=True))
     if name == "next":
         return others[:, 0]
-    drawn = targets.draws(1).below(classes - 1, 1) % (~masked).sum(1, keepdim=True).clamp(min=1)
-    return others.gather(1, drawn).squeeze(1)
+    drawn = targets.draws(1).below(classes - 1, 1).squeeze(1) % (~masked).sum(1).clamp(min=1)
+    return others.gather(1, drawn[:, None]).squeeze(1)
 
 
 def _until_wrong_from(model: nn.Module, targets: Targets, samples: int) -> Function:
