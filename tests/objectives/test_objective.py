@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import images, small_cnn
+from helpers import images, linear_model, small_cnn
 
 from holdfast import Threat
 from holdfast.draws import Draws
@@ -138,3 +138,16 @@ def test_presenting_a_batch_makes_the_training_forward_and_leaves_no_gradient(ob
 def test_progress_ends_at_one() -> None:
     assert Progress(0, 4).fraction == 0
     assert Progress.end().fraction == 1
+
+
+@pytest.mark.parametrize("name", ["adversarial", "trades", "input-gradient", "crown-ibp"])
+def test_a_loss_is_the_same_for_who_asks_without_gradients(name: str) -> None:
+    x, y = images(5)
+    objective, model = Objective.parse(name), linear_model(4, (1, 8, 8))
+    expected = objective.loss(model, x, y, Threat("linf", 0.05), Progress.end()).total.item()
+    with torch.no_grad():
+        asked = objective.loss(model, x, y, Threat("linf", 0.05), Progress.end()).total.item()
+    assert asked == pytest.approx(expected)
+    with torch.inference_mode():
+        asked = objective.loss(model, x.clone(), y, Threat("linf", 0.05), Progress.end()).total.item()
+    assert asked == pytest.approx(expected)
