@@ -60,13 +60,6 @@ class Squashed(nn.Module):
         return (12 * self.network(x)).sigmoid() @ mixing
 
 
-class RootOfZero(Wrapped):
-    """With an infinite gradient where a pixel is black."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.sqrt())
-
-
 class Quantised(Wrapped):
     def forward(self, x: Tensor) -> Tensor:
         return self.network((x * 8).round() / 8)
@@ -105,7 +98,6 @@ class Misleading(Wrapped):
         (Probabilities, "are probabilities, not logits"),
         (Sigmoids, "the outputs are saturated"),
         (Squashed, "the gradients fade"),
-        (RootOfZero, "is NaN or infinite for 20 of 60"),
         (Quantised, "exactly zero for 60 of 60"),
         (Misleading, "more steps do not raise the loss"),
     ],
