@@ -10,7 +10,7 @@ from holdfast import Threat
 from holdfast.attacks import PGD, Attack, AutoAttack, Ladder, default_attack
 from holdfast.attacks.ladder import Budget
 
-MOST: dict[Budget, int] = {"quick": 30, "standard": 130, "thorough": 620}
+MOST: dict[Budget, int] = {"quick": 30, "standard": 130, "thorough": 600}
 
 
 @pytest.mark.parametrize("budget", MOST)
@@ -51,3 +51,15 @@ def test_the_ladder_is_what_nobody_chose() -> None:
     assert default_attack() == Attack.parse("ladder") == Ladder(budget="standard")
     with pytest.raises(ValueError, match="quick"):
         Ladder(budget="fast")  # type: ignore[arg-type]
+
+
+def test_in_l0_it_is_sigma_zero_and_on_vectors_there_is_no_square() -> None:
+    model, (x, _) = small_cnn().eval(), images(8)
+    y = model(x).argmax(1)
+    found = Ladder(budget="quick")(model, x, y, Threat("l0", 40))
+    assert found.success.any()
+    assert {text.split()[0] for text in found.origin if text} == {"sigma-zero"}
+    assert (found.forwards <= 30).all()
+    flat = torch.nn.Sequential(torch.nn.Unflatten(1, x.shape[1:]), model)
+    vectors = Ladder(budget="thorough")(flat, x.flatten(1), y, Threat("linf", 1e-6))
+    assert (vectors.forwards <= 360).all()

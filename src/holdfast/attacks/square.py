@@ -33,6 +33,8 @@ class Square(Attack, name="square"):
     """Independent searches."""
     share: float = Field(default=0.8, gt=0, le=1)
     """Share of the pixels that the first square covers."""
+    warm: bool = False
+    """In an ensemble, begin at the best points that the attacks before it found."""
 
     @property
     def title(self) -> str:
@@ -61,7 +63,7 @@ class Square(Attack, name="square"):
     def _search(self, model: nn.Module, targets: Targets, threat: Threat, moves: _Moves) -> Ascent:
         result = Ascent.before(targets.x)
         rows, y = torch.arange(len(targets.x), device=targets.x.device), targets.y
-        best = moves.start()
+        best = targets.best if self.warm and targets.best is not None else moves.start()
         value = targets.x.new_full((len(rows),), -torch.inf)
         for query in range(self.queries):
             points = best if query == 0 else moves.propose(best, self._side(query, targets.x))

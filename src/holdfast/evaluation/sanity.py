@@ -230,7 +230,8 @@ def _listed(names: list[str]) -> str:
 def suspicions(model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> list[str]:
     """What the model's own answers and gradients give away, on the first few examples.
 
-    Probabilities in the place of logits, saturated outputs, gradients that are zero or fade at the images; a cross-entropy that more steps of PGD do not raise (Carlini et al., 2019; Croce & Hein, 2020).
+    Probabilities in the place of logits, saturated outputs, gradients that are zero or fade at the images; a
+    cross-entropy that more steps of PGD do not raise (Carlini et al., 2019; Croce & Hein, 2020).
     """
     x, y = x[:FEW], y[:FEW]
     if not len(x):
