@@ -21,8 +21,8 @@ class AutoAttack(Ensemble, name="autoattack"):
     """The ensemble of Croce & Hein (2020), each part on what the ones before left standing.
 
     Before the published parts 20 steps on the margin break most of what falls, for a third of a per cent of the
-    passes; in an evaluation with deterministic certificates certified examples are left out, and in the targeted parts the
-    classes that an example is certified against. With ``reference`` none of it.
+    passes; in an evaluation with deterministic certificates certified examples are left out, and in the targeted
+    parts the classes that an example is certified against. With ``reference`` none of it.
 
     ``standard``: APGD-CE, targeted APGD on 9 classes, targeted FAB on 9 classes, Square of 5,000 queries; 100
     steps each. ``plus``: five restarts of APGD-CE, APGD-DLR and FAB without targets, Square, targeted APGD and FAB.
