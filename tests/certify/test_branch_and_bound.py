@@ -149,17 +149,17 @@ def test_bad_questions_are_refused() -> None:
     with pytest.raises(ValueError, match="softmax"):
         verify(nn.Sequential(model, nn.Softmax(1)), *ends, torch.ones(1, 3), torch.zeros(1))
     with pytest.raises(ValueError, match="arithmetic real"):
-        BranchAndBoundCertifier(arithmetic="float32")(model, ends[0], torch.zeros(1), Threat("linf", 0.1, -9, 9))
+        BranchAndBoundCertifier(arithmetic="float32")(model, ends[0], [0], Threat("linf", 0.1, -9, 9))
 
 
 def convolutional() -> nn.Module:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     return nn.Sequential(
         nn.Conv2d(1, 3, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 10), nn.ReLU(), nn.Linear(10, 3)
     )
 
 
-@pytest.mark.parametrize("threat", [Threat("linf", 0.04), Threat("l2", 0.25)], ids=str)
+@pytest.mark.parametrize("threat", [Threat("linf", 0.06), Threat("l2", 0.35)], ids=str)
 def test_a_certifier_decides_what_cheap_bounds_leave_open(threat: Threat) -> None:
     model, left = convolutional(), []
     x = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
