@@ -85,6 +85,20 @@ class Costs:
         size = self.values[value].size
         return self.rounding.gamma(2) * dots(a.detach().abs(), size if self.rows is None else size[self.rows])
 
+    def with_multipliers(self, value: int, cost: Cost, beta: Tensor) -> Cost:
+        """Of a pull through lines on a value, slopes in [−1, 1], to the result of which β (N, ...) is added.
+
+        Whatever the coefficients a of the lines' result are, the addition errs by a share of |a| + |β|, and the
+        affine step before, which was counted by |a|, makes something of β, too.
+        """
+        beta, size = beta.detach().abs(), self.values[value].size
+        size = (size if self.rows is None else size[self.rows]).flatten(1)
+        gamma = self.rounding.gamma(4)
+        floor = cost.floor + gamma * (beta.flatten(1) * size).sum(1)
+        if (before := value - 1) in self._under_lines and before in self.affine:
+            floor = floor + 1.001 * self._affine(before).of(beta[:, None])[:, 0]
+        return Cost(cost.share + gamma * size, floor)
+
     def _affine(self, number: int) -> Cost:
         return self.affine[number] if self.rows is None else self.affine[number].take(self.rows)
 

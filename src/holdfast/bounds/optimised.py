@@ -87,7 +87,7 @@ def one_step_slopes(
 
 @dataclass
 class _Pass:
-    """A backward pass whose slopes are optimised: from neurons of a value, or from the margins."""
+    """A backward pass whose slopes are optimised: from neurons of a value, or from functions of the logits."""
 
     value: int
     owner: Tensor
@@ -115,32 +115,72 @@ def _constantly(slopes: Tensor) -> Slopes:
     return lambda _: slopes
 
 
-def optimised_margins(graph: Graph, region: Region, y: Tensor, iterations: int, intersect: bool = True) -> Bound:
-    """alpha-CROWN (Xu et al., 2021): lower bounds of z_y − z_j, (N, K−1), with the slopes that raise them.
+@dataclass(frozen=True)
+class Optimised:
+    """What alpha-CROWN found of S functions of the logits, for each of N examples."""
 
-    Every backward pass, from each unstable neuron and each margin, has slopes of its own; all of them ascend
-    the sum of the margins (Adam, 0.5 · 0.98^t), and the best bound of each margin is kept. Not
-    differentiable in the weights.
+    bound: Bound
+    """The best of each function, (N, S)."""
+    base: Sweep
+    """CROWN, from which it began."""
+    values: dict[int, Interval]
+    """By the number of the value, as narrow as the passes on the way have made them."""
+    slopes: dict[int, Tensor]
+    """By the number of the node, those of the last pass from the logits, (N, S, ...)."""
+
+
+def optimised_margins(graph: Graph, region: Region, y: Tensor, iterations: int, intersect: bool = True) -> Bound:
+    """alpha-CROWN (Xu et al., 2021): lower bounds of z_y − z_j, (N, K−1), as ``optimised`` finds them."""
+    rows = margin_rows(y, graph.shape(len(graph.nodes))[0], region.box.centre.dtype)
+    found = optimised(graph, region, rows, iterations, intersect)
+    if found is not None:
+        return found.bound
+    # too many at a time: whether an example is optimised whole is its own affair
+    halves = torch.arange(len(y), device=y.device).chunk(2)
+    parts = [optimised_margins(graph, region.take(half), y[half], iterations, intersect) for half in halves]
+    slacks = [part.slack for part in parts if part.slack is not None]
+    return Bound(torch.cat([part.lower for part in parts]), torch.cat(slacks) if slacks else None)
+
+
+def optimised(
+    graph: Graph,
+    region: Region,
+    rows: Tensor,
+    iterations: int,
+    intersect: bool = True,
+    enough: Callable[[Tensor], bool] = lambda bounds: False,
+) -> Optimised | None:
+    """Lower bounds of functions of the logits (N, S, K), with the slopes that raise them.
+
+    Every backward pass, from each unstable neuron and each function, has slopes of its own; all of them ascend
+    the sum of the bounds (Adam, 0.5 · 0.98^t), and the best bound of each function is kept. Not differentiable in
+    the weights. None where several examples have too many slopes together.
+
+    Args:
+        enough: whether bounds (N, S) are good enough to stop at.
     """
     with torch.no_grad():
         base = sweep(graph, region, lambda _: adaptive, tighten=True, intersect=intersect)
-        best = linear_margins(graph, region, base, y)
-    passes = _passes(graph, region, base, y)
-    if passes is None:  # too many at a time: whether an example is optimised whole is its own affair
-        halves = torch.arange(len(y), device=y.device).chunk(2)
-        parts = [optimised_margins(graph, region.take(half), y[half], iterations, intersect) for half in halves]
-        slacks = [part.slack for part in parts if part.slack is not None]
-        return Bound(torch.cat([part.lower for part in parts]), torch.cat(slacks) if slacks else None)
-    leaves = [slope for one in passes for slope in one.slopes.values()]
-    if not leaves or not len(y):
-        return best
+        best = base.bound(graph, region, len(graph.nodes), rows)
+    passes = _passes(graph, region, base, rows)
+    if passes is None:
+        return None
+    leaves, values = [slope for one in passes for slope in one.slopes.values()], dict(base.values)
+
+    def found() -> Optimised:
+        return Optimised(best, base, values, {node: slope.detach() for node, slope in passes[-1].slopes.items()})
+
+    if not leaves or not len(rows):
+        return found()
     optimizer = torch.optim.Adam(leaves, lr=0.5)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
     for _ in range(iterations):
+        if enough(best.lower):
+            return found()
         with torch.enable_grad():
-            margins = _margins(graph, region, base, passes).lower
-            gradients = torch.autograd.grad(-margins.sum(), leaves, allow_unused=True)
-        best = best._replace(lower=torch.maximum(best.lower, margins.detach()))
+            bounds = _bounds(graph, region, base, passes, values)
+            gradients = torch.autograd.grad(-bounds.lower.sum(), leaves, allow_unused=True)
+        best = best._replace(lower=torch.maximum(best.lower, bounds.lower.detach()))
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         optimizer.step()
@@ -149,33 +189,41 @@ def optimised_margins(graph: Graph, region: Region, y: Tensor, iterations: int, 
             for leaf in leaves:
                 leaf.clamp_(0, 1)
     with torch.no_grad():
-        return best._replace(lower=torch.maximum(best.lower, _margins(graph, region, base, passes).lower))
+        last = _bounds(graph, region, base, passes, values).lower
+    best = best._replace(lower=torch.maximum(best.lower, last))
+    return found()
 
 
-def _margins(graph: Graph, region: Region, base: Sweep, passes: list[_Pass]) -> Bound:
-    """The margins after one round of all passes, each on the intervals that those before it left."""
-    values = dict(base.values)
+def _bounds(graph: Graph, region: Region, base: Sweep, passes: list[_Pass], values: dict[int, Interval]) -> Bound:
+    """The bounds (N, S) after one round of all passes, each on the intervals that those before it left.
+
+    Args:
+        values: what is known on the way, of which the narrower is kept.
+    """
+    now = dict(values)
     for inner in passes[:-1]:
-        bounds, known = inner.bound(graph, region, values, base.costs).lower, values[inner.value]
+        bounds, known = inner.bound(graph, region, now, base.costs).lower, now[inner.value]
         lower, upper, place = known.lower.flatten(1), known.upper.flatten(1), (inner.owner, inner.neuron)
         low, high = bounds[:, 0], -bounds[:, 1]
         # Nothing known before is given up, but slopes that are worse today are still told how to get better.
         low = torch.maximum(low, lower[place]).detach() + (low - low.detach())
         high = torch.minimum(high, upper[place]).detach() + (high - high.detach())
+        low, high = torch.minimum(low, high), torch.maximum(low, high)  # should rounding cross them
         lower, upper = lower.index_put(place, low), upper.index_put(place, high)
-        whole = lower.view_as(known.centre), upper.view_as(known.centre)
-        values[inner.value] = Interval.between(*whole, region.rounding)
-    return passes[-1].bound(graph, region, values, base.costs)
+        ends = lower.view_as(known.centre), upper.view_as(known.centre)
+        now[inner.value] = Interval.between(*ends, region.rounding)
+        values[inner.value] = Interval.between(ends[0].detach(), ends[1].detach(), region.rounding)
+    return passes[-1].bound(graph, region, now, base.costs)
 
 
-def _passes(graph: Graph, region: Region, base: Sweep, y: Tensor) -> list[_Pass] | None:
-    """One for each value that a relaxation reads, but for those that intervals know exactly; the margins last.
+def _passes(graph: Graph, region: Region, base: Sweep, rows: Tensor) -> list[_Pass] | None:
+    """One for each value that a relaxation reads, but for those that intervals know exactly; the functions
+    (N, S, K) of the logits last.
 
     None where several examples have too many slopes together; one alone has then the last pass only.
     """
     last, like = len(graph.nodes), region.box.centre
-    rows = margin_rows(y, graph.shape(last)[0], like.dtype)
-    everyone = torch.arange(len(y), device=y.device)
+    everyone = torch.arange(len(rows), device=rows.device)
     final = _Pass(last, everyone, None, rows, _starting(graph, base, last, everyone, rows.shape[1]))
     inner: list[_Pass] = []
     for number in sorted(base.relaxations):
@@ -187,7 +235,7 @@ def _passes(graph: Graph, region: Region, base: Sweep, y: Tensor) -> list[_Pass]
         a = both_ways(owner, neuron, graph.shape(source), like)
         inner.append(_Pass(source, owner, neuron, a, slopes))
         if sum(slope.numel() for one in inner for slope in one.slopes.values()) > LIMIT:
-            return [final] if len(y) == 1 else None
+            return [final] if len(rows) == 1 else None
     return [*inner, final]
 
 

@@ -1,6 +1,7 @@
 """Certificates: what no perturbation of a threat set can change."""
 
 from holdfast.certify.bounds import BoundCertifier
+from holdfast.certify.branch_and_bound import BranchAndBoundCertifier, Verification, verify
 from holdfast.certify.certificate import Certificate, Certifier, Examples, Findings, SoundnessError
 from holdfast.certify.confidence import clopper_pearson_lower, smoothing_radius
 from holdfast.certify.export import export_problems
@@ -11,6 +12,7 @@ from holdfast.certify.smoothing import PlugInSmoothing, SmoothingCertifier
 
 __all__ = [
     "BoundCertifier",
+    "BranchAndBoundCertifier",
     "Certificate",
     "Certifier",
     "Examples",
@@ -21,7 +23,9 @@ __all__ = [
     "SmoothedClassifier",
     "SmoothingCertifier",
     "SoundnessError",
+    "Verification",
     "clopper_pearson_lower",
     "export_problems",
     "smoothing_radius",
+    "verify",
 ]

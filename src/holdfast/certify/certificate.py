@@ -41,7 +41,8 @@ class Certificate:
     and only where verified, 0 where the prediction is wrong, inf where nothing in the box changes it. The closed
     ball of this radius is meant."""
     status: list[str]
-    """"verified", "undecided", "wrong" (the clean prediction is) or "error" (a bound or a logit is NaN or inf)."""
+    """"verified", "undecided", "refuted" (there is a counterexample), "wrong" (the clean prediction is) or "error"
+    (a bound or a logit is NaN or inf)."""
     guarantee: str
     """"deterministic", "probabilistic(alpha)" or "estimate". Probabilities are of the noise that the certifier says
     it draws; what that assumes stands at the top of ``holdfast/certify/smoothing.py``."""
@@ -66,6 +67,9 @@ class Certificate:
     """Noisy copies spent on each example, (N,) int64, by a certifier that samples."""
     abstained: Tensor | None = None
     """Where a certifier that samples is not sure of any class, (N,) bool."""
+    counterexample: Tensor | None = None
+    """Of a certifier that looks for them: where refuted, an input of the threat set that the model gets wrong,
+    (N, ...); elsewhere NaN."""
 
 
 def just_below(radius: Tensor) -> Tensor:
@@ -113,6 +117,7 @@ class Findings:
     seconds: Tensor | None = None
     samples: Tensor | None = None
     abstained: Tensor | None = None
+    counterexample: Tensor | None = None
 
     @classmethod
     def joined(cls, parts: list[Findings]) -> Findings:
@@ -241,7 +246,9 @@ class Certifier(Component, family="certifiers"):
         known = ~(error | (nobody if found.abstained is None else found.abstained))
         right = known & (found.prediction == y)
         verified = right & (found.radius >= threat.eps)
-        columns = {"error": error, "verified": verified, "wrong": known & ~right}
+        against = found.counterexample
+        refuted = nobody if against is None else right & ~verified & ~against.flatten(1).isnan().any(1)
+        columns = {"error": error, "verified": verified, "wrong": known & ~right, "refuted": refuted}
         status = ["undecided"] * len(y)
         for word, rows in columns.items():
             for row in rows.nonzero().squeeze(1).tolist():
@@ -262,6 +269,7 @@ class Certifier(Component, family="certifiers"):
             found.seconds,
             found.samples,
             found.abstained,
+            against,
         )
 
 
