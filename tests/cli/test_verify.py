@@ -125,3 +125,10 @@ def test_bad_files_are_one_sentence(network: Path, tmp_path: Path) -> None:
     refused("there is no folder nowhere", network, question, "--witness", "nowhere/w.txt")
     question.write_text(question.read_text().replace("(declare-const Y_1 Real)", "").replace("Y_1", "Y_0"))
     refused("has 2 inputs and 2 outputs, .* speaks of 2 and 1", network, question)
+
+
+def test_branch_and_bound_finds_both_answers(network: Path, tmp_path: Path) -> None:
+    unsat = holdfast("verify", network, asked(tmp_path, "(>= Y_1 2.5)"))
+    assert (unsat.exit_code, unsat.stdout.splitlines()[-1]) == (0, "unsat"), unsat.stderr
+    sat = holdfast("verify", network, asked(tmp_path, "(and (>= Y_1 1.5) (<= Y_0 0.25))"))
+    assert (sat.exit_code, sat.stdout.splitlines()[-1]) == (0, "sat"), sat.stderr
