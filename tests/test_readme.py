@@ -15,7 +15,7 @@ def test_the_example_runs_on_a_foreign_module(capsys: pytest.CaptureFixture[str]
     names: dict[str, object] = {}
     exec(code, names)
     summary = names["evaluation"].summary  # type: ignore[attr-defined]
-    assert 0.5 < summary["certified"]["bounds"] <= summary["attacked"]["pgd"] <= summary["standard"]
+    assert 0.5 < summary["certified"]["bounds"] <= summary["attacked"]["ladder"] <= summary["standard"]
     assert "bounds.radius" in capsys.readouterr().out
 
 

@@ -141,7 +141,8 @@ def _state(model: nn.Module) -> list[object]:
 
 
 def _traced(model: nn.Module) -> fx.GraphModule:
-    """The module as a graph in which every BatchNorm is folded that can be, and convolutions hold weights apart."""
+    """The module as a graph in which every BatchNorm is folded that can be, and convolutions hold weights apart. A
+    dense layer by itself, the head, stays what it is."""
     traced, layers = fx.symbolic_trace(model), dict[fx.Node, tuple[nn.Module, nn.Module | None]]()
     for node in [node for node in traced.graph.nodes if node.op == "call_module"]:
         module, before = traced.get_submodule(node.target), node.args[0] if node.args else None
@@ -153,7 +154,8 @@ def _traced(model: nn.Module) -> fx.GraphModule:
                 layers[before] = (layer, module)
                 node.replace_all_uses_with(before)
                 traced.graph.erase_node(node)
-    for number, (node, pair) in enumerate(layers.items()):
+    apart = {node: pair for node, pair in layers.items() if pair[1] is not None or type(pair[0]) is not nn.Linear}
+    for number, (node, pair) in enumerate(apart.items()):
         traced.add_submodule(f"folded_{number}", _Folded(*pair))
         node.target = f"folded_{number}"
     traced.delete_all_unused_submodules()

@@ -140,7 +140,7 @@ def test_stays_in_the_threat_set_and_reports_what_it_did(attack: Attack, norm: s
     assert (result.forwards[~wrong] > 1).all()
     told = torch.tensor([bool(text) for text in result.origin])
     assert torch.equal(told, torch.isfinite(result.distance) & (model(result.x_adv).argmax(1) != y) & ~wrong)
-    assert all(text.startswith(attack.name) or attack.name == "autoattack" for text in result.origin if text)
+    assert all(text.startswith(attack.name) or isinstance(attack, Ensemble) for text in result.origin if text)
 
 
 EOT = sorted(name for name in ATTACKS if issubclass(Attack.registry[name], GradientAttack))
@@ -398,14 +398,14 @@ def test_fab_without_targets_finds_the_nearest_class_of_a_linear_model(norm: str
 
 
 def test_autoattack_is_the_published_ensemble() -> None:
-    standard = AutoAttack().parts(Threat("linf", 0.1), 10)
+    standard = AutoAttack(reference=True).parts(Threat("linf", 0.1), 10)
     assert [part.name for part in standard] == ["apgd", "apgd-t", "fab", "square"]
     apgd, targeted, fab, square = standard
     assert (apgd.steps, apgd.restarts, apgd.loss) == (100, 1, "cross-entropy")
     assert (targeted.steps, targeted.targets) == (100, 9)
     assert (fab.steps, fab.targets, fab.restarts) == (100, 9, 1)
     assert (square.queries, square.share, square.restarts) == (5000, 0.8, 1)
-    plus = AutoAttack(version="plus").parts(Threat("linf", 0.1), 10)
+    plus = AutoAttack(version="plus", reference=True).parts(Threat("linf", 0.1), 10)
     assert [(part.name, getattr(part, "restarts", 1)) for part in plus] == [
         ("apgd", 5),
         ("apgd", 5),
@@ -414,13 +414,17 @@ def test_autoattack_is_the_published_ensemble() -> None:
         ("apgd-t", 1),
         ("fab", 1),
     ]
+    for version, published in (("standard", standard), ("plus", plus)):
+        first, *others = AutoAttack(version=version).parts(Threat("linf", 0.1), 10)
+        assert (first.name, first.loss, first.steps) == ("pgd", "margin", 20)
+        assert others == published
     assert [part.samples for part in AutoAttack(version="rand").parts(Threat("linf", 0.1), 10)] == [20, 20]
 
 
 def test_autoattack_stands_on_the_shoulders_of_its_parts_and_says_which(caplog: pytest.LogCaptureFixture) -> None:
     model, (x, y) = small_cnn().eval(), images(60)
     threat = Threat("linf", 0.05)
-    whole = AutoAttack()(model, x, y, threat)
+    whole = AutoAttack(reference=True)(model, x, y, threat)
     right = model(x).argmax(1) == y
     assert (whole.success | ~APGD()(model, x, y, threat).success).all()
     assert {text.split()[0] for text in whole.origin if text} <= {"apgd", "apgd-t", "fab", "square"}
@@ -430,6 +434,9 @@ def test_autoattack_stands_on_the_shoulders_of_its_parts_and_says_which(caplog: 
     assert (whole.forwards[survivors] <= 1 + 101 + 303 + 303 + 303 + 5000).all()
     assert (whole.forwards[survivors] >= 1 + 101 + 303 + 303 + 5000).all()
     assert (whole.backwards[survivors] == 100 + 300 + 300).all()
+    verdict = AutoAttack()(model, x, y, threat)
+    assert (verdict.success >= whole.success).all()
+    assert (verdict.backwards[right & ~verdict.success] == 20 + 100 + 300 + 300).all()
     two = linear_model(classes=2, shape=(1, 8, 8))
     AutoAttack(version="quick")(two, x[:4], y[:4] % 2, threat)
     assert "the margin stands for the DLR loss" in caplog.text

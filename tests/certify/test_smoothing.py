@@ -226,15 +226,18 @@ def test_the_curve_of_a_smoothed_network_stays_above_the_truth() -> None:
 
 def test_kept_pieces_of_one_classifier_are_not_another_s() -> None:
     class Shelf(dict):
-        def put(self, key: str, result: object) -> None:
-            self[key] = result
+        def kept(self, stage: str) -> list[object]:
+            return self.get(stage, [])
+
+        def put(self, stage: str, rows: Tensor, found: object) -> None:
+            self.setdefault(stage, []).append((rows, found))
 
     x, y = at(*np.linspace(0.01, 0.3, 20).tolist())
     shelf = Shelf()
     evaluate(HalfSpace(), x, y, L2, [PGD(steps=5)], [], store=shelf)
     for sigma in (0.05, 0.25):
         evaluate(HalfSpace(), x, y, L2, [PGD(steps=5)], [SmoothingCertifier(sigma=sigma)], store=shelf)
-    assert len(shelf) == 3
+    assert sorted(stage.partition("-")[0] for stage in shelf) == ["pgd"] * 3 + ["smoothing"] * 2
 
 
 def test_radii_need_a_certifier_that_finds_them() -> None:

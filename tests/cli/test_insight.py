@@ -120,13 +120,14 @@ def test_local_lipschitz_of_a_run(run: Path) -> None:
 
 
 def test_the_attacks_of_a_run_are_checked(run: Path) -> None:
-    result = holdfast("analyze", run, "attack-check", "examples=8", "draws=20")
+    strong = "attacks=[{name: pgd, steps: 40, loss: margin}]"
+    result = holdfast("analyze", run, "attack-check", "examples=8", "draws=20", strong)
     assert result.exit_code == 0, result.output
-    assert "what it leaves standing says something of the network" in " ".join(result.stdout.split())
+    assert "it misses most of what is there" not in " ".join(result.stdout.split())
     table = pd.read_csv(Path(result.stdout.splitlines()[-1]) / "images.csv")
     assert list(table) == ["index", "made", "random search", "pgd"]
     assert table["made"].all()
-    assert table["pgd"].mean() > table["random search"].mean()
+    assert table["pgd"].mean() > max(0.5, table["random search"].mean())
     weak = "attacks=[{name: pgd, steps: 1, step_size: 0.01, random_start: false}]"
     result = holdfast("analyze", run, "attack-check", "examples=8", "draws=20", weak)
     assert "it misses most of what is there" in " ".join(result.stdout.split())

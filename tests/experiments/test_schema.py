@@ -140,7 +140,16 @@ def test_a_recipe_of_a_later_version_is_refused() -> None:
         ValueError, match=rf"schema {SCHEMA + 1}, this version of holdfast reads those up to {SCHEMA}"
     ):
         upgrade({"schema": SCHEMA + 1, "data": {}})
-    assert upgrade({"data": {"name": "digits"}}) == {"data": {"name": "digits"}}
+    assert upgrade({"schema": SCHEMA, "data": {"name": "digits"}}) == {"data": {"name": "digits"}}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_where_no_attack_was_named_it_was_pgd_until_the_third_form(number: int) -> None:
+    named = {"attacks": [{"name": "fgsm"}]}
+    assert upgrade({"schema": number, "evaluation": {}})["evaluation"] == {"attacks": [{"name": "pgd"}]}
+    assert upgrade({"schema": number, "evaluation": named})["evaluation"] == named
+    assert upgrade({"schema": 4, "evaluation": {}})["evaluation"] == {}
+    assert [one.name for one in EvaluationSettings().attacks] == ["ladder"]
 
 
 def test_a_whole_recipe_of_the_first_form_means_what_it_said() -> None:
@@ -149,9 +158,9 @@ def test_a_whole_recipe_of_the_first_form_means_what_it_said() -> None:
 
 
 def test_the_audit_of_the_second_form_was_another_share() -> None:
-    shares = [upgrade({"schema": 2, "evaluation": {"audit": share}})["evaluation"] for share in (0.1, 1, 0)]
-    assert shares == [{}, {}, {"audit": 0}]
-    assert upgrade({"schema": 3, "evaluation": {"audit": 0.1}})["evaluation"] == {"audit": 0.1}
+    asked = [upgrade({"schema": 2, "evaluation": {"audit": share}})["evaluation"] for share in (0.1, 1, 0)]
+    assert [one.get("audit", "default") for one in asked] == ["default", "default", 0]
+    assert upgrade({"schema": 3, "evaluation": {"audit": 0.1}})["evaluation"]["audit"] == 0.1
 
 
 def test_smoothing_of_the_second_form_drew_off_the_grid() -> None:
@@ -160,7 +169,7 @@ def test_smoothing_of_the_second_form_drew_off_the_grid() -> None:
         recipe = upgrade({"schema": number, "data": {"name": "digits"}, "evaluation": {"certifiers": parts}})
         found = EvaluationSettings.model_validate(recipe["evaluation"]).certifiers
         assert [one.grid_bits for one in found[:3]] == bits
-    assert upgrade({"schema": 2, "data": {"name": "digits"}, "evaluation": {}})["evaluation"] == {}
+    assert "certifiers" not in upgrade({"schema": 2, "data": {"name": "digits"}, "evaluation": {}})["evaluation"]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from holdfast.attacks.apgd import APGD, APGDTargeted
 from holdfast.attacks.attack import Attack, Targets
 from holdfast.attacks.ensemble import Ensemble
 from holdfast.attacks.fab import FAB
+from holdfast.attacks.pgd import PGD
 from holdfast.attacks.square import Square
 from holdfast.search import Ascent
 from holdfast.threat import Threat
@@ -19,8 +20,9 @@ from holdfast.threat import Threat
 class AutoAttack(Ensemble, name="autoattack"):
     """The ensemble of Croce & Hein (2020), each part on what the ones before left standing.
 
-    In an evaluation with deterministic certificates it leaves out what these decide: certified examples, and in the
-    targeted parts the classes that an example is certified against (see ``reference``).
+    Before the published parts 20 steps on the margin break most of what falls, for a third of a per cent of the
+    passes; in an evaluation with deterministic certificates certified examples are left out, and in the targeted
+    parts the classes that an example is certified against. With ``reference`` none of it.
 
     ``standard``: APGD-CE, targeted APGD on 9 classes, targeted FAB on 9 classes, Square of 5,000 queries; 100
     steps each. ``plus``: five restarts of APGD-CE, APGD-DLR and FAB without targets, Square, targeted APGD and FAB.
@@ -33,7 +35,8 @@ class AutoAttack(Ensemble, name="autoattack"):
     version: Literal["standard", "plus", "rand", "quick"] = "standard"
     """Which ensemble of the paper's, or the quick one."""
     reference: bool = False
-    """The original's passes exactly: an evaluation attacks what is certified, too, and towards every class."""
+    """The original's passes exactly: no rung before it; an evaluation attacks what is certified, too, and towards
+    every class."""
 
     @property
     def title(self) -> str:
@@ -62,10 +65,12 @@ class AutoAttack(Ensemble, name="autoattack"):
         fab = FAB(targets=targets, within_eps=True, precision=precision)
         square = Square(precision=precision)
         ce = APGD(restarts=restarts, precision=precision)
+        margin = PGD(loss="margin", schedule="cosine", steps=20, precision=precision)
+        first: list[Attack] = [] if self.reference else [margin]
         if self.version == "standard":
-            return [ce, targeted, fab, square]
+            return [*first, ce, targeted, fab, square]
         dlr = APGD(loss="dlr", restarts=5, precision=precision)
-        return [ce, dlr, fab.model_copy(update={"restarts": 5, "targeted": False}), square, targeted, fab]
+        return [*first, ce, dlr, fab.model_copy(update={"restarts": 5, "targeted": False}), square, targeted, fab]
 
     @property
     def passes(self) -> int:

@@ -22,14 +22,16 @@ RUNGS: dict[Budget, tuple[int, int, int, int]] = {
     "thorough": (49, 9, 33, 240),
 }
 """Steps without a target, targets, steps towards each, and queries."""
+FIRST = 2.0
+"""Length of the first step in units of eps: from one side of the ball to the other."""
 PASSES: dict[Budget, int] = {"quick": 30, "standard": 130, "thorough": 600}
 
 
 class Ladder(Ensemble, name="ladder"):
     """The strongest that few passes buy: the margin without a target, then towards the likeliest classes.
 
-    PGD on max_{j≠y} z_j − z_y with a step that falls from eps along half a cosine; what stands is then pushed
-    towards its likeliest classes in turn (see ``MultiTargeted``), with a step that falls from eps to eps / 100.
+    PGD on max_{j≠y} z_j − z_y with a step that falls from 2 eps along half a cosine; what stands is then pushed
+    towards its likeliest classes in turn (see ``MultiTargeted``), with a step that falls from 2 eps to eps / 50.
     Classes that a certificate excludes are left out of both. ``thorough`` ends with Square from the best point so
     far, on images. In l_0 it is σ-zero.
     """
@@ -49,8 +51,8 @@ class Ladder(Ensemble, name="ladder"):
         steps = (steps + 1) * targets // few - 1  # in passes, what there are no classes for
         how: dict[str, Any] = {"precision": self.precision}
         return [
-            PGD(loss="margin", schedule="cosine", steps=untargeted, **how),
-            MultiTargeted(targets=few, schedule="geometric", steps=steps, **how),
+            PGD(loss="margin", schedule="cosine", step_size=FIRST, steps=untargeted, **how),
+            MultiTargeted(targets=few, schedule="geometric", step_size=FIRST, steps=steps, **how),
             Square(queries=max(queries, 1), warm=True, **how),
             SigmaZero(steps=PASSES[self.budget] - 3, **how),
         ]

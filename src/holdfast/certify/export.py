@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 
 import torch
@@ -80,5 +81,5 @@ def vnnlib(lower: Sequence[float], upper: Sequence[float], label: int, classes: 
 
 
 def _decimal(value: float) -> str:
-    """Without an exponent, which VNN-LIB readers need not know; exact to the last place of a float64."""
-    return format(value, ".20f")
+    """Without an exponent, which VNN-LIB readers need not know; every place of it, so that the box is the same."""
+    return format(Decimal(value), "f")

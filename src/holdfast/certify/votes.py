@@ -12,7 +12,7 @@ import torch
 from scipy import special
 from torch import Tensor, nn
 
-from holdfast.inference import answered, check_logits, mix_seed
+from holdfast.inference import check_logits, mix_seed
 
 FARTHEST = 8.6
 """Standard deviations that no Gaussian draw exceeds, made as it is of at most 53 random bits."""
@@ -129,7 +129,7 @@ class Voter:
         copies = torch.cat([self.x[task.example] + draw for task, draw in zip(tasks, draws, strict=True)])
         logits = self.model(copies)
         check_logits(logits.nan_to_num(), torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
-        classes = logits.argmax(1).masked_fill(~answered(logits), -1).view(len(tasks), CHUNK)
+        classes = logits.argmax(1).masked_fill(~logits.isfinite().all(1), -1).view(len(tasks), CHUNK)
         counts = torch.tensor([task.count for task in tasks], device=classes.device)
         beyond = torch.arange(CHUNK, device=classes.device) >= counts[:, None]
         return classes.masked_fill(beyond, -1)

@@ -22,6 +22,7 @@ from holdfast.cli.study import study
 from holdfast.cli.sweep import sweep
 from holdfast.cli.table import table
 from holdfast.cli.train import train
+from holdfast.cli.verify import verify
 
 app = typer.Typer(
     name="holdfast",
@@ -48,7 +49,7 @@ def _options(version: VersionOption = False) -> None:
     pass
 
 
-for command in (train, sweep, study, evaluate, audit, analyze, export, show, runs, table):
+for command in (train, sweep, study, evaluate, verify, audit, analyze, export, show, runs, table):
     app.command()(command)
 app.command("list")(list_)
 app.add_typer(plot, name="plot")

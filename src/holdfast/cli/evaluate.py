@@ -15,7 +15,10 @@ NAMES = "Names separated by commas, in place of the recipe's; settings go in as 
 
 def evaluate(
     model: Annotated[
-        str, typer.Argument(help="A run (its folder or name), a file of weights, or package.module:factory.")
+        str,
+        typer.Argument(
+            help="A run (its folder or name), a file of weights, a .onnx file, or package.module:factory."
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="threat=..., evaluation.KEY=..., data.KEY=... or model.KEY=...")
@@ -62,16 +65,13 @@ def evaluate(
 
         for one in threats:
             Threat.parse(one)  # all of them, before the first is evaluated
-        weights = Path(model).is_file()
-        if architecture and not weights:
-            raise FileNotFoundError(f"there is no file {model}")
+        network = foreign_model(model, architecture)
         done = []
         for one in threats or [""]:
-            if weights or ":" in model:
-                if not data or not one or (weights and not architecture):
-                    needed = "--data, --threat and --architecture" if weights else "--data and --threat"
+            if network:
+                if not data or not one or not network["name"]:
+                    needed = "--data and --threat" if network["name"] else "--data, --threat and --architecture"
                     raise ValueError(f"{model} is no run: say {needed}")
-                network: dict[str, Any] = {"name": architecture, "weights": model} if weights else {"name": model}
                 recipe = {"data": {"name": data}, "model": network, "threat": one, "evaluation": {}}
                 if certifiers is None:
                     recipe["evaluation"] = {"certifiers": []}
@@ -80,6 +80,28 @@ def evaluate(
                 here = [*([f"threat={one}"] if one else []), *([f"data={data}"] if data else [])]
                 done.append(evaluate_run(model, *chosen, *here, runs=runs, again=again, reporter=progress))
         print_run(done[0]) if len(done) == 1 else print_runs(done)
+
+
+def foreign_model(model: str, architecture: str | None) -> dict[str, Any] | None:
+    """The settings of a model that nobody trained here; None for a run.
+
+    Raises:
+        FileNotFoundError: an architecture for a file that is not there.
+        ValueError: a file of another kind, or an architecture for a file that needs none.
+    """
+    from holdfast.models.weights import refuse_networks
+
+    file = Path(model)
+    if architecture and not file.is_file():
+        raise FileNotFoundError(f"there is no file {model}")
+    if file.is_file() and file.suffix.lower() == ".onnx":
+        if architecture:
+            raise ValueError(f"{model} is an ONNX network with layers of its own: leave --architecture out")
+        return {"name": "onnx", "path": model}
+    if file.is_file():
+        refuse_networks(file)
+        return {"name": architecture, "weights": model}
+    return {"name": model} if ":" in model else None
 
 
 def several(threats: str | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    refuse_networks(path)
     try:
         found: Any = (
             load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
@@ -61,6 +63,25 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     state = {key if key in target else _renamed(key): value for key, value in state.items()}
     refuse_misfits(state, target, path)
     model.load_state_dict(state)
+
+
+def refuse_networks(path: Path) -> None:
+    """Raises ValueError where a file holds a whole network of some other format, not weights; says which."""
+    if path.suffix.lower() == ".onnx":
+        raise ValueError(f"{path} is an ONNX network, not weights: {{name: onnx, path: {path}}} is the model of it")
+    names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+    exported = path.suffix == ".pt2" or any(name.endswith("archive_format") for name in names)
+    scripted = any(name.endswith("/constants.pkl") for name in names)
+    if exported or scripted:
+        kind, load = (
+            ("program of torch.export", "torch.export.load")
+            if exported
+            else ("TorchScript module", "torch.jit.load")
+        )
+        raise ValueError(
+            f"{path} holds a {kind}, not weights: save its state_dict() for --architecture, or give "
+            f"package.module:function that returns what {load} reads"
+        )
 
 
 def _renamed(key: str) -> str:

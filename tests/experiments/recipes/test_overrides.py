@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from holdfast import Threat
-from holdfast.attacks import FGSM, PGD
+from holdfast.attacks import FGSM, PGD, Ladder
 from holdfast.experiments import Experiment, recipe_names, resolve
 from holdfast.experiments.recipes.overrides import recipe_note
 from holdfast.objectives import IBP, TRADES
@@ -34,14 +34,14 @@ def test_overrides_change_settings_swap_components_and_reach_into_lists() -> Non
             "objective.kappa=0.3",
             "threat.eps=8/255",
             "optimizer.lr=1e-3",
-            "evaluation.attacks.0.steps=20",
+            "evaluation.attacks.0.budget=quick",
             "data.train_size=100",
         ],
     )
     assert experiment.objective == IBP(kappa=0.3)
     assert experiment.threat == Threat("linf", 8 / 255)
     assert experiment.optimizer.lr == 0.001
-    assert experiment.evaluation.attacks == [PGD(steps=20)]
+    assert experiment.evaluation.attacks == [Ladder(budget="quick")]
     assert experiment.data.train_size == 100
     assert resolve("digits", ["objective=trades"]).objective == TRADES()
     assert resolve("digits", ["objective=trades", "objective.beta=3"]).objective == TRADES(beta=3)

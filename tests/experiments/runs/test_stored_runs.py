@@ -61,10 +61,10 @@ def test_a_stored_evaluation_below_a_training_is_read(tmp_path: Path) -> None:
 
 
 def test_a_run_of_the_second_form_is_what_it_was() -> None:
-    """By now, as it was trained: its name, and what it and its evaluation say."""
+    """What it and its evaluation say; trained now, by other draws, it has another name."""
     (run,) = all_runs(STORED.parent / "2")
     assert run.schema == 2
-    assert run.trained_as == run.path.name
+    assert run.trained_as != run.path.name
     record = read_record(run.path)
     assert (record.status, record.values["objective"], record.values["optimizer.lr"]) == ("finished", "ibp", 0.005)
     assert (record.values["standard"], record.values["evaluations"]) == (353 / 360, 1)
@@ -82,10 +82,25 @@ def test_what_the_second_form_answered_is_not_answered_alike() -> None:
 
 
 def test_a_run_of_the_third_form_is_what_it_was() -> None:
+    """Draws have changed since: its folders are kept, under names that nothing has now."""
     (run,) = all_runs(STORED.parent / "3")
-    assert (run.schema, run.trained_as) == (3, run.path.name)
+    assert run.schema == 3
+    assert run.trained_as != run.path.name
     (below,) = run.evaluations
-    assert below.path.name == run.experiment.evaluation_identity(run.path.name)
+    assert below.path.name != run.experiment.evaluation_identity(run.path.name)
     assert [one.grid_bits for one in run.experiment.evaluation.certifiers] == [20, 20]
     assert run.result["sampling"]["smoothing"]["grid_bits"] == 20
     assert (run.result["standard"], run.result["certified"]["smoothing"]) == (32 / 40, 29 / 40)
+
+
+def test_a_run_of_the_fourth_form_is_what_it_was() -> None:
+    (run,) = all_runs(STORED.parent / "4")
+    assert (run.schema, run.trained_as) == (4, run.path.name)
+    (below,) = run.evaluations
+    assert below.path.name == run.experiment.evaluation_identity(run.path.name)
+    assert [one.name for one in run.experiment.evaluation.attacks] == ["ladder"]
+    result = run.result
+    assert result["certified"]["bounds"] <= result["attacked"]["ladder"] <= result["standard"]
+    x, _ = load_data("digits").test.batch(torch.from_numpy(run.examples["index"].to_numpy()))
+    with torch.no_grad():
+        assert run.model()(x).argmax(1).tolist() == run.examples["prediction"].tolist()

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+import holdfast.formats  # noqa: F401  (its networks are models of a recipe)
 from holdfast.attacks import Attack, default_attack
 from holdfast.certify import BoundCertifier, Certifier
 from holdfast.component import Number, PositiveNumber, Settings, distinct_labels

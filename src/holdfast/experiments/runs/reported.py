@@ -182,7 +182,7 @@ def _probabilities(classifier: nn.Module, x: Tensor) -> Tensor:
     if not len(x):
         return torch.zeros(0, 0)
     with frozen_eval(classifier):
-        return predict(classifier, x.to(device_of(classifier))).softmax(1).cpu()
+        return predict(classifier, x.to(device_of(classifier))).float().softmax(1).cpu()
 
 
 def draw_adversarial(run: Run, images: Tensor, evaluation: Evaluation, threat: Threat) -> None:
