@@ -11,7 +11,7 @@ from torch import nn
 
 from holdfast import Threat
 from holdfast.attacks import PGD
-from holdfast.certify import Certifier
+from holdfast.certify import BranchAndBoundCertifier, Certifier
 
 SAMPLING = {"smoothing", "plug-in"}  # these speak of another classifier: see test_smoothing.py
 NAMES = sorted(set(Certifier.registry) - SAMPLING)
@@ -44,7 +44,7 @@ def test_the_parts_of_a_certificate_agree(certifier: Certifier) -> None:
     assert (certificate.radius[certificate.verified] >= threat.eps).all()
     assert (certificate.radius[right & ~certificate.verified] < threat.eps).all()
     assert (certificate.radius[~right] == 0).all()
-    assert {"verified", "undecided", "wrong"} == set(certificate.status)
+    assert {"verified", "undecided", "wrong"} == set(certificate.status) - {"refuted"}
 
 
 @every_certifier
@@ -56,8 +56,8 @@ def test_leaves_no_trace_and_the_split_changes_nothing(certifier: Certifier) -> 
     trace.check()
     told: list[tuple[int, int]] = []
     split = certifier(model, x, y, threat, batch_size=7, on_progress=lambda *news: told.append(news))
-    if certifier.name == "branch-and-bound":  # which tells what is open of those that bounds do not decide
-        assert told[-1:] in ([], [(0, 0)])
+    if isinstance(certifier, BranchAndBoundCertifier):  # image by image, those that cheap bounds leave open
+        assert told == [(left, 0) for left in range(told[0][0], -1, -1)]
     else:
         assert told == [(left, 0) for left in (23, 16, 9, 2, 0)]
     assert torch.equal(split.verified, whole.verified)
@@ -77,8 +77,7 @@ def test_is_exact_for_a_linear_model(certifier: Certifier) -> None:
     certificate = certifier(model, x, y, Threat(NORM[certifier.name], eps, -math.inf, math.inf))
     assert torch.equal(certificate.verified, exact > eps)
     assert (certificate.radius <= exact * (1 + 1e-12)).all()
-    if certifier.finds_radii:
-        assert (exact - certificate.radius <= 0.011 * eps).all()
+    assert (exact - certificate.radius <= 0.011 * eps).all() or not certifier.finds_radii
 
 
 @every_certifier
@@ -89,8 +88,9 @@ def test_what_nothing_in_the_box_changes_has_infinite_radius(certifier: Certifie
         model[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
     x, y = torch.rand(4, 1, 2, 3), torch.zeros(4, dtype=torch.int64)
     for norm in ("linf", "l2", "l1"):
-        radius = certifier(model, x, y, Threat(norm, 0.1)).radius
-        assert radius.isinf().all() if certifier.finds_radii else (radius >= 0.1).all()
+        certificate = certifier(model, x, y, Threat(norm, 0.1))
+        assert certificate.verified.all()
+        assert certificate.radius.isinf().all() or not certifier.finds_radii
     assert certifier(model, x, y, Threat("linf", 0.0)).verified.all()
 
 

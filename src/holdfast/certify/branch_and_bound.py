@@ -283,6 +283,7 @@ class BranchAndBoundCertifier(Deterministic, name="branch-and-bound"):
         assert found.error is not None
         open_ends = (found.prediction == y) & (found.radius < threat.eps) & ~found.error
         rows, counterexample = open_ends.nonzero().squeeze(1).tolist(), torch.full_like(x, torch.nan)
+        tell(len(rows), 0)
         network = _Network.of(model, x[:1], threat.interval(x[:1].double())) if rows else None
         for left, row in zip(range(len(rows) - 1, -1, -1), rows, strict=True):
             assert network is not None
