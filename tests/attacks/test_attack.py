@@ -404,7 +404,7 @@ def test_autoattack_is_the_published_ensemble() -> None:
     assert (apgd.steps, apgd.restarts, apgd.loss) == (100, 1, "cross-entropy")
     assert (targeted.steps, targeted.targets) == (100, 9)
     assert (fab.steps, fab.targets, fab.restarts) == (100, 9, 1)
-    assert (square.queries, square.share, square.restarts) == (5000, 0.8, 1)
+    assert (square.queries, square.share, square.restarts, square.rescaled) == (5000, 0.8, 1, False)
     plus = AutoAttack(version="plus", reference=True).parts(Threat("linf", 0.1), 10)
     assert [(part.name, getattr(part, "restarts", 1)) for part in plus] == [
         ("apgd", 5),

@@ -149,7 +149,7 @@ class Attack(Component, family="attacks"):
         y = check_inputs(x, y, threat)
         numbers = torch.arange(len(x)) if indices is None else torch.as_tensor(indices)
         numbers = numbers.to(x.device)
-        x = x.detach()
+        x = x.detach().contiguous()
         with frozen_eval(model):
             right = torch.zeros_like(y, dtype=torch.bool)
             logits = torch.empty(0, 0)

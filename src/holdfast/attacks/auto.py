@@ -63,7 +63,7 @@ class AutoAttack(Ensemble, name="autoattack"):
         restarts = 5 if sparse or self.version == "plus" else 1
         targeted = APGDTargeted(targets=targets, precision=precision)
         fab = FAB(targets=targets, within_eps=True, precision=precision)
-        square = Square(precision=precision)
+        square = Square(rescaled=False, precision=precision)  # as its published code has it
         ce = APGD(restarts=restarts, precision=precision)
         margin = PGD(loss="margin", schedule="cosine", steps=20, precision=precision)
         first: list[Attack] = [] if self.reference else [margin]

@@ -33,6 +33,8 @@ class Square(Attack, name="square"):
     """Independent searches."""
     share: float = Field(default=0.8, gt=0, le=1)
     """Share of the pixels that the first square covers."""
+    rescaled: bool = True
+    """Let the squares shrink over however many queries there are; otherwise after the paper's numbers of them."""
     warm: bool = False
     """In an ensemble, begin at the best points that the attacks before it found."""
 
@@ -88,7 +90,8 @@ class Square(Attack, name="square"):
 
     def _side(self, query: int, x: Tensor) -> int:
         """Side of the square of a query."""
-        halvings = sum(query * 10_000 // self.queries > limit for limit in HALVINGS)
+        when = query * 10_000 // self.queries if self.rescaled else query
+        halvings = sum(when > limit for limit in HALVINGS)
         pixels = self.share / 2**halvings * x.shape[2] * x.shape[3]
         return max(round(pixels**0.5), 1)
 
