@@ -24,6 +24,10 @@ CASCADE: tuple[Literal["ibp", "crown-ibp", "crown"], ...] = ("ibp", "crown-ibp",
 """Cheap first; each on what those before it leave undecided."""
 
 
+TRACED = 8
+"""Inputs on which a trace in float64 is held against the model."""
+
+
 class BoundCertifier(Deterministic, name="bounds"):
     """Verified where a lower bound of every margin z_y − z_j over the threat set is positive.
 
@@ -93,6 +97,8 @@ class BoundCertifier(Deterministic, name="bounds"):
 
     def _double(self, model: nn.Module, x: Tensor, threat: Threat) -> _Level | None:
         """The stages in float64, or None where the model cannot be had so."""
+        if self.float64 != "always":
+            x = x[:TRACED]  # that the trace is the model's was seen in its own precision
         try:
             exact, place = in_float64(model, x)
             return self._level(exact, x.to(place), threat)
