@@ -194,7 +194,7 @@ def test_a_radius_in_units_of_the_inputs_is_not() -> None:
 def test_an_attack_knows_which_of_its_parts_see_answers_only() -> None:
     attack, square = Attack.parse("autoattack"), Attack.parse("square")
     blind = {part.name: attack.found_blindly(part.describe(0, 3)) for part in attack.parts(THREAT, 10)}
-    assert blind == {"apgd": False, "apgd-t": False, "fab": False, "square": True}
+    assert blind == {"pgd": False, "apgd": False, "apgd-t": False, "fab": False, "square": True}
     assert square.found_blindly(square.describe(0, 3))
     thorough = {name for name, member in Attack.registry.items() if member.thorough}
     assert thorough == {"pgd", "multi-targeted", "apgd", "apgd-t", "autoattack", "ladder"}

@@ -65,7 +65,8 @@ def test_the_folder_holds_everything(tiny: Run) -> None:
     assert result["peak_memory_bytes"] > 1e6
     assert list(tiny.history["epoch"]) == [1, 2]
     assert {"loss", "validation_standard", "validation_attacked", "validation_certified"} <= set(tiny.history)
-    assert json.loads((tiny.path / "environment.json").read_text())["packages"]["torch"] == torch.__version__
+    packages = json.loads((tiny.path / "environment.json").read_text())["packages"]
+    assert torch.__version__.startswith(packages["torch"])
 
 
 def test_the_numbers_can_be_had_again_from_the_folder(tiny: Run) -> None:
