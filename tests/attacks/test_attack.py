@@ -641,3 +641,13 @@ def test_a_success_counts_in_plain_arithmetic_only(name: str) -> None:
     y = model.network(x).argmax(1)
     result = Attack.parse(name)(model, x, y, Threat("linf", 1e-4))
     assert not result.success.any()
+
+
+@pytest.mark.parametrize("name", ["fab", "deepfool"])
+def test_the_nearest_beyond_eps_may_be_of_a_class_that_is_excluded_within(name: str) -> None:
+    model, (x, _) = linear_model(classes=4, shape=(1, 8, 8)), images(6)
+    y = model(x).argmax(1)
+    threat, attack = Threat("l2", 1e-4, -torch.inf, torch.inf), Attack.parse(name)
+    last = model(x).argmin(1)
+    only = torch.nn.functional.one_hot(last, 4).bool()
+    assert torch.equal(attack(model, x, y, threat, open_targets=only).x_adv, attack(model, x, y, threat).x_adv)

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.attacks.attack import GradientAttack, Targets, require_answers
+from holdfast.attacks.attack import GradientAttack, Targets, require_answers, with_own
 from holdfast.attacks.losses import asked
 from holdfast.attacks.pgd import likeliest
 from holdfast.search import Ascent, per_example, slopes_of
@@ -51,6 +51,8 @@ class FAB(GradientAttack, name="fab"):
         return f"FAB-T-{self.steps} × {self.targets}" if self.targeted else f"FAB-{self.steps}"
 
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
+        if not self.within_eps:  # what certificates exclude within eps may be the nearest beyond it
+            targets = targets._replace(open=with_own(targets.logits.isfinite(), targets.y))
         classes = torch.stack(likeliest(targets, self.targets if self.targeted else 1), 1)
         result = Ascent.before(targets.x)
         best = torch.full((len(targets.x),), torch.inf, dtype=targets.x.dtype, device=targets.x.device)
