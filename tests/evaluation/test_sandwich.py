@@ -395,3 +395,16 @@ def test_a_model_that_works_in_place_is_evaluated_like_one_that_does_not(name: s
     assert torch.equal(x, before)
     pd.testing.assert_frame_equal(found.table, expected.table)
     assert found.summary["warnings"] == expected.summary["warnings"]
+
+
+def test_of_what_a_certifier_was_not_asked_there_is_no_counterexample() -> None:
+    y = torch.zeros(3, dtype=torch.int64)
+    one = Certificate(
+        y[:1], y[:1].bool(), y[:1].double(), ["refuted"], "deterministic", counterexample=torch.ones(1, 2)
+    )
+    stage: stages.Stage[Certificate] = stages.Stage("some", lambda rows: one)
+    stage.about(torch.tensor([1]))
+    whole = stages.certificate_of(stage, y, y, "deterministic")
+    assert whole.status == ["undecided", "refuted", "undecided"]
+    assert whole.counterexample is not None
+    assert whole.counterexample.isnan().all(1).tolist() == [True, False, True]

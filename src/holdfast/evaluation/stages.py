@@ -125,7 +125,13 @@ def certificate_of(stage: Stage[Certificate], prediction: Tensor, y: Tensor, gua
     if found is None:
         return nothing
     fill: dict[str, Any] = {"prediction": nothing.prediction, "status": nothing.status, "method": [""] * len(y)}
-    fill |= {"unproven": math.ulp(0.0), "above": math.inf, "margin": -math.inf, "abstained": True}
+    fill |= {
+        "unproven": math.ulp(0.0),
+        "above": math.inf,
+        "margin": -math.inf,
+        "abstained": True,
+        "counterexample": math.nan,
+    }
 
     def spread(name: str, value: Any) -> Any:
         if isinstance(value, Tensor):
