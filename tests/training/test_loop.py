@@ -466,8 +466,9 @@ def test_the_sum_of_absolute_weights_is_added_to_the_loss(images: ImageSet) -> N
     once, training = SGD(lr=0.5, momentum=0.0), {"steps": 1, "batch_size": 70}
     sizes = [p.abs().sum() for p in one.parameters() if p.dim() > 1]
     before = [p.detach().clone() for p in one.parameters()]
-    plain = run(images, one, 1, optimizer=once, training=training)[0]
-    history = run(images, other, 1, optimizer=once, training={**training, "l1": 0.01})[0]
+    plain = run(images, one, 1, optimizer=once, training=training, schedule=Constant())[0]
+    penalised = {**training, "l1": 0.01}
+    history = run(images, other, 1, optimizer=once, training=penalised, schedule=Constant())[0]
     assert history["l1"] == pytest.approx(torch.stack(sizes).sum().item(), rel=1e-5)
     assert history["loss"] - plain["loss"] == pytest.approx(0.01 * history["l1"], rel=1e-4)
     for start, first, second in zip(before, one.parameters(), other.parameters(), strict=True):
