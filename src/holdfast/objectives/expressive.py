@@ -7,6 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.bounds import Graph, Interval, Rectifier, UnsupportedOperator, margin_rows, robust_cross_entropy
+from holdfast.bounds.differences import differences
 from holdfast.bounds.linear import intervals
 from holdfast.bounds.operators import run
 from holdfast.bounds.region import Region, region_of
@@ -111,7 +112,7 @@ def both_margins(batch: Batch) -> tuple[Tensor, Tensor]:
 
 def margins_at(y: Tensor, logits: Tensor) -> Tensor:
     """z_y − z_j for the classes j ≠ y ascending, (N, K−1)."""
-    return torch.bmm(margin_rows(y, logits.shape[1], logits.dtype), logits[:, :, None])[:, :, 0]
+    return differences(logits, y)
 
 
 class STAPS(_SmallBox, name="staps"):
