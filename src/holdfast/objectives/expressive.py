@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.bounds import Graph, Interval, Rectifier, UnsupportedOperator, margin_rows, robust_cross_entropy
+from holdfast.bounds.differences import differences
 from holdfast.bounds.interval import rule
 from holdfast.bounds.linear import intervals
 from holdfast.bounds.operators import run
@@ -151,7 +152,7 @@ def both_margins(batch: Batch) -> tuple[Tensor, Tensor, dict[int, Interval]]:
 
 def margins_at(y: Tensor, logits: Tensor) -> Tensor:
     """z_y − z_j for the classes j ≠ y ascending, (N, K−1)."""
-    return torch.bmm(margin_rows(y, logits.shape[1], logits.dtype), logits[:, :, None])[:, :, 0]
+    return differences(logits, y)
 
 
 class TAPS(_SmallBox, name="taps"):
