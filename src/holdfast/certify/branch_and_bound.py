@@ -24,7 +24,7 @@ from holdfast.bounds.region import Box, Region, region_of, rounded
 from holdfast.bounds.rounding import Rounding
 from holdfast.bounds.specification import margin_rows
 from holdfast.certify.bounds import BoundCertifier
-from holdfast.certify.certificate import Deterministic, Findings, Tell
+from holdfast.certify.certificate import Certifier, Deterministic, Findings, Tell
 from holdfast.certify.counterexample import Falsifier
 from holdfast.certify.double import in_float64
 from holdfast.inference import door, frozen_eval, plain_arithmetic
@@ -259,6 +259,10 @@ class BranchAndBoundCertifier(Deterministic, name="branch-and-bound"):
 
     seconds: PositiveFloat = 10.0
     """For each image that the cheap bounds leave open."""
+
+    @property
+    def in_training(self) -> Certifier:
+        return BoundCertifier(method="cascade", radius_search="never")
 
     @property
     def finds_radii(self) -> bool:
