@@ -81,6 +81,8 @@ class Plan:
     """By the number of the value; a value that is held whole has none."""
     parts: dict[tuple[int, int], Window]
     """What an operator (its number) asks of its inputs, one by one."""
+    readers: dict[int, int]
+    """How many of a value's inputs to operators are on the way from the source."""
     relaxations: dict[int, Relaxation]
     """By the number of the node."""
     channels: Channels
@@ -94,7 +96,7 @@ class Plan:
         channels: Channels,
         like: Tensor,
     ) -> Plan:
-        plan = cls(graph, source, {}, {}, relaxations, channels)
+        plan = cls(graph, source, {}, {}, {}, relaxations, channels)
         if len(graph.shape(source)) == 3:
             plan.windows[source] = Window((1, 1), (0, 0), (1, 1))
             asked: dict[int, list[Window | None]] = {source: []}
@@ -117,6 +119,7 @@ class Plan:
                 del self.windows[number + 1]
         for place, source in enumerate(node.inputs):
             asked.setdefault(source, []).append(found)
+            self.readers[source] = len(asked[source])
             if found is not None:
                 self.parts[number, place] = found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import cast
 
 import torch
@@ -237,10 +237,10 @@ class Sweep:
         """Lower bounds (N, S) of the functions a (N, S, ...) of a value."""
         return backward(graph, self.relaxations, value, a, self.costs).minimum(region)
 
-    def patch_bound(self, region: Region, value: int, a: Tensor, patches: Patches) -> Bound:
-        """Those (P, S) of functions (P, S, ...) at P positions."""
-        costs = self.costs and self.costs.cut(patches)
-        found = backward(patches.graph, self.relaxations, value, a, costs, patches)
+    def patch_bound(self, region: Region, patches: Patches) -> Bound:
+        """Those (P, 2 S) of the neurons at P positions and of their negatives."""
+        costs, a = self.costs and self.costs.cut(patches), patches.start(region.box.centre)
+        found = backward(patches.graph, self.relaxations, patches.plan.source, a, costs, patches)
         return found.minimum(patches.region(region))
 
 
@@ -268,9 +268,6 @@ def sweep(
     done = Sweep(values, {}, None if rounding is None else Costs(graph, rounding, values, {}))
     channels: Channels = {}
 
-    def bound_at(patches: Patches, a: Tensor) -> Bound:
-        return done.patch_bound(region, patches.plan.source, a, patches)
-
     def step(number: int, operator: Operator, *inputs: Interval) -> Interval:
         if not is_exact(operator):
             source = graph.nodes[number].inputs[0]
@@ -278,7 +275,9 @@ def sweep(
                 value = done.values[source]
                 asked = unsettled(operator, value) if intersect else torch.ones_like(value.centre).bool()
                 plan = Plan.of(graph, source, done.relaxations, channels, value.centre)
-                done.values[source] = tightened(plan, region, value, asked, bound_at, intersect)
+                done.values[source] = tightened(
+                    plan, region, value, asked, partial(done.patch_bound, region), intersect
+                )
             inputs = (done.values[source],)
             done.relaxations[number] = relax(operator, inputs[0], slopes(number))
         if done.costs and isinstance(operator, Affine) and not operator.moves:

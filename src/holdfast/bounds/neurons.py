@@ -15,8 +15,8 @@ from holdfast.bounds.rounding import Bound
 BUDGET = 2**25
 """Coefficients held at a time."""
 
-BoundAt = Callable[[Patches, Tensor], Bound]
-"""Lower bounds (P, S) of functions (P, S, ...) of the value at P positions."""
+BoundAt = Callable[[Patches], Bound]
+"""Lower bounds (P, 2 S) of the neurons and their negatives at P positions."""
 
 
 def tightened(
@@ -36,10 +36,7 @@ def tightened(
     ends = [end.reshape(asked.shape) for end in (value.lower, value.upper)]
     if size and asked.any():
         for owner, position, channel in groups(asked, max(1, BUDGET // (2 * plan.width))):
-            patches = Patches(plan, owner, position)
-            a = both_ways_at(channel, asked.shape[1]).to(value.centre)
-            shape = (asked.shape[1], 1, 1) if mapped else plan.graph.shape(plan.source)
-            low, high = bound(patches, a.view(*a.shape[:2], *shape)).lower.chunk(2, 1)
+            low, high = bound(Patches(plan, owner, position, channel)).lower.chunk(2, 1)
             wanted = asked[owner[:, None], channel, position[:, None]]
             place = tuple(t.expand_as(channel)[wanted] for t in (owner[:, None], channel, position[:, None]))
             low, high = low[wanted], -high[wanted]
@@ -71,9 +68,3 @@ def groups(asked: Tensor, room: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         found += [(owner, position, some) for some in channels.split(max(1, room), 1)]
         begin = end
     return found
-
-
-def both_ways_at(channel: Tensor, channels: int) -> Tensor:
-    """The functions v and −v of some channels (P, S) each: (P, 2 S, channels)."""
-    one = torch.zeros(*channel.shape, channels, device=channel.device).scatter(2, channel[:, :, None], 1)
-    return torch.cat([one, -one], 1)

@@ -6,6 +6,7 @@ map. Relaxations, costs and the region are cut to the windows; in all else the p
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cached_property, singledispatch
 from typing import Any
@@ -85,28 +86,58 @@ class Patches(Maps):
     Args:
         owner: the example of each, (P,).
         position: (P,) of the flat map of the plan's value, where that has windows.
+        channel: the neurons there, or of the flat value, (P, S); functions are these and their negatives.
     """
 
-    def __init__(self, plan: Plan, owner: Tensor, position: Tensor) -> None:
+    def __init__(self, plan: Plan, owner: Tensor, position: Tensor, channel: Tensor) -> None:
         super().__init__(plan.graph)
         self.plan, self.owner, self.position = plan, owner, position
+        self.channel = torch.cat([channel, channel], 1)
         self._masks: dict[Window, Tensor | None] = {}
+        self._hot: dict[int, Tensor] = {}
+        """By the number of the value, coefficients (P, 2 S) where they are of one entry of the channel each."""
+
+    def start(self, like: Tensor) -> Tensor:
+        """The functions v and −v, (P, 2 S, ...)."""
+        signs = torch.ones_like(self.channel).to(like)
+        signs[:, signs.shape[1] // 2 :] = -1
+        self._hot = {self.plan.source: signs}
+        shape = self._shape
+        entries = shape[0] if self.plan.source in self.plan.windows else math.prod(shape)
+        one = like.new_zeros(*self.channel.shape, entries).scatter(2, self.channel[:, :, None], signs[:, :, None])
+        return one.view(*signs.shape, *((entries, 1, 1) if self.plan.source in self.plan.windows else shape))
 
     def parts(self, number: int, a: Tensor) -> list[Tensor]:
-        node = self.graph.nodes[number]
-        if number + 1 not in self.plan.windows:
-            return super().parts(number, a)
-        if isinstance(operator := node.operator, Convolution):
-            flat, function = a.flatten(0, 1), F.conv_transpose2d
-            pulled: Tensor = function(
-                flat, operator.weight, None, operator.stride, 0, 0, operator.groups, operator.dilation
-            )
-            pulled = pulled.unflatten(0, a.shape[:2])
-            mask = self._mask(self.plan.parts[number, 0], self.graph.shape(node.inputs[0]))
-            return [pulled if mask is None else pulled * mask]
-        if (channels := self.plan.channels.get(number)) is not None:
+        node, hot = self.graph.nodes[number], self._hot.get(number + 1)
+        operator, windowed = node.operator, number + 1 in self.plan.windows
+        channels = self.plan.channels.get(number) if windowed else None
+        if hot is not None:
+            self._pass_on(number, hot, channels)
+        if hot is not None and isinstance(operator, Linear) and a.dim() == 3:
+            return [operator.weight[self.channel] * hot[:, :, None]]
+        if channels is not None:
             return [a * channels[0][:, None, None]]
-        return split(operator, a, [self.graph.shape(source) for source in node.inputs])
+        if not windowed or not isinstance(operator, Convolution):
+            return super().parts(number, a)
+        if hot is not None and operator.groups == 1:
+            pulled = operator.weight[self.channel] * hot[:, :, None, None, None]
+        else:
+            function, rest = F.conv_transpose2d, (operator.stride, 0, 0, operator.groups, operator.dilation)
+            pulled = function(a.flatten(0, 1), operator.weight, None, *rest).unflatten(0, a.shape[:2])
+        mask = None if self._kept_inside(node.inputs[0]) else self._mask(number)
+        return [pulled if mask is None else pulled * mask]
+
+    def _pass_on(self, number: int, hot: Tensor, channels: tuple[Tensor, Tensor] | None) -> None:
+        """One entry of the inputs alone is read, too, where an operator keeps entries apart."""
+        node = self.graph.nodes[number]
+        signs = (1, node.operator.sign) if isinstance(node.operator, Sum) else (1,) if channels else ()
+        for source, sign in zip(node.inputs, signs, strict=False):
+            if self.plan.readers[source] == 1:
+                self._hot[source] = sign * hot if channels is None else hot * channels[0][self.channel]
+
+    def _kept_inside(self, value: int) -> bool:
+        """Whether what is next to read coefficients of a value takes those outside the map for 0."""
+        return value in self.plan.windows and value > 0 and isinstance(self.plan.relaxations.get(value - 1), Lines)
 
     def biases(self, number: int, a: Tensor) -> Tensor:
         if number + 1 not in self.plan.windows:
@@ -185,8 +216,9 @@ class Patches(Maps):
         columns = self._shape[2]
         return torch.div(self.position, columns, rounding_mode="floor"), self.position % columns
 
-    def _mask(self, window: Window, shape: Shape) -> Tensor | None:
-        """1 where a window (P, 1, 1, h, w) is on the map, None where all of them are."""
+    def _mask(self, number: int) -> Tensor | None:
+        """1 where a window (P, 1, 1, h, w) that an operator reads is on the map, None where all of them are."""
+        window, shape = self.plan.parts[number, 0], self.graph.shape(self.graph.nodes[number].inputs[0])
         if window not in self._masks:
             inside = []
             for i, corner in enumerate(self.corner(window)):
