@@ -36,3 +36,8 @@ def exact_region(exact: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleTy
 def soundness(exact_region: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     script("random_networks", monkeypatch)
     return script("soundness", monkeypatch)
+
+
+@pytest.fixture
+def verification(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return script("verification", monkeypatch)

@@ -23,7 +23,7 @@ NETWORKS: dict[str, dict[str, object]] = {
     "cpl-lcn": {"base_width": 4, "blocks": 2},
     **{
         f"lipschitz-convnet {layer}": {"layer": layer}
-        for layer in ("aol", "bcop", "cayley", "cpl", "lot", "sll", "soc")
+        for layer in ("aol", "bcop", "bro", "cayley", "cpl", "lot", "sll", "soc")
     },
     "lipschitz-convnet normalized": {"layer": "cpl", "normalized_head": True},
     "liresnet": {"width": 4, "depth": 2, "features": 16},

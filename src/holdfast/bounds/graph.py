@@ -14,7 +14,8 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils import _pytree
 
-from holdfast.bounds.functions import FUNCTIONS, Argument, Call
+from holdfast.bounds.calls import Argument, Call
+from holdfast.bounds.functions import FUNCTIONS
 from holdfast.bounds.heads import without_heads
 from holdfast.bounds.interval import Interval, rule
 from holdfast.bounds.kinds import batch_norm

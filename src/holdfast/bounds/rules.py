@@ -47,6 +47,8 @@ from holdfast.layers import (
     BatchCentering,
     BCOPConv2d,
     BjorckLinear,
+    BROConv2d,
+    BROLinear,
     CayleyConv2d,
     CayleyLinear,
     CPLConv2d,
@@ -185,7 +187,7 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
     Abs: lambda module: ABS,
     BatchCentering: _centering,
     **dict.fromkeys([AOLConv2d, BCOPConv2d, LinearResidualConv2d], _effective_convolution),
-    **dict.fromkeys([AOLLinear, BjorckLinear, CayleyLinear, NormalizedLinear], _effective_linear),
+    **dict.fromkeys([AOLLinear, BjorckLinear, BROLinear, CayleyLinear, NormalizedLinear], _effective_linear),
     **dict.fromkeys(
         [
             CPLConv2d,
@@ -193,6 +195,7 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
             SLLConv2d,
             SLLLinear,
             SOCConv2d,
+            BROConv2d,
             CayleyConv2d,
             LOTConv2d,
             SandwichConv2d,

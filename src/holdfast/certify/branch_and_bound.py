@@ -54,6 +54,8 @@ class Verification:
     domains: int
     """Parts that were bounded; 0 where the set was not split."""
     seconds: float
+    root_seconds: float = 0.0
+    """Of these, until the bounds of the whole set were there."""
 
 
 Clock = Callable[[], float]
@@ -171,7 +173,7 @@ def _decided(
     """Whether each clause (C, R, K) has a positive row on the region: an attack first, then bounds, then parts."""
     if (x := falsifier.search()) is not None:
         return Verification("refuted", x, -math.inf, 0, 0.0)
-    limit = ROOT_SHARE * clock()
+    limit, began = ROOT_SHARE * clock(), time.perf_counter()
 
     def enough(bounds: Tensor) -> bool:
         proved = (bounds.view(rows.shape[:2]) + offsets > 0).any(1).all()
@@ -179,8 +181,10 @@ def _decided(
 
     root = optimised(graph, region, rows.flatten(0, 1)[None], ROOT_STEPS, enough=enough)
     assert root is not None  # of one example
+    spent = time.perf_counter() - began
     with torch.no_grad():
-        return _Search(Branching(graph, region, rows, offsets, root), falsifier, clock).run()
+        found = _Search(Branching(graph, region, rows, offsets, root), falsifier, clock).run()
+    return replace(found, root_seconds=spent)
 
 
 class _Search:

@@ -21,6 +21,8 @@ from holdfast.layers import (
     AOLLinear,
     BCOPConv2d,
     BjorckLinear,
+    BROConv2d,
+    BROLinear,
     CayleyConv2d,
     CayleyLinear,
     CPLConv2d,
@@ -41,6 +43,7 @@ from holdfast.models.model import Model, Shape
 _CONVOLUTIONS: dict[str, type[LipschitzLayer]] = {
     "aol": AOLConv2d,
     "bcop": BCOPConv2d,
+    "bro": BROConv2d,
     "cayley": CayleyConv2d,
     "cpl": CPLConv2d,
     "lot": LOTConv2d,
@@ -48,6 +51,14 @@ _CONVOLUTIONS: dict[str, type[LipschitzLayer]] = {
     "sll": SLLConv2d,
     "soc": SOCConv2d,
 }
+
+
+_HEADS: dict[str, Callable[[int, int], LipschitzLayer]] = {
+    "bcop": BjorckLinear,
+    "bro": BROLinear,
+    "cayley": CayleyLinear,
+}
+"""The last layer that goes with a convolution, where that is not a convolution itself."""
 
 
 def _known_layer(name: str) -> str:
@@ -214,8 +225,8 @@ class LipschitzConvNet(Model, name="lipschitz-convnet"):
             raise ValueError(f"{num_classes} classes are more than the last layer's {last}")
         if self.normalized_head:
             return nn.Sequential(*parts, nn.Flatten(), NormalizedLinear(last, num_classes))
-        if self.layer in ("bcop", "cayley"):
-            head: nn.Module = {"bcop": BjorckLinear, "cayley": CayleyLinear}[self.layer](last, last)
+        if self.layer in _HEADS:
+            head: nn.Module = _HEADS[self.layer](last, last)
             return nn.Sequential(*parts, nn.Flatten(), head, FirstChannels(num_classes))
         return nn.Sequential(*parts, self._ends(layer(last, 1)), nn.Flatten(), FirstChannels(num_classes))
 

@@ -52,7 +52,8 @@ class CROWNIBP(_Relaxed, name="crown-ibp"):
 
     def robust(self, batch: Batch) -> Robust:
         slopes = slopes_by(self.relaxation, mix_seed(batch.progress.seed, batch.progress.step))
-        return Robust(self.mixed(batch, sweep(batch.graph, batch.region, slopes)))
+        done = sweep(batch.graph, batch.region, slopes)
+        return Robust(self.mixed(batch, done), done.values)
 
 
 class OneStepRelaxation(_Relaxed, name="one-step-relaxation"):
@@ -67,7 +68,8 @@ class OneStepRelaxation(_Relaxed, name="one-step-relaxation"):
         slopes = one_step_slopes(
             batch.graph, batch.region, batch.y, seed, loss=lambda done: self.mixed(batch, done)
         )
-        return Robust(self.mixed(batch, sweep(batch.graph, batch.region, slopes)))
+        done = sweep(batch.graph, batch.region, slopes)
+        return Robust(self.mixed(batch, done), done.values)
 
 
 class CAP(CertifiedTraining, name="cap"):
@@ -76,4 +78,5 @@ class CAP(CertifiedTraining, name="cap"):
 
     def robust(self, batch: Batch) -> Robust:
         done = sweep(batch.graph, batch.region, slopes_by("same-slope"), tighten=True)
-        return Robust(robust_cross_entropy(linear_margins(batch.graph, batch.region, done, batch.y).lower))
+        margins = linear_margins(batch.graph, batch.region, done, batch.y).lower
+        return Robust(robust_cross_entropy(margins), done.values)
