@@ -249,6 +249,7 @@ def sweep(
     tighten: bool = False,
     intersect: bool = True,
     stop: int | None = None,
+    going: Callable[[], bool] = lambda: True,
 ) -> Sweep:
     """The interval of every value, and the relaxations that hold there.
 
@@ -259,6 +260,7 @@ def sweep(
         intersect: keep what the intervals know beside what the backward passes find, and ask these only of
             neurons that are not stable.
         stop: number of the last value wanted.
+        going: asked before each chunk of neurons whether there is time for it; the others keep their intervals.
     """
     images, rounding = BallImages(graph, region), region.rounding
     values = {0: region.box}
@@ -268,7 +270,7 @@ def sweep(
         if not is_exact(operator):
             source = graph.nodes[number].inputs[0]
             if tighten and not is_exact_interval(graph, region, source):
-                done.values[source] = tightened(graph, region, done, source, operator, intersect)
+                done.values[source] = tightened(graph, region, done, source, operator, intersect, going)
             inputs = (done.values[source],)
             done.relaxations[number] = relax(operator, inputs[0], slopes(number))
         if done.costs and isinstance(operator, Affine) and not operator.moves:
@@ -322,7 +324,13 @@ class BallImages:
 
 
 def tightened(
-    graph: Graph, region: Region, done: Sweep, source: int, operator: Operator, intersect: bool
+    graph: Graph,
+    region: Region,
+    done: Sweep,
+    source: int,
+    operator: Operator,
+    intersect: bool,
+    going: Callable[[], bool] = lambda: True,
 ) -> Interval:
     """The interval of a value by backward passes from its neurons, a chunk of them at a time."""
     value = done.values[source]
@@ -330,6 +338,8 @@ def tightened(
     lower, upper = value.lower.flatten(1), value.upper.flatten(1)
     size = max(1, BUDGET // (2 * max(math.prod(graph.shape(i)) for i in range(source + 1))))
     for pairs in asked.flatten(1).nonzero().split(size):
+        if not going():
+            break
         owner, neuron = pairs.unbind(1)
         low, high = neuron_bounds(graph, region, done, source, owner, neuron)
         if intersect:
