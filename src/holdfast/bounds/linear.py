@@ -252,6 +252,7 @@ def sweep(
     tighten: bool = False,
     intersect: bool = True,
     stop: int | None = None,
+    going: Callable[[], bool] = lambda: True,
 ) -> Sweep:
     """The interval of every value, and the relaxations that hold there.
 
@@ -262,6 +263,7 @@ def sweep(
         intersect: keep what the intervals know beside what the backward passes find, and ask these only of
             neurons that are not stable.
         stop: number of the last value wanted.
+        going: asked before each chunk of neurons whether there is time for it; the others keep their intervals.
     """
     images, rounding = BallImages(graph, region), region.rounding
     values = {0: region.box}
@@ -276,7 +278,7 @@ def sweep(
                 asked = unsettled(operator, value) if intersect else torch.ones_like(value.centre).bool()
                 plan = Plan.of(graph, source, done.relaxations, channels, value.centre)
                 done.values[source] = tightened(
-                    plan, region, value, asked, partial(done.patch_bound, region), intersect
+                    plan, region, value, asked, partial(done.patch_bound, region), intersect, going
                 )
             inputs = (done.values[source],)
             done.relaxations[number] = relax(operator, inputs[0], slopes(number))

@@ -20,7 +20,13 @@ BoundAt = Callable[[Patches], Bound]
 
 
 def tightened(
-    plan: Plan, region: Region, value: Interval, asked: Tensor, bound: BoundAt, intersect: bool
+    plan: Plan,
+    region: Region,
+    value: Interval,
+    asked: Tensor,
+    bound: BoundAt,
+    intersect: bool,
+    going: Callable[[], bool] = lambda: True,
 ) -> Interval:
     """The interval of the plan's value, where it is asked.
 
@@ -30,12 +36,15 @@ def tightened(
     Args:
         asked: which neurons, (N, ...) bool.
         intersect: keep what is known beside what is found.
+        going: asked before each chunk of neurons whether there is time for it; the others keep what is known.
     """
     size, mapped = len(asked), plan.source in plan.windows
     asked = asked.flatten(2) if mapped else asked.flatten(1)[:, :, None]
     ends = [end.reshape(asked.shape) for end in (value.lower, value.upper)]
     if size and asked.any():
         for owner, position, channel in groups(asked, max(1, BUDGET // (2 * plan.width))):
+            if not going():
+                break
             low, high = bound(Patches(plan, owner, position, channel)).lower.chunk(2, 1)
             wanted = asked[owner[:, None], channel, position[:, None]]
             place = tuple(t.expand_as(channel)[wanted] for t in (owner[:, None], channel, position[:, None]))
