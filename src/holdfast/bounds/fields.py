@@ -99,11 +99,11 @@ class Plan:
         plan = cls(graph, source, {}, {}, {}, relaxations, channels)
         if len(graph.shape(source)) == 3:
             plan.windows[source] = Window((1, 1), (0, 0), (1, 1))
-            asked: dict[int, list[Window | None]] = {source: []}
-            for number in range(source - 1, -1, -1):
-                plan._step(number, asked, like)
-            if 0 in asked:
-                plan._settle(0, asked[0])
+        asked: dict[int, list[Window | None]] = {source: []}
+        for number in range(source - 1, -1, -1):
+            plan._step(number, asked, like)
+        if asked.get(0):
+            plan._settle(0, asked[0])
         return plan
 
     def _step(self, number: int, asked: dict[int, list[Window | None]], like: Tensor) -> None:

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from holdfast.bounds.fields import Channels, Plan
 from holdfast.bounds.interval import Interval, image
-from holdfast.bounds.neurons import tightened
+from holdfast.bounds.neurons import contested, tightened
 from holdfast.bounds.operators import (
     Affine,
     Concatenate,
     Elementwise,
     Graph,
+    MaxPool,
     Operator,
     Rectifier,
     Shape,
@@ -40,9 +41,6 @@ from holdfast.search import per_example
 
 Relaxations = dict[int, Relaxation]
 """By the number of the node."""
-
-BUDGET = 2**25
-"""Coefficients held at a time while bounds of neurons are computed."""
 
 
 @dataclass(frozen=True)
@@ -341,16 +339,18 @@ def unsettled(operator: Operator, value: Interval) -> Tensor:
     """Where a tighter interval could make a better relaxation."""
     if isinstance(operator, Rectifier):
         return (value.lower < 0) & (value.upper > 0)
-    return value.radius > 0
+    return contested(operator, value) if isinstance(operator, MaxPool) else value.radius > 0
 
 
 def is_exact_interval(graph: Graph, region: Region, value: int) -> bool:
-    """Whether intervals lose nothing there: affine maps of a box, at most one of which mixes entries."""
+    """Whether intervals lose nothing there: affine maps of a box, at most one of which mixes entries, and functions
+    of single entries."""
     mixing = 0 if isinstance(region, Box) else math.inf
     while value:
         node = graph.nodes[value - 1]
-        if not isinstance(node.operator, Affine):
+        if isinstance(node.operator, Affine):
+            mixing += not node.operator.entrywise
+        elif not isinstance(node.operator, Elementwise):
             return False
-        mixing += not node.operator.entrywise
         value = node.inputs[0]
     return mixing <= 1
