@@ -86,6 +86,8 @@ class Plan:
     relaxations: dict[int, Relaxation]
     """By the number of the node."""
     channels: Channels
+    padded: dict[tuple[int, Window], tuple[Tensor, Tensor]]
+    """Tensors that were cut, by their ``id``, and all their windows."""
 
     @classmethod
     def of(
@@ -96,7 +98,7 @@ class Plan:
         channels: Channels,
         like: Tensor,
     ) -> Plan:
-        plan = cls(graph, source, {}, {}, {}, relaxations, channels)
+        plan = cls(graph, source, {}, {}, {}, relaxations, channels, {})
         if len(graph.shape(source)) == 3:
             plan.windows[source] = Window((1, 1), (0, 0), (1, 1))
         asked: dict[int, list[Window | None]] = {source: []}

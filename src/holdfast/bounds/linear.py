@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import cast
 
@@ -57,6 +57,8 @@ class Costs:
     """The examples that the pass is of; all by default."""
     patches: Patches | None = None
     """What the pass is cut to."""
+    steps: dict[int, tuple[Cost, Cost]] = field(default_factory=dict)
+    """Of relaxed operators, with the steps before them, beside their own costs; by the number of the node."""
 
     def take(self, rows: Tensor) -> Costs:
         """Those of some examples."""
@@ -80,11 +82,18 @@ class Costs:
         if (cost := relaxation.cost) is None:
             kind = type(relaxation).__name__
             raise UnsupportedOperator(f"the relaxation {kind} does not say what rounding costs it; ibp may do")
+        if self.patches is None:
+            return self._with_step_before(number, cost).of(a.detach())
+        if (known := self.steps.get(number)) is None or known[0] is not cost:
+            self.steps[number] = known = (cost, self._with_step_before(number, cost))
+        return self._cut(number + 1, known[1]).of(a.detach())
+
+    def _with_step_before(self, number: int, cost: Cost) -> Cost:
+        """Behind lines that are no steeper the coefficients are no larger: two steps by one product."""
         node = self.graph.nodes[number]
         if (before := node.inputs[0] - 1) in self._under_lines and before in self.affine:
-            # Behind lines that are no steeper the coefficients are no larger: two steps by one product.
-            cost = cost.plus(self._affine(before), 1.001 * cast(Elementwise, node.operator).steepest)
-        return self._cut(number + 1, cost).of(a.detach())
+            return cost.plus(self._affine(before), 1.001 * cast(Elementwise, node.operator).steepest)
+        return cost
 
     def of_value(self, value: int, a: Tensor) -> Tensor:
         """Of an addition that gave coefficients a (N, S, ...) of a value; (N, S)."""
@@ -250,6 +259,7 @@ def sweep(
     tighten: bool = False,
     intersect: bool = True,
     stop: int | None = None,
+    going: Callable[[], bool] = lambda: True,
 ) -> Sweep:
     """The interval of every value, and the relaxations that hold there.
 
@@ -260,6 +270,7 @@ def sweep(
         intersect: keep what the intervals know beside what the backward passes find, and ask these only of
             neurons that are not stable.
         stop: number of the last value wanted.
+        going: asked before each chunk of neurons whether there is time for it; the others keep their intervals.
     """
     images, rounding = BallImages(graph, region), region.rounding
     values = {0: region.box}
@@ -274,7 +285,7 @@ def sweep(
                 asked = unsettled(operator, value) if intersect else torch.ones_like(value.centre).bool()
                 plan = Plan.of(graph, source, done.relaxations, channels, value.centre)
                 done.values[source] = tightened(
-                    plan, region, value, asked, partial(done.patch_bound, region), intersect
+                    plan, region, value, asked, partial(done.patch_bound, region), intersect, going
                 )
             inputs = (done.values[source],)
             done.relaxations[number] = relax(operator, inputs[0], slopes(number))

@@ -21,7 +21,13 @@ BoundAt = Callable[[Patches], Bound]
 
 
 def tightened(
-    plan: Plan, region: Region, value: Interval, asked: Tensor, bound: BoundAt, intersect: bool
+    plan: Plan,
+    region: Region,
+    value: Interval,
+    asked: Tensor,
+    bound: BoundAt,
+    intersect: bool,
+    going: Callable[[], bool] = lambda: True,
 ) -> Interval:
     """The interval of the plan's value, where it is asked.
 
@@ -31,20 +37,26 @@ def tightened(
     Args:
         asked: which neurons, (N, ...) bool.
         intersect: keep what is known beside what is found.
+        going: asked before each chunk of neurons whether there is time for it; the others keep what is known.
     """
-    size, mapped = len(asked), plan.source in plan.windows
+    mapped = plan.source in plan.windows
     asked = asked.flatten(2) if mapped else asked.flatten(1)[:, :, None]
     ends = [end.reshape(asked.shape) for end in (value.lower, value.upper)]
-    if size and asked.any():
-        for owner, position, channel in groups(asked, max(1, budget.of_pass(value.centre) // (2 * plan.width))):
-            low, high = bound(Patches(plan, owner, position, channel)).lower.chunk(2, 1)
-            wanted = asked[owner[:, None], channel, position[:, None]]
-            place = tuple(t.expand_as(channel)[wanted] for t in (owner[:, None], channel, position[:, None]))
-            low, high = low[wanted], -high[wanted]
-            if intersect:
-                low, high = torch.maximum(low, ends[0][place]), torch.minimum(high, ends[1][place])
-                low, high = torch.minimum(low, high), torch.maximum(low, high)  # should rounding cross them
-            ends = [end.index_put(place, new) for end, new in zip(ends, (low, high), strict=True)]
+    found: list[tuple[Tensor, ...]] = []
+    for owner, position, channel in groups(asked, max(1, budget.of_pass(value.centre) // (2 * plan.width))):
+        if not going():
+            break
+        low, high = bound(Patches(plan, owner, position, channel)).lower.chunk(2, 1)
+        wanted = asked[owner[:, None], channel, position[:, None]]
+        place = (t.expand_as(channel)[wanted] for t in (owner[:, None], channel, position[:, None]))
+        found.append((low[wanted], -high[wanted], *place))
+    if found:
+        low, high, *rest = (torch.cat(column) for column in zip(*found, strict=True))
+        places = tuple(rest)
+        if intersect:
+            low, high = torch.maximum(low, ends[0][places]), torch.minimum(high, ends[1][places])
+            low, high = torch.minimum(low, high), torch.maximum(low, high)  # should rounding cross them
+        ends = [end.index_put(places, new) for end, new in zip(ends, (low, high), strict=True)]
     lower, upper = (end.view_as(value.centre) for end in ends)
     return Interval.between(lower, upper, region.rounding)
 

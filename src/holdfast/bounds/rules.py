@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,11 +23,11 @@ from holdfast.bounds.kinds import (
     leaky,
     max_pool_of,
     scaled_to,
+    softplus,
 )
 from holdfast.bounds.operators import (
     Affine,
     Convolution,
-    Elementwise,
     Linear,
     LipschitzMap,
     MaxPool,
@@ -169,17 +168,6 @@ def _average_pool_module(module: nn.AvgPool2d) -> Operator:
     return average_pool_with(module.divisor_override, module)
 
 
-def _softplus(module: nn.Softplus) -> Operator:
-    if module.beta <= 0 or module.threshold < 15:
-        raise UnsupportedOperator("softplus jumps down at its threshold; only the usual one, 20, has a rule")
-    beta = module.beta
-
-    def exactly(v: Tensor) -> Tensor:  # torch's own is v above its threshold, which float64 can tell from it
-        return torch.logaddexp(beta * v, torch.zeros_like(v)) / beta
-
-    return Elementwise(exactly, (), curvature=beta / 4, steepest=1.0)
-
-
 MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
     nn.Linear: lambda module: Linear(module.weight, module.bias),
     Normalize: _normalize,
@@ -216,7 +204,7 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
     nn.Tanh: lambda module: TANH,
     nn.SiLU: lambda module: SILU,
     nn.GELU: lambda module: gelu(module.approximate),
-    nn.Softplus: lambda module: _softplus(module),
+    nn.Softplus: lambda module: softplus(module.beta, module.threshold),
     nn.Softmax: lambda module: Softmax(False, 1 if module.dim is None else module.dim),
     nn.LogSoftmax: lambda module: Softmax(True, 1 if module.dim is None else module.dim),
     nn.AvgPool2d: lambda module: _average_pool_module(module),
