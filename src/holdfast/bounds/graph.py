@@ -36,6 +36,7 @@ from holdfast.bounds.trial import try_once
 from holdfast.bounds.twins import TWINS
 from holdfast.fold import BATCH_NORMS
 from holdfast.inference import eval_mode, masked_classes, weights_named
+from holdfast.layers import InPieces
 
 _TAKE_INPLACE = {"relu", "relu6", "leaky_relu", "hardtanh", "elu", "dropout"}
 _SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "__len__", "is_floating_point"}
@@ -69,10 +70,12 @@ def trace(
     model = without_compilation(model)
     refuse_what_tracing_skips(model)
     with outside_inference_mode():
-        sample = x[[0, -1]].detach().clone() if len(x) else x.new_zeros(2, *x.shape[1:])
+        size = max((module.size for module in model.modules() if isinstance(module, InPieces)), default=2)
+        sample = x[[0, -1]][torch.arange(size) % 2].detach().clone() if len(x) else x.new_zeros(size, *x.shape[1:])
     with uncompiled():
         with eval_mode(model), torch.no_grad():
-            root, calls, inputs = calls_of(model, sample, whole=bool(statistics))
+            whole = model.network if isinstance(model, InPieces) else model
+            root, calls, inputs = calls_of(whole, sample, whole=bool(statistics))
         normaliser = _Normaliser(root, calls, sample, statistics)
         with weights_named(model, sample), eval_mode(model), outside_inference_mode():
             normaliser.run(*inputs)

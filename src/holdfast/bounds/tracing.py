@@ -21,6 +21,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from holdfast.bounds.operators import UnsupportedOperator
 from holdfast.bounds.rules import MODULES, REGISTERED
 from holdfast.inference import copied_inputs
+from holdfast.layers import InPieces
 
 
 def calls_of(model: nn.Module, sample: Tensor, whole: bool) -> tuple[nn.Module, fx.Graph, list[Any]]:
@@ -112,6 +113,8 @@ class _Tracer(fx.Tracer):
             return without_compilation(m)(*args, **kwargs)
         if _is_guard(m):
             return None
+        if isinstance(m, InPieces):
+            return m.network(*args, **kwargs)
         compiled = m._compiled_call_impl is not None and not self.is_leaf_module(m, "")
         if compiled or any(map(_only_checks, m._forward_pre_hooks.values())):
             forward = m.forward  # not through what module.compile() or torch.export hung on it
