@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.bounds.calls import Argument, Call, Lowered, Rows, Steps, number, shaped, spelled, spread_to
-from holdfast.bounds.kinds import RELU, between
+from holdfast.bounds.calls import Argument, Call, Chain, Lowered, Rows, Steps, number, shaped, spelled, spread_to
+from holdfast.bounds.kinds import RECIPROCAL, RELU, SQUARE, between
 from holdfast.bounds.operators import (
     Affine,
     Concatenate,
@@ -22,6 +22,7 @@ from holdfast.bounds.operators import (
     Sum,
     UnsupportedOperator,
 )
+from holdfast.bounds.products import product_of, quotient_of
 
 
 def _sum(call: Call, sign: int) -> Lowered:
@@ -30,12 +31,12 @@ def _sum(call: Call, sign: int) -> Lowered:
     def rule(input: Any, other: Any, *, alpha: float = 1) -> Lowered:
         first, second = input, other
         if isinstance(first, Argument) and isinstance(second, Argument):
-            steps = Steps(call)
+            steps = Chain(call)
             numbers = together(steps, call, first, second)
             if alpha != 1:
                 numbers = numbers[0], steps.add(scaled(alpha, True), numbers[1])
             steps.add(Sum(sign), *numbers)
-            return steps if numbers != (0, 1) or alpha != 1 or len(steps.made) > 1 else Sum(sign)
+            return steps.steps if numbers != (0, 1) or alpha != 1 or len(steps.made) > 1 else Sum(sign)
         if isinstance(first, Argument):
             added = second if sign * alpha == 1 else sign * alpha * _real(second, call)
             return shifted(added, call)
@@ -69,7 +70,7 @@ def scaled(factor: float, entrywise: bool) -> Operator:
     return Affine(lambda x: x * factor, lambda radius: radius * abs(factor), entrywise=entrywise)
 
 
-def together(steps: Steps, call: Call, *parts: Argument) -> tuple[int, ...]:
+def together(steps: Chain, call: Call, *parts: Argument) -> tuple[int, ...]:
     """The numbers of activations, each spread to the shape of what they make together.
 
     Raises:
@@ -87,6 +88,12 @@ def together(steps: Steps, call: Call, *parts: Argument) -> tuple[int, ...]:
     )
 
 
+def _in_order(first: Argument, second: Argument) -> tuple[Tensor, Tensor]:
+    if first.place > second.place:
+        raise UnsupportedOperator("its arguments by keyword stand the other way round; give the first one first")
+    return first.value, second.value
+
+
 def _each(call: Call) -> bool:
     """Whether an entry of the activation is read for one entry of the result: no constant broadcasts it."""
     return bool(call.result.shape == call.activation.shape)
@@ -100,7 +107,9 @@ def _real(constant: Any, call: Call) -> Any:
 def _product(call: Call) -> Lowered:
     def rule(input: Any, other: Any) -> Operator:
         if isinstance(input, Argument) and isinstance(other, Argument):
-            raise UnsupportedOperator("only a product with a constant has a rule")
+            if input.value is other.value:
+                return Steps(((SQUARE, (0,)),))
+            return product_of(*_in_order(input, other))
         factor = _real(other if isinstance(input, Argument) else input, call)
         return Affine(lambda x: x * factor, lambda radius: radius * abs(factor), entrywise=_each(call))
 
@@ -111,8 +120,12 @@ def _quotient(call: Call) -> Lowered:
     def rule(input: Any, other: Any, *, rounding_mode: str | None = None) -> Operator:
         if rounding_mode is not None:
             raise UnsupportedOperator(f"a division that rounds ({rounding_mode}) has no rule")
+        if isinstance(input, Argument) and isinstance(other, Argument):
+            return quotient_of(*_in_order(input, other))
         if isinstance(other, Argument):
-            raise UnsupportedOperator("only a division by a constant has a rule")
+            factor = _real(input, call)
+            scaling = Affine(lambda x: x * factor, lambda radius: radius * abs(factor), entrywise=_each(call))
+            return Steps(((RECIPROCAL, (0,)), (scaling, (1,))))
         divisor = _real(other, call)
         return Affine(lambda x: x / divisor, lambda radius: radius / abs(divisor), entrywise=_each(call))
 
@@ -126,7 +139,7 @@ def _negation(call: Call) -> Operator:
 def _matrix_product(call: Call) -> Lowered:
     def rule(input: Any, other: Any) -> Lowered:
         if isinstance(input, Argument) and isinstance(other, Argument):
-            raise UnsupportedOperator("only a product with a constant matrix has a rule")
+            return product_of(*_in_order(input, other), matrices=True)
         if isinstance(input, Argument):
             if other.dim() == 2:
                 return Linear(other.T, None)
@@ -205,13 +218,13 @@ def extreme(call: Call, largest: bool) -> Lowered:
         if not (isinstance(input, Argument) and isinstance(other, Argument)):
             limit = other if isinstance(input, Argument) else input
             return limited(call, *((limit, None) if largest else (None, limit)))
-        steps, shape = Steps(call), tuple(call.result.shape[1:])
+        steps, shape = Chain(call), tuple(call.result.shape[1:])
         pair = [steps.add(shaped((-1, 1)), part) for part in together(steps, call, input, other)]
         both = steps.add(shaped((-1,)), steps.add(Concatenate(2), *pair))
         sorted_ = steps.add(PairwiseMax(_max_min), both)
         chosen = steps.add(_every_other(0 if largest else 1), sorted_)
         steps.add(shaped(shape), chosen)
-        return steps
+        return steps.steps
 
     return call.read(rule)
 
@@ -235,7 +248,7 @@ def limited(call: Call, low: Any, high: Any) -> Lowered:
     if any(isinstance(limit, Argument) for limit in (low, high)):
         raise UnsupportedOperator("a clamp between activations has no rule")
     x = call.activation
-    steps, last = Steps(call), call.activations[0].place
+    steps, last = Chain(call), call.activations[0].place
     if tuple(x.shape) != tuple(call.result.shape):
         last = steps.add(spread_to(x, tuple(call.result.shape[1:])), last)
     for limit, sign in ((low, 1), (high, -1)):
@@ -243,7 +256,7 @@ def limited(call: Call, low: Any, high: Any) -> Lowered:
             last = steps.add(_scaled_and_shifted(sign, -sign * limit), last)
             last = steps.add(RELU, last)
             last = steps.add(_scaled_and_shifted(sign, limit), last)
-    return steps
+    return steps.steps
 
 
 def _scaled_and_shifted(sign: int, constant: Any) -> Operator:
@@ -262,7 +275,7 @@ ARITHMETIC: Rows = [
     (_added_product, spelled("addmm")),
     (_einstein_sum, spelled("einsum")),
     (_negation, [*spelled("neg", "negative"), python.neg]),
-    (_matrix_product, [*spelled("matmul", "mm"), python.matmul]),
+    (_matrix_product, [*spelled("matmul", "mm", "bmm"), python.matmul]),
     (partial(extreme, largest=True), spelled("maximum", "fmax")),
     (partial(extreme, largest=False), spelled("minimum", "fmin")),
 ]

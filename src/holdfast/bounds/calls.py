@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree
 
 from holdfast.bounds.operators import Affine, Operator, Shape, UnsupportedOperator, moved
@@ -66,31 +66,45 @@ class Call:
 _OTHER_NAMES = {"self": "input", "axis": "dim", "axes": "dim", "keepdims": "keepdim", "x1": "input", "x2": "other"}
 
 
-class Steps:
-    """Several operators that do together what a call does; the last one's result is the call's."""
+@dataclass(frozen=True)
+class Steps(Operator):
+    """Several operators in the place of one call; no graph holds it, only its steps."""
+
+    steps: tuple[tuple[Operator, tuple[int, ...]], ...]
+    """Each with the numbers of what it reads: the activations of the call in order, then results of steps."""
+
+
+class Chain:
+    """Steps in the making."""
 
     def __init__(self, call: Call) -> None:
         self.activations = len(call.activations)
         self.made: list[tuple[Operator, tuple[int, ...]]] = []
-        """Each with the numbers of what it reads: the call's activations are first, then the results of these."""
 
     def add(self, operator: Operator, *inputs: int) -> int:
         """The number of the result."""
         self.made.append((operator, inputs))
         return self.activations + len(self.made) - 1
 
+    @property
+    def steps(self) -> Steps:
+        return Steps(tuple(self.made))
+
 
 @dataclass(frozen=True)
 class Several:
     """A call with several results, each by an operator or steps; None for one without a rule."""
 
-    parts: tuple[Operator | Steps | None, ...]
+    parts: tuple[Operator | None, ...]
 
 
-Lowered = Operator | Steps | Several
+Lowered = Operator | Several
 """What a rule makes of a call."""
 Rows = list[tuple[Callable[[Call], Lowered], list[Any]]]
 """Rules, and the functions whose calls they read."""
+
+TRACED_THROUGH: set[type[nn.Module]] = {nn.PReLU, nn.LayerNorm, nn.RMSNorm}
+"""Modules of torch whose forward is one call that has a rule."""
 
 SAME = moved(lambda x: x)
 """An operator that does nothing, and is left out of the graph."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,24 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from holdfast.bounds.activations import ACTIVATIONS
 from holdfast.bounds.arithmetic import ARITHMETIC, limited
+from holdfast.bounds.attention import ATTENTION
 from holdfast.bounds.calls import SAME, Argument, Call, Lowered, Rows, spelled
 from holdfast.bounds.kinds import (
     ABS,
-    HARD_SIGMOID,
     RELU,
     SIGMOID,
     SILU,
     TANH,
     batch_norm,
     between,
-    elu,
     gelu,
     leaky,
-    softplus,
 )
 from holdfast.bounds.moves import MOVES
-from holdfast.bounds.operators import Operator, Softmax, UnsupportedOperator
+from holdfast.bounds.operators import Operator, UnsupportedOperator
 from holdfast.bounds.windows import WINDOWS
 
 
@@ -56,22 +54,6 @@ def _clamp_below(call: Call) -> Lowered:
 def _clamp_above(call: Call) -> Lowered:
     def rule(input: Argument, max: Any) -> Lowered:
         return limited(call, None, max)
-
-    return call.read(rule)
-
-
-def _elu(call: Call) -> Lowered:
-    """F.elu(input, alpha, inplace), and torch.export's with a scale of the result and one of the input."""
-
-    def rule(input: Argument, alpha: float = 1.0, *scales: Any, inplace: bool = False) -> Operator:
-        return elu(alpha, *(scale for scale in scales if not isinstance(scale, bool)))
-
-    return call.read(rule)
-
-
-def _softplus(call: Call) -> Lowered:
-    def rule(input: Argument, beta: float = 1.0, threshold: float = 20.0) -> Operator:
-        return softplus(beta, threshold)
 
     return call.read(rule)
 
@@ -136,27 +118,13 @@ def _normalised(
     return batch_norm(SimpleNamespace(weight=weight, bias=bias, eps=eps), mean, var)
 
 
-def _softmax(call: Call, log: bool) -> Lowered:
-    def rule(input: Argument, dim: int | None = None, *rest: Any, dtype: Any = None, **other: Any) -> Operator:
-        if dtype is not None or any(isinstance(each, torch.dtype) for each in rest):
-            raise UnsupportedOperator("a softmax in another dtype has no rule")
-        return Softmax(log, 1 if dim is None else dim)
-
-    return call.read(rule)
-
-
 _aten = torch.ops.aten
 _ACTIVATIONS: Rows = [
     (_functional_batch_norm, [F.batch_norm]),
     (_torch_batch_norm, [torch.batch_norm, _aten.batch_norm]),
-    (_elu, spelled("elu", "elu_")),
-    (_softplus, spelled("softplus")),
-    (lambda call: HARD_SIGMOID, spelled("hardsigmoid")),
     (_clamp_below, spelled("clamp_min", "clamp_min_")),
     (_clamp_above, spelled("clamp_max", "clamp_max_")),
     (_leaky_relu, [F.leaky_relu, _aten.leaky_relu.default, _aten.leaky_relu_.default]),
-    (partial(_softmax, log=False), [F.softmax, torch.softmax, Tensor.softmax, _aten.softmax.int]),
-    (partial(_softmax, log=True), [F.log_softmax, torch.log_softmax, Tensor.log_softmax, _aten.log_softmax.int]),
     (lambda call: RELU, [F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_]),
     (lambda call: RELU, [_aten.relu.default, _aten.relu_.default]),
     (lambda call: SIGMOID, [F.sigmoid, torch.sigmoid, Tensor.sigmoid, _aten.sigmoid.default]),
@@ -171,7 +139,7 @@ _ACTIVATIONS: Rows = [
 ]
 FUNCTIONS: dict[Any, Callable[[Call], Lowered]] = {
     function: rule
-    for rows in (ARITHMETIC, MOVES, WINDOWS, _ACTIVATIONS)
+    for rows in (ARITHMETIC, MOVES, WINDOWS, ACTIVATIONS, ATTENTION, _ACTIVATIONS)
     for rule, functions in rows
     for function in functions
 }

@@ -25,6 +25,7 @@ from holdfast.bounds.operators import (
     Monotone,
     Node,
     Operator,
+    Softmax,
     UnsupportedOperator,
     apply,
     outside_inference_mode,
@@ -175,11 +176,11 @@ class _Normaliser(fx.Interpreter):
                 self._refuse_result(result)
             return tuple(part and self._one(n, part, sources, samples, result) for part, result in pairs)
         self._refuse_result(value)
+        if isinstance(made, Softmax) and made.dim % value.dim() == 0:
+            raise UnsupportedOperator("a softmax over the examples of the batch has no rule")
         return self._one(n, made, sources, samples, value)
 
-    def _one(
-        self, n: fx.Node, made: Operator | Steps, sources: list[int], samples: list[Tensor], result: Tensor
-    ) -> int:
+    def _one(self, n: fx.Node, made: Operator, sources: list[int], samples: list[Tensor], result: Tensor) -> int:
         if isinstance(made, Steps):
             return self._steps(n, made, sources, samples)
         if isinstance(made, Affine | Monotone | Elementwise) and len(sources) > 1:
@@ -203,7 +204,7 @@ class _Normaliser(fx.Interpreter):
 
     def _steps(self, n: fx.Node, steps: Steps, sources: list[int], samples: list[Tensor]) -> int:
         numbers, values = list(sources), list(samples)
-        for operator, places in steps.made:
+        for operator, places in steps.steps:
             with torch.no_grad():
                 values.append(apply(operator, *(values[place] for place in places)))
             numbers.append(self._written(n, operator, tuple(numbers[place] for place in places), values[-1]))
@@ -257,7 +258,12 @@ class _Normaliser(fx.Interpreter):
     def _tried(self, n: fx.Node, kind: Any, operator: Lowered, function: Callable[[Tensor], Any]) -> Lowered:
         """The operator, which is tried if its rule is a user's and it has one input; in training it is not."""
         sources = [source for source in n.all_input_nodes if source in self.value_of]
-        if kind in REGISTERED and isinstance(operator, Operator) and self.statistics is None and len(sources) == 1:
+        if (
+            kind in REGISTERED
+            and not isinstance(operator, Steps | Several)
+            and self.statistics is None
+            and len(sources) == 1
+        ):
             registered = f"the rule registered for {_name(kind)}"
             try:
                 try_once(operator, function, self.env[sources[0]])

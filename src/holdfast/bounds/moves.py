@@ -16,6 +16,7 @@ from holdfast.bounds.calls import (
     SAME,
     Argument,
     Call,
+    Chain,
     Lowered,
     Rows,
     Several,
@@ -38,9 +39,9 @@ def _of_first(call: Call, operator: Operator) -> Lowered:
     """An operator of the first activation; of a second one the call reads the shape or the type alone."""
     if len(call.activations) == 1:
         return operator
-    steps = Steps(call)
+    steps = Chain(call)
     steps.add(operator, 0)
-    return steps
+    return steps.steps
 
 
 def _alone(x: Tensor, result: Tensor) -> None:
@@ -157,7 +158,7 @@ def _joined(call: Call, parts: list[tuple[Any, int | None]], dim: int) -> Steps:
     """Parts side by side; each with the place of a dimension that it is to get, if it is."""
     if (dim := dim % call.result.dim()) == 0:
         raise UnsupportedOperator("it puts the examples of the batch beside each other (dimension 0)")
-    steps, numbers = Steps(call), []
+    steps, numbers = Chain(call), []
     for part, place in parts:
         value = part.value if isinstance(part, Argument) else _for_every_example(part, call.activation)
         shape = tuple((value if place is None else value.unsqueeze(place)).shape[1:])
@@ -166,7 +167,7 @@ def _joined(call: Call, parts: list[tuple[Any, int | None]], dim: int) -> Steps:
         else:
             numbers.append(part.place if place is None else steps.add(shaped(shape), part.place))
     steps.add(Concatenate(dim), *numbers)
-    return steps
+    return steps.steps
 
 
 def _for_every_example(constant: Tensor, x: Tensor) -> Tensor:

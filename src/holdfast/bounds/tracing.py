@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from holdfast.bounds.calls import TRACED_THROUGH
 from holdfast.bounds.operators import UnsupportedOperator
 from holdfast.bounds.rules import MODULES, REGISTERED
 from holdfast.inference import copied_inputs
@@ -104,7 +105,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         kind = type_before_parametrizations(m)
-        return kind in MODULES or super().is_leaf_module(m, module_qualified_name)
+        return kind in MODULES or (kind not in TRACED_THROUGH and super().is_leaf_module(m, module_qualified_name))
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

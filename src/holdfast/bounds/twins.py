@@ -30,6 +30,5 @@ TWINS: dict[type[nn.Module], Callable[[Any], tuple[Any, tuple[Any, ...]]]] = {
     **dict.fromkeys([nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d], _pad("circular")),
     nn.Unfold: lambda m: (F.unfold, (m.kernel_size, m.dilation, m.padding, m.stride)),
     nn.ChannelShuffle: lambda module: (F.channel_shuffle, (module.groups,)),
-    nn.Hardsigmoid: lambda module: (F.hardsigmoid, ()),
 }
 """The function and what it is given beside the activation, by the module's exact type."""

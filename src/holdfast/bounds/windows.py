@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from holdfast.bounds.arithmetic import extreme
-from holdfast.bounds.calls import Argument, Call, Lowered, Rows, Several, Steps, constant, shaped, spelled
+from holdfast.bounds.calls import Argument, Call, Chain, Lowered, Rows, Several, Steps, constant, shaped, spelled
 from holdfast.bounds.kinds import average_pool_with, max_pool_of, transposed_convolution
 from holdfast.bounds.moves import reduced_dims
 from holdfast.bounds.operators import (
@@ -157,13 +157,13 @@ def _of_windows(call: Call, input: Argument, dim: Any, sign: int) -> Steps:
     size = torch.Size(x.shape[d] for d in dims).numel()
     result = call.result if isinstance(call.result, Tensor) else call.result[0]
     flip = Affine(torch.neg, lambda radius: radius, entrywise=True)
-    steps, last = Steps(call), input.place
+    steps, last = Chain(call), input.place
     last = steps.add(moved(lambda x: x.permute(0, *kept, *dims).reshape(len(x), 1, -1, size)), last)
     last = last if sign > 0 else steps.add(flip, last)
     last = steps.add(MaxPool(lambda x: x.amax(-1), partial(_where_largest, size=size), 1), last)
     last = last if sign > 0 else steps.add(flip, last)
     steps.add(shaped(tuple(result.shape[1:])), last)
-    return steps
+    return steps.steps
 
 
 def _where_largest(x: Tensor, size: int) -> tuple[Tensor, Tensor]:

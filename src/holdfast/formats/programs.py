@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from holdfast.inference import fixed_batch
+from holdfast.doors import fixed_batch
 from holdfast.layers import InPieces
 from holdfast.models import Model
 from holdfast.models.model import Shape
