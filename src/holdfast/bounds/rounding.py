@@ -9,7 +9,7 @@ number each beside. That is so of products of matrices and of direct convolution
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -82,6 +82,12 @@ class Bound(NamedTuple):
     def hope(self) -> Tensor:
         """What a computation of more precision may still reach: where that is too little, it need not be made."""
         return self.lower if self.slack is None else self.lower + REACH * self.slack
+
+    @classmethod
+    def joined(cls, parts: Sequence[Bound], dim: int) -> Bound:
+        """Those of several examples, or functions, in order."""
+        slacks = [part.slack for part in parts if part.slack is not None]
+        return cls(torch.cat([part.lower for part in parts], dim), torch.cat(slacks, dim) if slacks else None)
 
     def through(self, function: Callable[[Tensor], Tensor]) -> Bound:
         """What it says of a rising function, which takes care of its own rounding."""
