@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.bounds.calls import Argument, Call, Rows
+from holdfast.bounds.calls import Argument, Call, Rows, Steps
+from holdfast.bounds.kinds import RECIPROCAL, SQUARE
 from holdfast.bounds.operators import Affine, Linear, Operator, Sum, UnsupportedOperator
+from holdfast.bounds.products import product_of, quotient_of
 
 
 def _sum(call: Call) -> Operator:
@@ -39,15 +41,26 @@ def _real(constant: Any, call: Call) -> Any:
 
 
 def _product(call: Call) -> Operator:
-    if len(call.args) != 2 or call.kwargs or all(isinstance(a, Argument) for a in call.args):
-        raise UnsupportedOperator("only a product with a constant has a rule")
+    if len(call.args) != 2 or call.kwargs:
+        raise UnsupportedOperator("only a plain product of two factors has a rule")
+    first, second = call.args
+    if isinstance(first, Argument) and isinstance(second, Argument):
+        same = first.value is second.value
+        return Steps(((SQUARE, (0,)),)) if same else product_of(first.value, second.value)
     factor = _real(call.args[0] if isinstance(call.args[1], Argument) else call.args[1], call)
     return Affine(lambda x: x * factor, lambda radius: radius * abs(factor), entrywise=_each(call))
 
 
 def _quotient(call: Call) -> Operator:
-    if len(call.args) != 2 or call.kwargs or isinstance(call.args[1], Argument):
-        raise UnsupportedOperator("only a division by a constant has a rule")
+    if len(call.args) != 2 or call.kwargs:
+        raise UnsupportedOperator("only a plain quotient of two terms has a rule")
+    first, second = call.args
+    if isinstance(first, Argument) and isinstance(second, Argument):
+        return quotient_of(first.value, second.value)
+    if isinstance(second, Argument):
+        factor = _real(first, call)
+        scaled = Affine(lambda x: x * factor, lambda radius: radius * abs(factor), entrywise=_each(call))
+        return Steps(((RECIPROCAL, (0,)), (scaled, (1,))))
     divisor = _real(call.args[1], call)
     return Affine(lambda x: x / divisor, lambda radius: radius / abs(divisor), entrywise=_each(call))
 
@@ -57,6 +70,8 @@ def _negation(call: Call) -> Operator:
 
 
 def _matrix_product(call: Call) -> Operator:
+    if len(call.args) == 2 and all(isinstance(a, Argument) for a in call.args):
+        return product_of(call.args[0].value, call.args[1].value, matrices=True)
     if len(call.args) != 2 or not isinstance(call.args[0], Argument) or call.args[1].dim() != 2:
         raise UnsupportedOperator("only a product with a constant matrix from the right has a rule")
     return Linear(call.args[1].T, None)
@@ -81,5 +96,16 @@ ARITHMETIC: Rows = [
     (_quotient, [python.truediv, python.itruediv, torch.div, Tensor.div, _aten.div.Tensor]),
     (_linear, [F.linear, _aten.linear.default]),
     (_negation, [python.neg, torch.neg, Tensor.neg, _aten.neg.default]),
-    (_matrix_product, [python.matmul, torch.matmul, Tensor.matmul, _aten.matmul.default]),
+    (
+        _matrix_product,
+        [
+            python.matmul,
+            torch.matmul,
+            torch.bmm,
+            Tensor.matmul,
+            Tensor.bmm,
+            _aten.matmul.default,
+            _aten.bmm.default,
+        ],
+    ),
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree
 
 from holdfast.bounds.operators import Operator
@@ -42,3 +42,15 @@ class Call:
 
 Rows = list[tuple[Callable[[Call], Operator], list[Any]]]
 """Rules, and the functions whose calls they read."""
+
+
+@dataclass(frozen=True)
+class Steps(Operator):
+    """Several operators in the place of one call; no graph holds it, only its steps."""
+
+    steps: tuple[tuple[Operator, tuple[int, ...]], ...]
+    """Each with the numbers of what it reads: the activations of the call in order, then results of steps."""
+
+
+TRACED_THROUGH: set[type[nn.Module]] = {nn.PReLU, nn.LayerNorm, nn.RMSNorm}
+"""Modules of torch whose forward is one call that has a rule."""

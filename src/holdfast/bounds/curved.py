@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from holdfast.bounds.interval import Interval, rule
-from holdfast.bounds.operators import Elementwise, Map, Operator, UnsupportedOperator, apply
+from holdfast.bounds.operators import Elementwise, Map, Operator, OutsideDomain, apply
 from holdfast.bounds.relaxation import Lines, Slopes, pull_cost, relax
 from holdfast.bounds.rounding import KERNEL, STEPS, Cost, Rounding
 
@@ -70,8 +70,8 @@ class Steep(Operator):
             outside = outside | ((value.lower <= self.hole) & (value.upper >= self.hole))
         outside = outside & (value.radius > 0)
         if outside.any():
-            low, high = (float(end[outside][0]) for end in (value.lower, value.upper))
-            raise UnsupportedOperator(
+            low, high = (float(end.detach()[outside][0]) for end in (value.lower, value.upper))
+            raise OutsideDomain(
                 f"{self.name} is not defined on all of [{low:.6g}, {high:.6g}], where its input may lie; a smaller "
                 "eps, a tighter method or a constant added to its input may help"
             )

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from holdfast.bounds.activations import ACTIVATIONS
 from holdfast.bounds.arithmetic import ARITHMETIC
+from holdfast.bounds.attention import ATTENTION
 from holdfast.bounds.calls import Argument, Call, Rows
 from holdfast.bounds.kinds import ABS, RELU, SIGMOID, SILU, TANH, batch_norm, between, gelu, leaky
 from holdfast.bounds.moves import MOVES
-from holdfast.bounds.operators import Operator, Softmax, UnsupportedOperator, moved
+from holdfast.bounds.operators import Operator, UnsupportedOperator, moved
 from holdfast.bounds.windows import WINDOWS
 
 
@@ -65,21 +66,10 @@ def _export_batch_norm(call: Call) -> Operator:
     return batch_norm(Settings(weight, bias, eps), mean, var)
 
 
-def _softmax(call: Call, log: bool) -> Operator:
-    def rule(input: Argument, dim: int | None = None, *rest: Any, dtype: Any = None, **other: Any) -> Operator:
-        if dtype is not None or any(isinstance(each, torch.dtype) for each in rest):
-            raise UnsupportedOperator("a softmax in another dtype has no rule")
-        return Softmax(log, 1 if dim is None else dim)
-
-    return rule(*call.args, **call.kwargs)
-
-
 _aten = torch.ops.aten
 _ACTIVATIONS: Rows = [
     (_export_batch_norm, [_aten.batch_norm.default]),
     (_leaky_relu, [F.leaky_relu, _aten.leaky_relu.default, _aten.leaky_relu_.default]),
-    (partial(_softmax, log=False), [F.softmax, torch.softmax, Tensor.softmax, _aten.softmax.int]),
-    (partial(_softmax, log=True), [F.log_softmax, torch.log_softmax, Tensor.log_softmax, _aten.log_softmax.int]),
     (lambda call: RELU, [F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_]),
     (lambda call: RELU, [_aten.relu.default, _aten.relu_.default]),
     (lambda call: SIGMOID, [F.sigmoid, torch.sigmoid, Tensor.sigmoid, _aten.sigmoid.default]),
@@ -94,7 +84,7 @@ _ACTIVATIONS: Rows = [
 ]
 FUNCTIONS: dict[Any, Callable[[Call], Operator]] = {
     function: rule
-    for rows in (ARITHMETIC, MOVES, WINDOWS, _ACTIVATIONS)
+    for rows in (ARITHMETIC, MOVES, WINDOWS, ACTIVATIONS, ATTENTION, _ACTIVATIONS)
     for rule, functions in rows
     for function in functions
 }

@@ -303,6 +303,16 @@ def sweep(
     return done
 
 
+def relaxed_at(graph: Graph, values: dict[int, Interval], slopes: Callable[[int], Slopes]) -> Sweep:
+    """The relaxations on intervals from elsewhere, in plain arithmetic."""
+    relaxations = {
+        number: relax(node.operator, values[node.inputs[0]], slopes(number))
+        for number, node in enumerate(graph.nodes)
+        if not is_exact(node.operator)
+    }
+    return Sweep(values, relaxations)
+
+
 def intervals(graph: Graph, region: Region, stop: int | None = None) -> dict[int, Interval]:
     """The interval of every value: IBP, and affine images of the ball itself where the region is one."""
     images = BallImages(graph, region)

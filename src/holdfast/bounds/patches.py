@@ -132,7 +132,7 @@ class Patches(Maps):
         node = self.graph.nodes[number]
         signs = (1, node.operator.sign) if isinstance(node.operator, Sum) else (1,) if channels else ()
         for source, sign in zip(node.inputs, signs, strict=False):
-            if self.plan.readers[source] == 1:
+            if self.plan.readers.get(source) == 1:
                 self._hot[source] = sign * hot if channels is None else hot * channels[0][self.channel]
 
     def _kept_inside(self, value: int) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from holdfast.bounds.activations import SMOOTH_MODULES
 from holdfast.bounds.functions import FUNCTIONS
 from holdfast.bounds.kinds import (
     ABS,
@@ -205,6 +206,7 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
     nn.SiLU: lambda module: SILU,
     nn.GELU: lambda module: gelu(module.approximate),
     nn.Softplus: lambda module: softplus(module.beta, module.threshold),
+    **SMOOTH_MODULES,
     nn.Softmax: lambda module: Softmax(False, 1 if module.dim is None else module.dim),
     nn.LogSoftmax: lambda module: Softmax(True, 1 if module.dim is None else module.dim),
     nn.AvgPool2d: lambda module: _average_pool_module(module),
