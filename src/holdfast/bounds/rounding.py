@@ -122,4 +122,7 @@ class Cost(NamedTuple):
 
 def dots(a: Tensor, b: Tensor) -> Tensor:
     """⟨a, b⟩ for (N, S, ...) and (N, ...), (N, S)."""
-    return torch.bmm(a.flatten(2), b.flatten(1)[:, :, None])[:, :, 0]
+    a, b = a.flatten(2), b.flatten(1)
+    if a.shape[1] == 1:  # a product of matrices is slow here, above all backward
+        return (a * b[:, None]).sum(2)
+    return torch.bmm(a, b[:, :, None])[:, :, 0]
