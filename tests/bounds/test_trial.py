@@ -388,6 +388,7 @@ OURS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
         for kind in (
             layers.SLLConv2d,
             layers.SOCConv2d,
+            layers.BROConv2d,
             layers.CayleyConv2d,
             layers.LOTConv2d,
             layers.SandwichConv2d,
@@ -395,7 +396,13 @@ OURS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
     ],
     *[
         (lambda kind=kind: kind(8, 8), VECTOR)  # type: ignore[misc]
-        for kind in (layers.AOLLinear, layers.BjorckLinear, layers.CayleyLinear, layers.NormalizedLinear)
+        for kind in (
+            layers.AOLLinear,
+            layers.BROLinear,
+            layers.BjorckLinear,
+            layers.CayleyLinear,
+            layers.NormalizedLinear,
+        )
     ],
     *[
         (lambda kind=kind: kind(8, 8), VECTOR)  # type: ignore[misc]

@@ -66,11 +66,13 @@ def test_flip_flips_about_half_and_only_left_and_right() -> None:
     assert 0.4 < flipped.float().mean() < 0.6
 
 
-@pytest.mark.parametrize("mode", ["zeros", "reflect"])
-def test_a_crop_is_a_window_of_the_padded_image(mode: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "torch_mode"), [("zeros", "constant"), ("reflect", "reflect"), ("edge", "replicate")]
+)
+def test_a_crop_is_a_window_of_the_padded_image(mode: str, torch_mode: str) -> None:
     x, y = batch(200)
     out, _ = Crop(padding=2, mode=mode)(x, y, seeded())
-    padded = torch.nn.functional.pad(x, [2] * 4, mode="constant" if mode == "zeros" else "reflect")
+    padded = torch.nn.functional.pad(x, [2] * 4, mode=torch_mode)
     windows = [padded[:, :, r : r + 32, c : c + 32] for r in range(5) for c in range(5)]
     matches = torch.stack([(window == out).flatten(1).all(1) for window in windows])
     assert matches.any(0).all()

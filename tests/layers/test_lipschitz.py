@@ -18,6 +18,8 @@ from holdfast.layers import (
     BatchCentering,
     BCOPConv2d,
     BjorckLinear,
+    BROConv2d,
+    BROLinear,
     CayleyConv2d,
     CayleyLinear,
     CPLConv2d,
@@ -43,9 +45,12 @@ from holdfast.layers import (
 )
 from holdfast.layers.lipschitz import AffineConv2d
 
-CONVOLUTIONS = [AOLConv2d, CPLConv2d, SLLConv2d, SOCConv2d, BCOPConv2d, CayleyConv2d, LOTConv2d, SandwichConv2d]
-DENSE = [AOLLinear, CPLLinear, SLLLinear, CayleyLinear, BjorckLinear, SandwichLinear]
-ORTHOGONAL = {SOCConv2d, BCOPConv2d, CayleyConv2d, CayleyLinear, BjorckLinear}
+CONVOLUTIONS = [
+    *[AOLConv2d, CPLConv2d, SLLConv2d, SOCConv2d, BCOPConv2d, BROConv2d, CayleyConv2d, LOTConv2d],
+    SandwichConv2d,
+]
+DENSE = [AOLLinear, BROLinear, CPLLinear, SLLLinear, CayleyLinear, BjorckLinear, SandwichLinear]
+ORTHOGONAL = {SOCConv2d, BCOPConv2d, BROConv2d, BROLinear, CayleyConv2d, CayleyLinear, BjorckLinear}
 EVERY = [*CONVOLUTIONS, *DENSE]
 
 
@@ -115,7 +120,9 @@ def test_any_widths(kind: type, widths: tuple[int, int]) -> None:
         assert values.min() >= 1 - 1e-4
 
 
-@pytest.mark.parametrize("kind", [AOLConv2d, SOCConv2d, BCOPConv2d, CayleyConv2d, LOTConv2d, SandwichConv2d])
+@pytest.mark.parametrize(
+    "kind", [AOLConv2d, SOCConv2d, BCOPConv2d, BROConv2d, CayleyConv2d, LOTConv2d, SandwichConv2d]
+)
 def test_strides(kind: type) -> None:
     torch.manual_seed(0)
     layer = kind(2, 8, stride=2).eval()
@@ -259,7 +266,7 @@ def test_a_reparametrised_weight_is_followed(kind: type) -> None:
             self.scale = nn.Parameter(torch.tensor(0.0))
 
         def forward(self, weight: Tensor) -> Tensor:
-            return weight + self.scale * weight.roll(1, -1)
+            return weight + self.scale * weight.roll(1, 0)
 
     layer, x = made(kind).eval(), example(kind)
     parametrize.register_parametrization(layer, "weight", Twisted())
@@ -306,7 +313,9 @@ def test_tangents_of_parameters(kind: type) -> None:
     assert (tangent - difference).norm() <= 0.05 * difference.norm() + 1e-3
 
 
-@pytest.mark.parametrize("kind", [BjorckLinear, BCOPConv2d, CayleyLinear, CayleyConv2d, SandwichLinear])
+@pytest.mark.parametrize(
+    "kind", [BjorckLinear, BCOPConv2d, BROConv2d, BROLinear, CayleyLinear, CayleyConv2d, SandwichLinear]
+)
 @pytest.mark.parametrize("scale", [0.0, 1e-8, 1e12])
 def test_weights_of_any_size_give_numbers(kind: type, scale: float) -> None:
     layer = made(kind).eval()
@@ -384,7 +393,7 @@ def test_power_iteration_is_saved_and_goes_on_where_it_was(kind: type) -> None:
 
 
 def test_images_of_several_sizes() -> None:
-    for kind in (CPLConv2d, CayleyConv2d, LOTConv2d):
+    for kind in (CPLConv2d, BROConv2d, CayleyConv2d, LOTConv2d):
         layer = made(kind)
         for mode in (True, False):
             layer.train(mode)

@@ -25,19 +25,20 @@ from holdfast.objectives import (
     CAP,
     CCIBP,
     CROWNIBP,
+    EMMA,
     IBP,
     LMT,
     MTLIBP,
     SABR,
     STAPS,
+    TAPS,
     ExpIBP,
     GloRo,
     OneStepRelaxation,
     Progress,
 )
-from holdfast.objectives.certified import smoothed, wide_initialisation
+from holdfast.objectives.certified import CertifiedTraining, interval_regulariser, smoothed, wide_initialisation
 from holdfast.objectives.expressive import connected, cut_before
-from holdfast.objectives.ibp import interval_regulariser
 
 INF = math.inf
 Nets = dict[str, tuple[nn.Module, dict[str, Tensor]]]
@@ -225,6 +226,95 @@ def test_every_loss_is_what_its_formula_says() -> None:
     assert robust(OneStepRelaxation()) <= robust(CROWNIBP(beta=1.0, relaxation="one"))
 
 
+CERTIFIED = [IBP(), CROWNIBP(), CAP(), MTLIBP(steps=2), CCIBP(steps=2), SABR(steps=2), TAPS(steps=2)]
+
+
+@pytest.mark.parametrize("objective", CERTIFIED, ids=lambda o: o.name)
+def test_the_radius_that_is_trained_may_be_another(objective: CertifiedTraining) -> None:
+    model, x, y, threat = small_problem()
+    wider = objective.model_copy(update={"radius": 1.5})
+    for progress in (Progress(20, 100), Progress.end()):
+        first, second = (
+            one.loss(model, x, y, Threat("linf", eps), progress).total.item()
+            for one, eps in ((wider, threat.eps), (objective, 1.5 * threat.eps))
+        )
+        assert first == pytest.approx(second, rel=1e-9)
+    assert CROWNIBP.model_validate({"radius": "126/100"}).radius == 1.26
+
+
+@pytest.mark.parametrize("objective", CERTIFIED, ids=lambda o: o.name)
+def test_the_weight_of_the_clean_loss_may_be_constant(objective: CertifiedTraining) -> None:
+    model, x, y, threat = small_problem()
+    constant = objective.model_copy(update={"kappa": 0.3, "start_kappa": 0.3, "warmup": 0.1})
+    for step in (0, 30, 100):
+        loss = constant.loss(model, x, y, threat, Progress(step, 100))
+        parts = {name: value.item() for name, value in loss.parts.items()}
+        mixed = 0.3 * parts["cross_entropy"] + 0.7 * parts["robust_cross_entropy"]
+        assert loss.total.item() == pytest.approx(mixed, rel=1e-9)
+        if step == 0 and not isinstance(objective, TAPS):  # at radius 0 the bounds are the network's own answers
+            assert parts["robust_cross_entropy"] == pytest.approx(parts["cross_entropy"], rel=1e-6)
+
+
+def test_the_attack_may_reach_farther_than_the_bounds() -> None:
+    model, x, y, threat = small_problem()
+    for objective, factor in (
+        (MTLIBP(), 1.0),
+        (MTLIBP(radius=1.26), 1.26),
+        (MTLIBP(attack_radius=2.0), 2.0),
+        (CCIBP(radius=1.26, attack_radius=2.24), 2.24),
+        (SABR(share=0.3), 0.7),
+        (SABR(share=0.3, attack_radius=1.0), 1.0),
+    ):
+        for ramp, progress in ((0.5, Progress(1, 4)), (1.0, Progress.end())):
+            loss = objective.loss(model, x, y, threat, progress)
+            reached = (loss.x_adv - x).abs().amax().item()
+            assert reached == pytest.approx(ramp * factor * threat.eps, rel=1e-5)
+    wide = MTLIBP(attack_radius=2.0, alpha=0.0).loss(model, x, y, threat, Progress.end())
+    expected = F.cross_entropy(model(wide.x_adv), y).item()
+    assert wide.total.item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("objective", [*CERTIFIED, BCP()], ids=lambda o: o.name)
+def test_every_certified_loss_takes_shi_s_regulariser(objective: CertifiedTraining) -> None:
+    model, x, y, threat = small_problem(0.3)
+    threat = Threat("l2", 0.3) if isinstance(objective, BCP) else threat
+    regular = objective.model_copy(update={"regularisation": 0.8, "tolerance": 1.0, "ramp_end": 1.0})
+    plain = objective.model_copy(update={"ramp_end": 1.0})
+    middle = Progress(1, 4)
+    with_it, without = (one.loss(model, x, y, threat, middle) for one in (regular, plain))
+    added = with_it.total.item() - without.total.item()
+    assert added == pytest.approx(with_it.parts["regulariser"].item(), abs=1e-9)
+    if isinstance(objective, IBP | MTLIBP | BCP):  # the whole box by intervals
+        graph = trace(model, x)
+        values = intervals(graph, region_of(x, threat.with_eps(0.25 * threat.eps)))
+        assert added == pytest.approx(0.75 * 0.8 * interval_regulariser(graph, values, 1.0).item(), abs=1e-9)
+    assert added > 0
+    assert "regulariser" not in regular.loss(model, x, y, threat, Progress.end()).parts
+
+
+def test_sabr_s_box_shrinks_behind_every_relu() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        model[0].bias.copy_(torch.tensor([1.0, 0.0]))
+        model[2].weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+        model[2].bias.zero_()
+    x, y, threat = torch.tensor([[0.5, 0.5]]), torch.tensor([0]), Threat("linf", 0.1, -INF, INF)
+    # Hidden: (1.5 ± 0.1, 1 ± 0.2), so that the margin is 2.5 − c (0.1 + 0.2) where the whole box is taken.
+    for share in (1.0, 0.8):
+        loss = SABR(share=1.0, shrinkage=share).loss(model, x, y, threat, Progress.end()).total.item()
+        assert loss == pytest.approx(math.log1p(math.exp(-(2.5 - share * 0.3))), rel=1e-5)
+
+
+def test_taps_is_staps_of_the_whole_box() -> None:
+    model, x, y, threat = small_problem()
+    taps, staps, small = (
+        one.loss(model, x, y, threat, Progress.end()).total.item() for one in (TAPS(), STAPS(share=1.0), STAPS())
+    )
+    assert taps == staps
+    assert small < taps
+
+
 def test_gloro_is_about_the_centre_of_a_clipped_box() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
     with torch.no_grad():
@@ -248,6 +338,10 @@ def test_lipschitz_losses_take_the_margins_less_the_norms() -> None:
     expected = F.cross_entropy(worst, y).item()
     lmt = LMT(power_iterations=300).loss(model, x, y, threat, end).total.item()
     assert lmt == pytest.approx(expected, rel=1e-4)
+    lead = logits.gather(1, y[:, None]) - logits  # what is certified is raised to level and no more
+    level = F.cross_entropy(logits + torch.minimum(lead.clamp(min=0), reach[y]), y).item()
+    emma = EMMA(power_iterations=300).loss(model, x, y, threat, end).total.item()
+    assert emma == pytest.approx(level, rel=1e-4)
     bcp = BCP(power_iterations=300).loss(model, x, y, threat, end).total.item()
     assert F.cross_entropy(logits, y).item() < bcp < lmt
     best = logits.argmax(1)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast import Threat
-from holdfast.objectives import CertificateRegularisation, MarginHinge, OffsetCrossEntropy, Progress
+from holdfast.objectives import CertificateRegularisation, LogitAnnealing, MarginHinge, OffsetCrossEntropy, Progress
 from holdfast.objectives.lipschitz import logit_margins, offset_cross_entropy
 
 Reference = Callable[[str], dict[str, Tensor]]
@@ -46,6 +46,22 @@ def test_hinge_and_certificate_regularisation_by_hand() -> None:
     expected = F.cross_entropy(x, y).item() - 0.3 * (2 / 2**0.5) / 2
     loss = CertificateRegularisation(gamma=0.3).loss(model, x, y, threat, end)
     assert loss.total.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_annealed_logits_by_hand() -> None:
+    x, y = torch.tensor([[3.0, 1.0, 0.0], [0.0, 0.5, 0.25], [90.0, 0.0, 0.0]]), torch.tensor([0, 2, 0])
+    model, threat, end = nn.Identity(), Threat("l2", 0.1, -9, 9), Progress.end()
+    settings = {"offset": 0.5, "temperature": 0.75}
+    p = ((x - 0.5 * F.one_hot(y, 3)) / 0.75).softmax(1).gather(1, y[:, None])
+    expected = (-0.75 * (1 - p) ** 5 * p.log()).mean().item()
+    assert LogitAnnealing(**settings).loss(model, x, y, threat, end).total.item() == pytest.approx(
+        expected, rel=1e-5
+    )
+    plain = offset_cross_entropy(x, y, 0.5, 0.75).mean().item()
+    assert LogitAnnealing(gamma=0, **settings).loss(model, x, y, threat, end).total.item() == pytest.approx(plain)
+    free = x.clone().requires_grad_(True)  # the last row is right beyond any doubt
+    LogitAnnealing(gamma=0.5, **settings).loss(model, free, y, threat, end).total.backward()
+    assert free.grad.isfinite().all()
 
 
 def test_an_offset_may_be_a_fraction() -> None:

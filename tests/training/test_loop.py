@@ -42,6 +42,7 @@ from holdfast.training import (
     Observer,
     OneCycle,
     Optimizer,
+    RAdam,
     Reporter,
     Schedule,
     Training,
@@ -113,12 +114,13 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "plain": {},
     "augmented": {"augmentations": ["flip", {"name": "crop", "padding": 1}, {"name": "mixup", "num_classes": 4}]},
     "ema": {"averaging": {"kind": "ema", "decay": 0.9}},
+    "l1": {"l1": 1e-3, "reestimate_batch_norm": True},
     "swa": {"averaging": {"kind": "swa", "start": 0.3}, "accumulate": 2, "clip_gradient": 0.1},
 }
 
 
 @pytest.mark.parametrize("training", EXTRAS.values(), ids=EXTRAS.keys())
-@pytest.mark.parametrize("optimizer", [Adam(lr=0.01), SGD(lr=0.05)], ids=lambda o: o.name)
+@pytest.mark.parametrize("optimizer", [Adam(lr=0.01), SGD(lr=0.05), RAdam(lookahead=3)], ids=lambda o: o.name)
 def test_a_resumed_training_ends_in_the_same_weights(
     images: ImageSet, tmp_path: Path, optimizer: Optimizer, training: dict[str, Any]
 ) -> None:
@@ -441,6 +443,37 @@ def test_certified_training_shares_the_statistics_of_the_clean_batch(images: Ima
     parts = images.batch(images.order(0, 5))[0].split(16)
     expected = torch.stack([x.var() for x in parts]).mean()
     assert model[1].running_var.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_batch_norm_is_estimated_anew_after_every_epoch(images: ImageSet) -> None:
+    """On the clean images of a whole epoch, and training goes on from there."""
+    model, means = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 4)), []
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        means.append(model[0].running_mean.item())
+        return {}
+
+    training = {"reestimate_batch_norm": True}
+    run(images, model, 2, MTLIBP(steps=1), SGD(lr=0.01), training, validate=validate)
+    parts = images.batch(images.order(0, 5))[0].split(16)
+    assert means == pytest.approx([torch.stack([x.mean() for x in parts]).mean().item()] * 2)
+    assert model[0].running_mean.item() == means[-1]
+
+
+def test_the_sum_of_absolute_weights_is_added_to_the_loss(images: ImageSet) -> None:
+    """Over matrices and kernels; a step of plain descent takes its sign off them, and nothing off a bias."""
+    one, other = small_cnn(batch_norm=False), small_cnn(batch_norm=False)
+    once, training = SGD(lr=0.5, momentum=0.0), {"steps": 1, "batch_size": 70}
+    sizes = [p.abs().sum() for p in one.parameters() if p.dim() > 1]
+    before = [p.detach().clone() for p in one.parameters()]
+    plain = run(images, one, 1, optimizer=once, training=training, schedule=Constant())[0]
+    penalised = {**training, "l1": 0.01}
+    history = run(images, other, 1, optimizer=once, training=penalised, schedule=Constant())[0]
+    assert history["l1"] == pytest.approx(torch.stack(sizes).sum().item(), rel=1e-5)
+    assert history["loss"] - plain["loss"] == pytest.approx(0.01 * history["l1"], rel=1e-4)
+    for start, first, second in zip(before, one.parameters(), other.parameters(), strict=True):
+        expected = first - 0.5 * 0.01 * start.sign() * (start.dim() > 1)
+        assert torch.allclose(second, expected, atol=1e-6)
 
 
 def test_frozen_statistics_stay_those_it_started_with(images: ImageSet) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import small_cnn
 
-from holdfast.training import SGD, Adam, Optimizer
+from holdfast.training import SGD, Adam, Optimizer, RAdam
 from holdfast.training.optimizers import set_rate
 
 EVERY = sorted(Optimizer.registry)
@@ -48,3 +50,20 @@ def test_the_schedule_sets_rate_and_momentum_of_every_group() -> None:
     adam = Adam().build(small_cnn())
     set_rate(adam, 0.1, 0.85)
     assert adam.param_groups[0]["betas"] == (0.85, 0.999)
+
+
+def test_looking_ahead_returns_half_the_way(tmp_path: Path) -> None:
+    """Two steps of gradient 1 from 0, then half the way back, and again; also where it is stored in between."""
+    values, weight = [], torch.nn.Parameter(torch.zeros(1))
+    model = torch.nn.ParameterList([weight])
+    optimizer = SGD(lr=1.0, momentum=0.0, lookahead=2).build(model)
+    for step in range(5):
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        values.append(weight.item())
+        if step == 2:
+            torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+            optimizer = SGD(lr=1.0, momentum=0.0, lookahead=2).build(model)
+            optimizer.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert values == [-1.0, -1.0, -2.0, -2.0, -3.0]
+    assert RAdam(lookahead=6).lookahead == 6

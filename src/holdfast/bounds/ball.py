@@ -14,6 +14,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
+from holdfast.bounds.differences import differences, sums
 from holdfast.bounds.heads import constant_of
 from holdfast.bounds.interval import Interval, image
 from holdfast.bounds.operators import (
@@ -262,8 +263,7 @@ class _End:
     """What the affine end makes of the centres before it."""
 
     tail: Tail
-    asked: Tensor
-    """The rows e_y − e_j, (N, K−1, K)."""
+    y: Tensor
     margins: Tensor
     """At the centres, (N, K−1)."""
     rows: dict[int, Tensor]
@@ -273,8 +273,8 @@ class _End:
     def at(cls, tail: Tail, centres: dict[int, Tensor], y: Tensor) -> _End:
         logits = tail.logits(centres)
         asked = margin_rows(y, logits.shape[1], logits.dtype)
-        margins = torch.bmm(asked, logits[:, :, None])[:, :, 0]
-        return cls(tail, asked, margins, {s: asked @ matrix for s, matrix in tail.matrices(logits).items()})
+        rows = {source: asked @ matrix for source, matrix in tail.matrices(logits).items()}
+        return cls(tail, y, differences(logits, y), rows)
 
     def less(self, reach: dict[int, Tensor], sizes: dict[int, Tensor], rounding: Rounding | None) -> Bound:
         """The margins less what each value may change of them, (N, K−1) each.
@@ -290,14 +290,17 @@ class _End:
         # Each reach is a sum of sizes, none of which exceeds it by more than four times.
         entries = max(rows.shape[2] for rows in self.rows.values()) + STEPS
         size = self.margins.abs() + 4 * sum(reach.values())
-        slack = self.tail.error(self.asked, sizes, rounding) + rounding.gamma(entries + STEPS) * size
+        slack = self.tail.error(self._summed, sizes, rounding) + rounding.gamma(entries + STEPS) * size
         slack = rounding.up(slack, entries)
         return Bound(lower - slack, slack)
 
     def row_error(self, source: int, x: Tensor, rounding: Rounding) -> Tensor:
         """What the rows at a value may err by in l_1, and so in l_2, (N, K−1)."""
         one = {s: x.new_full((1, *self.tail.graph.shape(s)), float(s == source)) for s in self.tail.sources}
-        return self.tail.error(self.asked, one, rounding)
+        return self.tail.error(self._summed, one, rounding)
+
+    def _summed(self, sizes: Tensor) -> Tensor:
+        return sums(sizes.expand(len(self.y), -1), self.y)
 
 
 def _radius(operator: Operator, gain: Tensor | None, *radii: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils import _pytree
 
-from holdfast.bounds.functions import FUNCTIONS, Argument, Call
+from holdfast.bounds.calls import TRACED_THROUGH, Argument, Call, Steps
+from holdfast.bounds.functions import FUNCTIONS
 from holdfast.bounds.heads import without_heads
 from holdfast.bounds.interval import Interval, rule
 from holdfast.bounds.kinds import batch_norm
@@ -24,6 +25,7 @@ from holdfast.bounds.operators import (
     Monotone,
     Node,
     Operator,
+    Softmax,
     UnsupportedOperator,
     apply,
     outside_inference_mode,
@@ -110,7 +112,8 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type_before_parametrizations(m) in MODULES or super().is_leaf_module(m, module_qualified_name)
+        kind = type_before_parametrizations(m)
+        return kind in MODULES or (kind not in TRACED_THROUGH and super().is_leaf_module(m, module_qualified_name))
 
 
 def _own_functions() -> tuple[Callable[..., Any], ...]:
@@ -166,12 +169,25 @@ class _Normaliser(fx.Interpreter):
                     raise UnsupportedOperator("more than one of its arguments depends on the input")
                 if not isinstance(value, Tensor) or value.shape[:1] != self.sample.shape[:1]:
                     raise UnsupportedOperator("it does not keep the batch dimension first")
+                if isinstance(operator, Softmax) and operator.dim % value.dim() == 0:
+                    raise UnsupportedOperator("a softmax over the examples of the batch has no rule")
             except UnsupportedOperator as fault:
                 raise UnsupportedOperator(f"no bound rule at {_place(n)}: {fault}") from None
-            inputs = tuple(self.value_of[s] for s in sources)
-            self.nodes.append(Node(operator, inputs, _place(n), tuple(value.shape[1:])))
-            self.value_of[n] = len(self.nodes)
+            self.value_of[n] = self._written_down(operator, sources, _place(n), value)
         return value
+
+    def _written_down(self, operator: Operator, sources: list[fx.Node], place: str, value: Tensor) -> int:
+        """The number of the value that the nodes of an operator, or of several in its place, end in."""
+        numbers = [self.value_of[source] for source in sources]
+        if not isinstance(operator, Steps):
+            self.nodes.append(Node(operator, tuple(numbers), place, tuple(value.shape[1:])))
+            return len(self.nodes)
+        values = [self.env[source] for source in sources]
+        for step, inputs in operator.steps:
+            values.append(apply(step, *(values[i] for i in inputs)))
+            self.nodes.append(Node(step, tuple(numbers[i] for i in inputs), place, tuple(values[-1].shape[1:])))
+            numbers.append(len(self.nodes))
+        return numbers[-1]
 
     def _values_sharing_memory(self, n: fx.Node) -> list[fx.Node]:
         """Earlier values that an operation in place changes along with its argument."""

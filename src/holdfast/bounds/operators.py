@@ -27,6 +27,10 @@ class UnsupportedOperator(ValueError):
     """The network holds an operator without a bound rule; the message names its place and the remedy."""
 
 
+class OutsideDomain(UnsupportedOperator):
+    """An operator is not defined everywhere on the interval of its input."""
+
+
 @dataclass(frozen=True)
 class Operator:
     """One kind of operator; what it does in an abstract domain is that domain's affair."""
@@ -293,10 +297,6 @@ class Softmax(Operator):
     log: bool
     dim: int = 1
 
-    def __post_init__(self) -> None:
-        if self.dim not in (1, -1):
-            raise UnsupportedOperator(f"a softmax over dimension {self.dim} has no rule, only over 1 or −1")
-
 
 @dataclass(frozen=True)
 class Node:
@@ -369,7 +369,10 @@ def walk(
     """
     for number in range(len(graph.nodes)) if numbers is None else numbers:
         node = graph.nodes[number]
-        known[number + 1] = step(number, node.operator, *(known[i] for i in node.inputs))
+        try:
+            known[number + 1] = step(number, node.operator, *(known[i] for i in node.inputs))
+        except OutsideDomain as fault:
+            raise UnsupportedOperator(f"at {node.path}: {fault}") from None
     return known
 
 

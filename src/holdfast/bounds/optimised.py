@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from holdfast.bounds.curved import Bent, Curved, Steep, bent
 from holdfast.bounds.interval import Interval
 from holdfast.bounds.linear import (
     Costs,
@@ -29,6 +30,9 @@ from holdfast.inference import mix_seed
 
 LIMIT = 2**26
 """Slopes optimised at a time; a network that has more optimises those of the last pass only."""
+
+TANGENT_RATE = 0.05
+"""Of Adam, for where lines touch a curved function between the ends of where they may."""
 
 Start = Callable[[int, tuple[int, ...]], Tensor]
 """(number of the node, shape of an example's neurons) → where the slopes start, that shape or (N, *shape)."""
@@ -94,9 +98,12 @@ class _Pass:
     neuron: Tensor | None
     a: Tensor
     slopes: dict[int, Tensor]
-    """By the number of the node, (M, S, ...)."""
+    """By the number of the node, of the lines below a ReLU, (M, S, ...); of a curved function where the lines below
+    and above touch it, (M, S, 2, ...)."""
 
-    def bound(self, graph: Graph, region: Region, values: dict[int, Interval], costs: Costs | None) -> Bound:
+    def bound(
+        self, graph: Graph, region: Region, values: dict[int, Interval], costs: Costs | None, curves: Curves
+    ) -> Bound:
         """(M, S).
 
         Args:
@@ -104,11 +111,30 @@ class _Pass:
         """
         relaxations: Relaxations = {}
         for number, node in enumerate(graph.nodes[: self.value]):
-            if not is_exact(node.operator):
-                slopes = _constantly(self.slopes[number]) if number in self.slopes else adaptive
-                relaxations[number] = relax(node.operator, values[node.inputs[0]].take(self.owner), slopes)
+            if is_exact(node.operator):
+                continue
+            value, slopes = values[node.inputs[0]], self.slopes.get(number)
+            if slopes is None:
+                relaxations[number] = relax(node.operator, value.take(self.owner), adaptive)
+            elif isinstance(node.operator, Curved | Steep):
+                relaxations[number] = curves.of(number, node.operator, value).take(self.owner).lines(slopes)
+            else:
+                relaxations[number] = relax(node.operator, value.take(self.owner), _constantly(slopes))
         mine = costs and costs.take(self.owner)
         return backward(graph, relaxations, self.value, self.a, mine).minimum(region.take(self.owner))
+
+
+class Curves:
+    """Curved functions on the intervals they were last asked about."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[Interval, Bent]] = {}
+
+    def of(self, number: int, operator: Curved | Steep, value: Interval) -> Bent:
+        """That of a node on the interval of its input."""
+        if number not in self.known or self.known[number][0] is not value:
+            self.known[number] = value, bent(operator, value)
+        return self.known[number][1]
 
 
 def _constantly(slopes: Tensor) -> Slopes:
@@ -126,7 +152,8 @@ class Optimised:
     values: dict[int, Interval]
     """By the number of the value, as narrow as the passes on the way have made them."""
     slopes: dict[int, Tensor]
-    """By the number of the node, those of the last pass from the logits, (N, S, ...)."""
+    """By the number of the node, those of the last pass from the logits: (N, S, ...) of a ReLU, and of a curved
+    function where its lines touch, (N, S, 2, ...)."""
 
 
 def optimised_margins(graph: Graph, region: Region, y: Tensor, iterations: int, intersect: bool = True) -> Bound:
@@ -156,8 +183,9 @@ def optimised(
     """Lower bounds of functions of the logits (N, S, K), with the slopes that raise them.
 
     Every backward pass, from each unstable neuron and each function, has slopes of its own; all of them ascend
-    the sum of the bounds (Adam, 0.5 · 0.98^t), and the best bound of each function is kept. Not differentiable in
-    the weights. None where several examples have too many slopes together.
+    the sum of the bounds (Adam, 0.98^t times 0.5, or ``TANGENT_RATE`` where lines touch curved functions), and the
+    best bound of each function is kept. Not differentiable in the weights. None where several examples have too
+    many slopes together.
 
     Args:
         enough: whether bounds (N, S) are good enough to stop at.
@@ -177,7 +205,10 @@ def optimised(
 
     if not leaves or not len(rows):
         return found()
-    optimizer = torch.optim.Adam(leaves, lr=0.5)
+    rectifiers = {n for n, node in enumerate(graph.nodes) if isinstance(node.operator, Rectifier)}
+    rates = [0.5 if node in rectifiers else TANGENT_RATE for one in passes for node in one.slopes]
+    groups = [{"params": [leaf], "lr": rate} for leaf, rate in zip(leaves, rates, strict=True)]
+    optimizer = torch.optim.Adam(groups)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
     for _ in range(iterations):
         if enough(best.lower):
@@ -205,9 +236,9 @@ def _bounds(graph: Graph, region: Region, base: Sweep, passes: list[_Pass], valu
     Args:
         values: what is known on the way, of which the narrower is kept.
     """
-    now = dict(values)
+    now, curves = dict(values), Curves()
     for inner in passes[:-1]:
-        bounds, known = inner.bound(graph, region, now, base.costs).lower, now[inner.value]
+        bounds, known = inner.bound(graph, region, now, base.costs, curves).lower, now[inner.value]
         lower, upper, place = known.lower.flatten(1), known.upper.flatten(1), (inner.owner, inner.neuron)
         low, high = bounds[:, 0], -bounds[:, 1]
         # Nothing known before is given up, but slopes that are worse today are still told how to get better.
@@ -218,7 +249,7 @@ def _bounds(graph: Graph, region: Region, base: Sweep, passes: list[_Pass], valu
         ends = lower.view_as(known.centre), upper.view_as(known.centre)
         now[inner.value] = Interval.between(*ends, region.rounding)
         values[inner.value] = Interval.between(ends[0].detach(), ends[1].detach(), region.rounding)
-    return passes[-1].bound(graph, region, now, base.costs)
+    return passes[-1].bound(graph, region, now, base.costs, curves)
 
 
 def _passes(graph: Graph, region: Region, base: Sweep, rows: Tensor, limit: int) -> list[_Pass] | None:
@@ -245,10 +276,14 @@ def _passes(graph: Graph, region: Region, base: Sweep, rows: Tensor, limit: int)
 
 
 def _starting(graph: Graph, base: Sweep, value: int, owner: Tensor, functions: int) -> dict[int, Tensor]:
-    """Adaptive slopes of every ReLU before a value, for M examples and S functions of each."""
+    """Slopes below every ReLU before a value and tangents of every curved function, as a sweep has them, for M
+    examples and S functions of each."""
     slopes = {}
     for number in base.relaxations:
-        if number < value and isinstance(graph.nodes[number].operator, Rectifier):
-            first = adaptive(base.values[graph.nodes[number].inputs[0]]).detach()[owner]
-            slopes[number] = first[:, None].repeat(1, functions, *[1] * (first.dim() - 1)).requires_grad_(True)
+        operator, source = graph.nodes[number].operator, base.values[graph.nodes[number].inputs[0]]
+        if number >= value or not isinstance(operator, Rectifier | Curved | Steep):
+            continue
+        first = adaptive(source) if isinstance(operator, Rectifier) else bent(operator, source).starts
+        first = first.detach()[owner]
+        slopes[number] = first[:, None].repeat(1, functions, *[1] * (first.dim() - 1)).requires_grad_(True)
     return slopes

@@ -55,7 +55,7 @@ class Lines:
     """slope · v + offset below and above, entry by entry, (N, ...)."""
 
     lower_slope: Tensor
-    """Where each function has slopes of its own: (N, S, ...)."""
+    """Where each function has lines of its own, slopes and offsets are (N, S, ...)."""
     upper_slope: Tensor
     lower_offset: Tensor | None
     """None where the lower lines pass through the origin."""
@@ -66,9 +66,9 @@ class Lines:
         lower, upper = (t if t.dim() == a.dim() else t[:, None] for t in (self.lower_slope, self.upper_slope))
         below = a.clamp(min=0)
         above = a - below
-        offset = dots(above, self.upper_offset)
+        offset = _each_dot(above, self.upper_offset)
         if self.lower_offset is not None:
-            offset = offset + dots(below, self.lower_offset)
+            offset = offset + _each_dot(below, self.lower_offset)
         return above * upper + below * lower, offset
 
     def take(self, rows: Tensor) -> Lines:
@@ -81,6 +81,11 @@ class Lines:
         )
 
 
+def _each_dot(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩ for (N, S, ...) and (N, ...) or (N, S, ...), (N, S)."""
+    return (a * b).flatten(2).sum(2) if b.dim() == a.dim() else dots(a, b)
+
+
 @dataclass(frozen=True)
 class Constants:
     """Every monotone function lies between its values at the ends of the interval."""
@@ -90,7 +95,7 @@ class Constants:
 
     @property
     def cost(self) -> Cost | None:
-        return _cost(self.value, self.value.size)
+        return pull_cost(self.value, self.value.size)
 
     def pull(self, a: Tensor) -> tuple[Tensor, Tensor]:
         centre, radius = self.value.centre.flatten(1)[:, None], self.value.radius.flatten(1)[:, None]
@@ -146,7 +151,7 @@ class SortedPairs:
         return SortedPairs(self.lines.take(rows), self.cost and self.cost.take(rows))
 
 
-def _cost(value: Interval, size: Tensor, error: Tensor | float = 0.0) -> Cost | None:
+def pull_cost(value: Interval, size: Tensor, error: Tensor | float = 0.0) -> Cost | None:
     """Of a pull whose terms, one for each entry of the result, are of this size, (N, ...).
 
     Args:
@@ -189,7 +194,7 @@ def rectifier_lines(value: Interval, slopes: Slopes, leak: float = 0.0) -> Lines
     offset = (leak - chord) * lower
     # The chord and what lies below it are made by a few roundings of numbers no larger than the ends.
     error = 0.0 if value.rounding is None else value.rounding.gamma(2 * STEPS) * value.size
-    return Lines(slope, chord, None, offset, _cost(value, offset, error))
+    return Lines(slope, chord, None, offset, pull_cost(value, offset, error))
 
 
 @relax.register
@@ -217,17 +222,17 @@ def _(operator: Elementwise, value: Interval, slopes: Slopes) -> Relaxation:
     margin = operator.curvature * (width / pieces + stray).square() / 8
     margin = torch.where(wide, margin, operator.steepest * width)
     least, most = least - margin, most + margin
-    return Lines(slope, slope, least, most, _lines_cost(operator, value, ends, least, most, margin))
+    return Lines(slope, slope, least, most, _parallels_cost(operator, value, ends, least, most, margin))
 
 
-def _lines_cost(
+def _parallels_cost(
     operator: Elementwise, value: Interval, ends: tuple[Tensor, Tensor], least: Tensor, most: Tensor, margin: Tensor
 ) -> Cost | None:
     if (rounding := value.rounding) is None:
         return None
     size = torch.maximum(ends[0].abs(), ends[1].abs()) + 2 * operator.steepest * value.size
     error = kernel_error(operator, value, size) + rounding.gamma(2 * STEPS) * (size + margin)
-    return _cost(value, torch.maximum(least.abs(), most.abs()), error)
+    return pull_cost(value, torch.maximum(least.abs(), most.abs()), error)
 
 
 @relax.register
@@ -263,7 +268,7 @@ def _(operator: MaxPool, value: Interval, slopes: Slopes) -> Relaxation:
     else:
         strongest = largest.flatten(2)
     largest = largest.flatten(2)
-    cost = _cost(value, largest.abs() + value.size.flatten(2).gather(2, flat))
+    cost = pull_cost(value, largest.abs() + value.size.flatten(2).gather(2, flat))
     return Winners(flat, strongest <= best, largest, value.centre.shape[1:], cost)
 
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from holdfast.bounds.activations import SMOOTH_MODULES
 from holdfast.bounds.functions import FUNCTIONS
 from holdfast.bounds.kinds import (
     ABS,
@@ -24,11 +24,11 @@ from holdfast.bounds.kinds import (
     leaky,
     max_pool_of,
     scaled_to,
+    softplus,
 )
 from holdfast.bounds.operators import (
     Affine,
     Convolution,
-    Elementwise,
     Linear,
     LipschitzMap,
     MaxPool,
@@ -47,6 +47,8 @@ from holdfast.layers import (
     BatchCentering,
     BCOPConv2d,
     BjorckLinear,
+    BROConv2d,
+    BROLinear,
     CayleyConv2d,
     CayleyLinear,
     CPLConv2d,
@@ -167,17 +169,6 @@ def _average_pool_module(module: nn.AvgPool2d) -> Operator:
     return average_pool_with(module.divisor_override, module)
 
 
-def _softplus(module: nn.Softplus) -> Operator:
-    if module.beta <= 0 or module.threshold < 15:
-        raise UnsupportedOperator("softplus jumps down at its threshold; only the usual one, 20, has a rule")
-    beta = module.beta
-
-    def exactly(v: Tensor) -> Tensor:  # torch's own is v above its threshold, which float64 can tell from it
-        return torch.logaddexp(beta * v, torch.zeros_like(v)) / beta
-
-    return Elementwise(exactly, (), curvature=beta / 4, steepest=1.0)
-
-
 MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
     nn.Linear: lambda module: Linear(module.weight, module.bias),
     Normalize: _normalize,
@@ -185,7 +176,7 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
     Abs: lambda module: ABS,
     BatchCentering: _centering,
     **dict.fromkeys([AOLConv2d, BCOPConv2d, LinearResidualConv2d], _effective_convolution),
-    **dict.fromkeys([AOLLinear, BjorckLinear, CayleyLinear, NormalizedLinear], _effective_linear),
+    **dict.fromkeys([AOLLinear, BjorckLinear, BROLinear, CayleyLinear, NormalizedLinear], _effective_linear),
     **dict.fromkeys(
         [
             CPLConv2d,
@@ -193,6 +184,7 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
             SLLConv2d,
             SLLLinear,
             SOCConv2d,
+            BROConv2d,
             CayleyConv2d,
             LOTConv2d,
             SandwichConv2d,
@@ -213,7 +205,8 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
     nn.Tanh: lambda module: TANH,
     nn.SiLU: lambda module: SILU,
     nn.GELU: lambda module: gelu(module.approximate),
-    nn.Softplus: lambda module: _softplus(module),
+    nn.Softplus: lambda module: softplus(module.beta, module.threshold),
+    **SMOOTH_MODULES,
     nn.Softmax: lambda module: Softmax(False, 1 if module.dim is None else module.dim),
     nn.LogSoftmax: lambda module: Softmax(True, 1 if module.dim is None else module.dim),
     nn.AvgPool2d: lambda module: _average_pool_module(module),

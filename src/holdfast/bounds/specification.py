@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from holdfast.bounds.differences import combined, differences, reach, sums
 from holdfast.bounds.interval import Interval
 from holdfast.bounds.linear import Sweep, intervals
 from holdfast.bounds.operators import Graph
@@ -40,8 +42,7 @@ def interval_margins_at(graph: Graph, region: Region, values: dict[int, Interval
     With a dense last layer W the rows W_y − W_j are bounded in one step (last-layer elision): tighter
     than the difference of the logits' bounds, since what the two logits share cancels.
     """
-    rows = margin_rows(y, graph.shape(len(graph.nodes))[0], values[0].centre.dtype)
-    return interval_of_rows(graph, region, values, rows)
+    return _interval_of(graph, region, values, _Margins(y))
 
 
 class Rows(NamedTuple):
@@ -64,16 +65,74 @@ def interval_of_rows(graph: Graph, region: Region, values: dict[int, Interval], 
         values: at least those of ``interval_values``.
         rows: (N, M, K), or (1, M, K) for all examples.
     """
+    return _interval_of(graph, region, values, _Functions(rows))
+
+
+class _Asked(Protocol):
+    """M linear functions of the logits of each example."""
+
+    def of(self, logits: Tensor) -> Tensor:
+        """Their values, (N, M), at logits (N, K)."""
+
+    def sizes(self, sizes: Tensor) -> Tensor:
+        """What they sum where the logits are of these sizes, (N, K); (N, M)."""
+
+    def reach(self, matrix: Tensor, radius: Tensor) -> Tensor:
+        """By how much they may change with the values before a matrix (K, d), which do by (N, d); (N, M)."""
+
+    def rows(self, logits: Tensor) -> Tensor:
+        """(N, M, K), for logits (N, K)."""
+
+
+@dataclass(frozen=True)
+class _Margins:
+    """z_y − z_j for j ≠ y."""
+
+    y: Tensor
+
+    def of(self, logits: Tensor) -> Tensor:
+        return differences(logits, self.y)
+
+    def sizes(self, sizes: Tensor) -> Tensor:
+        return sums(sizes, self.y)
+
+    def reach(self, matrix: Tensor, radius: Tensor) -> Tensor:
+        return reach(matrix, radius, self.y)
+
+    def rows(self, logits: Tensor) -> Tensor:
+        return margin_rows(self.y, logits.shape[1], logits.dtype)
+
+
+@dataclass(frozen=True)
+class _Functions:
+    """Any, (N, M, K), or (1, M, K) for all examples."""
+
+    matrix: Tensor
+
+    def of(self, logits: Tensor) -> Tensor:
+        return _apply(self.matrix, logits)
+
+    def sizes(self, sizes: Tensor) -> Tensor:
+        return _apply(self.matrix.abs(), sizes)
+
+    def reach(self, matrix: Tensor, radius: Tensor) -> Tensor:
+        return _apply((self.matrix @ matrix).abs(), radius)
+
+    def rows(self, logits: Tensor) -> Tensor:
+        return self.matrix
+
+
+def _interval_of(graph: Graph, region: Region, values: dict[int, Interval], asked: _Asked) -> Rows:
     tail = tail_of(graph, values[0].centre)
-    centre = _apply(rows, tail.logits({source: values[source].centre for source in tail.sources}))
+    logits = tail.logits({source: values[source].centre for source in tail.sources})
+    centre = asked.of(logits)
     below = above = torch.zeros_like(centre)
     for source, matrix in tail.matrices(centre).items():
-        a = rows @ matrix  # a product, not an indexing of W by y: its backward pass adds in a fixed order
         if source or isinstance(region, Box):
-            reach = _apply(a.abs(), values[source].radius.flatten(1))
-            below, above = below + reach, above + reach
+            spread = asked.reach(matrix, values[source].radius.flatten(1))
+            below, above = below + spread, above + spread
         else:  # the ball itself, not the box around it
-            a = a.expand(len(centre), -1, -1)
+            a = (asked.rows(logits) @ matrix).expand(len(centre), -1, -1)
             middle, shaped = _apply(a, values[0].centre.flatten(1)), a.unflatten(2, graph.input_shape)
             least, most = region.minimum(shaped), region.minimum(-shaped)
             below, above = below + (middle - least.lower), above - (most.lower + middle)
@@ -82,7 +141,7 @@ def interval_of_rows(graph: Graph, region: Region, values: dict[int, Interval], 
     centre, radius = centre + (above - below) / 2, (above + below) / 2
     if (rounding := region.rounding) is None:
         return Rows(Interval(centre, radius), None)
-    error = tail.error(rows, {source: values[source].size for source in tail.sources}, rounding)
+    error = tail.error(asked.sizes, {source: values[source].size for source in tail.sources}, rounding)
     radius = rounding.up(radius + error) + rounding.gamma(STEPS) * (centre.abs() + radius)
     return Rows(Interval(centre, radius, rounding), error * len(graph.nodes) / 8)  # every node has widened it
 
@@ -113,9 +172,8 @@ def fused_robust_sum(graph: Graph, region: Region, done: Sweep, y: Tensor) -> tu
     # (e^u − e^l) / (u − l), towards the tangent's slope where the interval is a point
     slope = (high - shift).exp() * (-torch.expm1(-width)) / width
     constant = ((high - shift).exp() - slope * high).sum(1)
-    rows = margin_rows(y, graph.shape(len(graph.nodes))[0], slope.dtype)
-    a = torch.bmm(slope[:, None], rows)  # Σ_j slope_j (e_y − e_j): the chord's linear part is −⟨a, z⟩
-    linear = done.bound(graph, region, len(graph.nodes), a).lower[:, 0]
+    a = combined(slope, y, graph.shape(len(graph.nodes))[0])  # the chord's linear part is −⟨a, z⟩
+    linear = done.bound(graph, region, len(graph.nodes), a[:, None]).lower[:, 0]
     return constant - linear, shift.squeeze(1)
 
 

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.bounds.linear import is_exact, split
+from holdfast.bounds.linear import is_exact
 from holdfast.bounds.operators import (
     Affine,
     Graph,
+    Linear,
+    Map,
     Operator,
     Shape,
     Sum,
@@ -26,6 +28,7 @@ from holdfast.bounds.operators import (
     outside_inference_mode,
     walk,
 )
+from holdfast.bounds.patches import split
 from holdfast.bounds.rounding import STEPS, Rounding
 
 
@@ -50,11 +53,14 @@ class Tail:
 
     def matrices(self, like: Tensor) -> dict[int, Tensor]:
         """W_v of each source, (K, its entries); differentiable in the weights."""
-        last = len(self.graph.nodes)
-        with outside_inference_mode():
-            one = torch.eye(math.prod(self.graph.shape(last)), dtype=like.dtype, device=like.device)
-        pending = {last: one.view(1, len(one), *self.graph.shape(last))}
-        for number in reversed(self.inner):
+        last, inner = len(self.graph.nodes), self.inner
+        if inner and isinstance(end := self.graph.nodes[last - 1].operator, Linear):
+            pending, inner = {self.graph.nodes[last - 1].inputs[0]: end.weight[None]}, inner[:-1]
+        else:
+            with outside_inference_mode():
+                one = torch.eye(math.prod(self.graph.shape(last)), dtype=like.dtype, device=like.device)
+            pending = {last: one.view(1, len(one), *self.graph.shape(last))}
+        for number in reversed(inner):
             node = self.graph.nodes[number]
             shapes = [self.graph.shape(source) for source in node.inputs]
             with outside_inference_mode():
@@ -63,13 +69,17 @@ class Tail:
                 pending[source] = pending[source] + part if source in pending else part
         return {source: pending[source].flatten(2)[0] for source in self.sources}
 
-    def error(self, rows: Tensor, sizes: Mapping[int, Tensor], rounding: Rounding) -> Tensor:
-        """What ``logits`` and ``matrices``, times rows (N, M, K), may err by together on values of these sizes,
+    def error(self, summed: Map, sizes: Mapping[int, Tensor], rounding: Rounding) -> Tensor:
+        """What linear functions of ``logits`` and of ``matrices`` may err by together on values of these sizes,
         (N, ...) each; (N, M).
 
         Every product on the way errs by a share of |rows| Σ_v |W_v| |value v| + |b|.
+
+        Args:
+            summed: sizes (N, K) of the logits ↦ |rows| times these, (N, M), for the rows of the functions.
         """
-        roundings = STEPS + rows.shape[2] + 2 * len(self.inner)  # a sum of values, and of their coefficients
+        classes = math.prod(self.graph.shape(len(self.graph.nodes)))
+        roundings = STEPS + classes + 2 * len(self.inner)  # a sum of values, and of their coefficients
         like = next(iter(sizes.values()))
 
         def step(number: int, operator: Operator, *values: Tensor) -> Tensor:
@@ -90,8 +100,7 @@ class Tail:
         # The matrices, their products with what is around the centre, and the centre's own logits: each errs once.
         total = torch.stack([size.flatten(1).sum(1) for size in sizes.values()]).sum(0)
         floor = rounding.tiny * roundings * (1 + total)
-        sums = (rows.abs() @ logits.flatten(1)[:, :, None])[:, :, 0]
-        return 3 * rounding.gamma(roundings) * sums + floor[:, None]
+        return 3 * rounding.gamma(roundings) * summed(logits.flatten(1)) + floor[:, None]
 
 
 def tail_of(graph: Graph, like: Tensor) -> Tail:

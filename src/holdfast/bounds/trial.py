@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from holdfast.bounds.calls import Argument, Call
 from holdfast.bounds.evidence import (
     BUDGET,
     Draw,
@@ -29,7 +30,6 @@ from holdfast.bounds.evidence import (
     place,
     worst,
 )
-from holdfast.bounds.functions import Argument, Call
 from holdfast.bounds.interval import Interval, rule
 from holdfast.bounds.operators import (
     Affine,

@@ -22,7 +22,7 @@ from holdfast.bounds.region import Box, region_of, rounded
 from holdfast.bounds.rounding import Rounding
 from holdfast.bounds.specification import margin_rows
 from holdfast.certify.bounds import BoundCertifier
-from holdfast.certify.certificate import Deterministic, Findings, Tell
+from holdfast.certify.certificate import Certifier, Deterministic, Findings, Tell
 from holdfast.certify.counterexample import Falsifier
 from holdfast.certify.decision import Clock, Fast, Verification, decided
 from holdfast.certify.double import in_float64
@@ -155,6 +155,10 @@ class BranchAndBoundCertifier(Deterministic, name="branch-and-bound"):
 
     seconds: PositiveFloat = 10.0
     """For each image that ibp and crown-ibp leave open, all further methods together."""
+
+    @property
+    def in_training(self) -> Certifier:
+        return BoundCertifier(method="cascade", radius_search="never")
 
     @property
     def finds_radii(self) -> bool:

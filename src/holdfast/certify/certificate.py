@@ -162,6 +162,11 @@ class Certifier(Component, family="certifiers"):
         return model
 
     @property
+    def in_training(self) -> Certifier:
+        """What answers in its place after each epoch: itself, or where that is too dear what it begins with."""
+        return self
+
+    @property
     def knows_radii(self) -> bool:
         """Whether it answers about radii other than the threat's eps, when it is asked."""
         return True

@@ -18,6 +18,8 @@ from torch import Tensor
 from holdfast.component import Component
 
 CIFAR10_MEAN = [0.491, 0.482, 0.447]
+PADDING = {"zeros": "constant", "reflect": "reflect", "edge": "replicate"}
+"""What torch calls them."""
 
 
 class Augmentation(Component, family="augmentations"):
@@ -51,14 +53,14 @@ class Crop(Augmentation, name="crop"):
 
     padding: PositiveInt = 4
     """Pixels added on every side."""
-    mode: Literal["zeros", "reflect"] = "zeros"
-    """What is added: black, or the image mirrored at its border."""
+    mode: Literal["zeros", "reflect", "edge"] = "zeros"
+    """What is added: black, the image mirrored at its border, or its outermost pixels again."""
 
     def __call__(self, x: Tensor, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         number, channels, height, width = x.shape
         if self.mode == "reflect" and self.padding >= min(height, width):
             raise ValueError(f"{height} × {width} images cannot be mirrored {self.padding} pixels deep")
-        padded = F.pad(x, [self.padding] * 4, mode="constant" if self.mode == "zeros" else "reflect").contiguous()
+        padded = F.pad(x, [self.padding] * 4, mode=PADDING[self.mode]).contiguous()
         top, left = torch.randint(0, 2 * self.padding + 1, (2, number), generator=generator)
         # A view of the windows that begin at every pixel; index_select copies those that are asked for.
         image, plane, row, _ = padded.stride()

@@ -2,6 +2,7 @@
 
 from holdfast.layers.activations import Abs, GroupSort, Householder, MaxMin, NActivation
 from holdfast.layers.aol import AOLConv2d, AOLLinear
+from holdfast.layers.bro import BROConv2d, BROLinear
 from holdfast.layers.cayley import CayleyConv2d, CayleyLinear, SandwichConv2d, SandwichLinear
 from holdfast.layers.channels import BatchCentering, FirstChannels, L2NormPool2d, ZeroChannelConcatenation
 from holdfast.layers.heads import LinearResidualConv2d, NormalizedLinear
@@ -18,6 +19,8 @@ __all__ = [
     "AOLLinear",
     "Abs",
     "BCOPConv2d",
+    "BROConv2d",
+    "BROLinear",
     "BatchCentering",
     "BjorckLinear",
     "CPLConv2d",

@@ -2,12 +2,12 @@
 
 from holdfast.objectives.adversarial import MART, RST, AdversarialTraining, CleanPlusAdversarial
 from holdfast.objectives.cross_entropy import CrossEntropy
-from holdfast.objectives.expressive import CCIBP, MTLIBP, SABR, STAPS, ExpIBP
+from holdfast.objectives.expressive import CCIBP, MTLIBP, SABR, STAPS, TAPS, ExpIBP
 from holdfast.objectives.fast import FastAT, FreeAT
 from holdfast.objectives.ibp import IBP
 from holdfast.objectives.input_gradient import CURE, LLR, TULIP, InputGradient
-from holdfast.objectives.lipschitz import CertificateRegularisation, MarginHinge, OffsetCrossEntropy
-from holdfast.objectives.lipschitz_margin import BCP, LMT, GloRo
+from holdfast.objectives.lipschitz import CertificateRegularisation, LogitAnnealing, MarginHinge, OffsetCrossEntropy
+from holdfast.objectives.lipschitz_margin import BCP, EMMA, LMT, GloRo
 from holdfast.objectives.max_margin import MMA
 from holdfast.objectives.objective import Loss, Objective, Progress
 from holdfast.objectives.relaxed import CAP, CROWNIBP, OneStepRelaxation
@@ -22,6 +22,7 @@ __all__ = [
     "CCIBP",
     "CROWNIBP",
     "CURE",
+    "EMMA",
     "IBP",
     "LLR",
     "LMT",
@@ -32,6 +33,7 @@ __all__ = [
     "RST",
     "SABR",
     "STAPS",
+    "TAPS",
     "TRADES",
     "TULIP",
     "AdversarialTraining",
@@ -45,6 +47,7 @@ __all__ = [
     "GaussianNoise",
     "GloRo",
     "InputGradient",
+    "LogitAnnealing",
     "Loss",
     "MarginHinge",
     "Objective",

@@ -1,16 +1,21 @@
-"""Certified training between an attack and a bound: SABR, STAPS, MTL-IBP, CC-IBP, Exp-IBP."""
+"""Certified training between an attack and a bound: SABR, TAPS, STAPS, MTL-IBP, CC-IBP, Exp-IBP."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.bounds import Graph, Interval, Rectifier, UnsupportedOperator, margin_rows, robust_cross_entropy
+from holdfast.bounds.differences import differences
+from holdfast.bounds.interval import rule
 from holdfast.bounds.linear import intervals
 from holdfast.bounds.operators import run
 from holdfast.bounds.region import Region, region_of
 from holdfast.bounds.specification import interval_margins_at, interval_values
+from holdfast.component import PositiveNumber
 from holdfast.objectives.adversarial import PGDTraining
 from holdfast.objectives.certified import Batch, CertifiedTraining, Robust
 from holdfast.objectives.objective import Progress
@@ -26,14 +31,20 @@ class _Attacking(PGDTraining, CertifiedTraining):
     step_size: PositiveFloat = 0.25
     """Length of a step in units of the radius that is searched."""
 
+    attack_radius: PositiveNumber | None = None
+    """Radius of the attack, relative to the threat model's: 2.1 for 2.1 eps. By default it is the radius that is
+    trained for, less what the method keeps for a box around the point."""
+
     def attack(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
-        searched = threat.with_eps(self.searched * threat.eps)
-        start = progress.random_points(x, searched)
-        return self.last_of_pgd(model, x, y, searched, start)
+        share = self.searched if self.attack_radius is None else self.attack_radius / self.radius
+        searched = threat.with_eps(share * threat.eps)
+        if searched.eps == 0:
+            return x
+        return self.last_of_pgd(model, x, y, searched, progress.random_points(x, searched))
 
     @property
     def searched(self) -> float:
-        """The radius of the attack relative to the threat set."""
+        """The radius of the attack relative to the one that is trained for, unless it is set."""
         return 1.0
 
 
@@ -59,10 +70,40 @@ class SABR(_SmallBox, name="sabr"):
     Its radius is τ = share · eps, its centre the PGD point of the ball of radius eps − τ.
     """
 
+    shrinkage: float = Field(default=1.0, gt=0, le=1)
+    """Behind every ReLU the box's radius is multiplied by it, so that what is trained on is no bound any more;
+    published is 0.8 on CIFAR-10 at 2/255."""
+
     def robust(self, batch: Batch) -> Robust:
-        region = self.box(batch)
-        values = interval_values(batch.graph, region)
-        return Robust(robust_cross_entropy(interval_margins_at(batch.graph, region, values, batch.y).lower))
+        region, graph = self.box(batch), shrinking(batch.graph, self.shrinkage)
+        values = interval_values(graph, region)
+        return Robust(robust_cross_entropy(interval_margins_at(graph, region, values, batch.y).lower), values)
+
+
+@dataclass(frozen=True)
+class Shrinking(Rectifier):
+    """A rectifier whose intervals come out narrower than they are: a training's device, and no bound."""
+
+    share: float = 1.0
+
+
+@rule.register
+def _(operator: Shrinking, value: Interval) -> Interval:
+    image = rule.dispatch(Rectifier)(operator, value)
+    return Interval(image.centre, operator.share * image.radius)
+
+
+def shrinking(graph: Graph, share: float) -> Graph:
+    """The graph with every rectifier's interval narrowed to a share of its width."""
+    if share == 1:
+        return graph
+    nodes = [
+        replace(node, operator=Shrinking(**vars(node.operator), share=share))
+        if isinstance(node.operator, Rectifier)
+        else node
+        for node in graph.nodes
+    ]
+    return replace(graph, nodes=nodes)
 
 
 class MTLIBP(_Attacking, name="mtl-ibp"):
@@ -72,9 +113,9 @@ class MTLIBP(_Attacking, name="mtl-ibp"):
     """Weight of the bound."""
 
     def robust(self, batch: Batch) -> Robust:
-        attacked, bound = both_margins(batch)
+        attacked, bound, values = both_margins(batch)
         losses = robust_cross_entropy(attacked), robust_cross_entropy(bound)
-        return Robust((1 - self.alpha) * losses[0] + self.alpha * losses[1])
+        return Robust((1 - self.alpha) * losses[0] + self.alpha * losses[1], values)
 
 
 class CCIBP(_Attacking, name="cc-ibp"):
@@ -84,8 +125,8 @@ class CCIBP(_Attacking, name="cc-ibp"):
     """Weight of the bound."""
 
     def robust(self, batch: Batch) -> Robust:
-        attacked, bound = both_margins(batch)
-        return Robust(robust_cross_entropy((1 - self.alpha) * attacked + self.alpha * bound))
+        attacked, bound, values = both_margins(batch)
+        return Robust(robust_cross_entropy((1 - self.alpha) * attacked + self.alpha * bound), values)
 
 
 class ExpIBP(_Attacking, name="exp-ibp"):
@@ -95,27 +136,27 @@ class ExpIBP(_Attacking, name="exp-ibp"):
     """Weight of the bound."""
 
     def robust(self, batch: Batch) -> Robust:
-        attacked, bound = both_margins(batch)
+        attacked, bound, values = both_margins(batch)
         tiny = torch.finfo(bound.dtype).tiny
         logarithms = [robust_cross_entropy(margins).clamp(min=tiny).log() for margins in (attacked, bound)]
-        return Robust(((1 - self.alpha) * logarithms[0] + self.alpha * logarithms[1]).exp())
+        return Robust(((1 - self.alpha) * logarithms[0] + self.alpha * logarithms[1]).exp(), values)
 
 
-def both_margins(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The margins at the PGD point and their interval bounds, (N, K−1) each; all on one graph."""
+def both_margins(batch: Batch) -> tuple[Tensor, Tensor, dict[int, Interval]]:
+    """The margins at the PGD point and their interval bounds, (N, K−1) each, on one graph; and its intervals."""
     assert batch.x_adv is not None
     values = interval_values(batch.graph, batch.region)
     bound = interval_margins_at(batch.graph, batch.region, values, batch.y).lower
-    return margins_at(batch.y, run(batch.graph, batch.x_adv)), bound
+    return margins_at(batch.y, run(batch.graph, batch.x_adv)), bound, values
 
 
 def margins_at(y: Tensor, logits: Tensor) -> Tensor:
     """z_y − z_j for the classes j ≠ y ascending, (N, K−1)."""
-    return torch.bmm(margin_rows(y, logits.shape[1], logits.dtype), logits[:, :, None])[:, :, 0]
+    return differences(logits, y)
 
 
-class STAPS(_SmallBox, name="staps"):
-    """SABR's box through the first layers, then an attack on the last ones (Mao et al., 2023).
+class TAPS(_SmallBox, name="taps"):
+    """Intervals through the first layers, then an attack on the last ones (Mao et al., 2023).
 
     The cross-entropy of the worst margins found within the box of their input, times that of the interval bound.
 
@@ -123,6 +164,8 @@ class STAPS(_SmallBox, name="staps"):
     to its ends: ∂p/∂u = max(0, 1 − (u − p) / (c (u − l))) and likewise for l, with c = 0.5.
     """
 
+    share: float = Field(default=1.0, gt=0, le=1)
+    """Width of the box relative to the threat set; at 1 it is all of it, and nothing is attacked."""
     classifier: PositiveInt = 1
     """So many ReLUs belong to the part that is attacked and not bounded."""
     emphasis: float = Field(default=5.0, gt=0)
@@ -142,7 +185,7 @@ class STAPS(_SmallBox, name="staps"):
         weight = 2 * self.emphasis / (1 + self.emphasis)
         # The value of the product, with the gradients of its two factors weighed.
         loss = weight * found * bounded.detach() + (2 - weight) * found.detach() * bounded
-        return Robust(loss - (found * bounded).detach())
+        return Robust(loss - (found * bounded).detach(), values)
 
     def _worst_points(self, graph: Graph, cut: int, latent: Interval, rows: Tensor) -> Tensor:
         """For each other class a point of the latent box where it comes close to the label, (N, K−1, ...)."""
@@ -158,6 +201,13 @@ class STAPS(_SmallBox, name="staps"):
         unit = Threat("linf", 0.5)
         shares = climb(function, middle, unit, steps=self.steps, step_size=self.step_size, start=middle)
         return (lower + shares * width).view(len(rows), classes, *lower.shape[1:])
+
+
+class STAPS(TAPS, name="staps"):
+    """``taps`` from SABR's box (Mao et al., 2023)."""
+
+    share: float = Field(default=0.4, gt=0, le=1)
+    """Width of the box relative to the threat set; at 1 it is all of it, and nothing is attacked."""
 
 
 def cut_before(graph: Graph, rectifiers: int) -> int:

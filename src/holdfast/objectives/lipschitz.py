@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from pydantic import NonNegativeFloat
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ def offset_cross_entropy(logits: Tensor, y: Tensor, offset: float, temperature: 
 def logit_margins(logits: Tensor, y: Tensor) -> Tensor:
     """z_y − max_{j ≠ y} z_j, (N,)."""
     own = F.one_hot(labels_only(y), logits.shape[1]).bool()
-    return logits[own] - logits.masked_fill(own, -math.inf).amax(1)
+    return torch.where(own, logits, 0).sum(1) - logits.masked_fill(own, -math.inf).amax(1)  # no mask: it would wait
 
 
 class OffsetCrossEntropy(Objective, name="offset-cross-entropy"):
@@ -43,6 +44,25 @@ class OffsetCrossEntropy(Objective, name="offset-cross-entropy"):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
         total = offset_cross_entropy(model(x), y, self.offset, self.temperature).mean()
         return Loss(total, {"offset_cross_entropy": total.detach()})
+
+
+class LogitAnnealing(Objective, name="logit-annealing"):
+    """−t (1 − p_y)^γ log p_y with p = softmax((z − o e_y) / t): what leads by more than the offset counts less and
+    less, so that a network of little capacity spends it on what it can still win (Lai et al., 2025)."""
+
+    offset: Number = 2 * math.sqrt(2) * 36 / 255
+    """o, the lead over the other logits that is asked for, in logits."""
+    temperature: PositiveNumber = 0.75
+    """t, the temperature, in logits."""
+    gamma: NonNegativeFloat = 5.0
+    """γ, how fast the loss of what is right dies away; at 0 this is ``offset-cross-entropy``."""
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Loss:
+        plain = offset_cross_entropy(model(x), labels_only(y), self.offset, self.temperature)
+        wrong = -torch.expm1(-plain / self.temperature)  # 1 − p_y
+        wrong = wrong.clamp(min=torch.finfo(wrong.dtype).tiny)  # roots have no slope at 0
+        total = (wrong**self.gamma * plain).mean()
+        return Loss(total, {"annealed_cross_entropy": total.detach()})
 
 
 class MarginHinge(Objective, name="margin-hinge"):

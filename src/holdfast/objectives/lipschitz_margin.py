@@ -1,10 +1,11 @@
-"""Certified training in l_2 by Lipschitz constants: BCP, LMT, GloRo."""
+"""Certified training in l_2 by Lipschitz constants: BCP, LMT, GloRo, EMMA."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
+from torch import Tensor
 
 from holdfast.bounds import robust_cross_entropy
 from holdfast.bounds.ball import Gains, ball_centre, ball_margins, ball_radii, estimated_gains, lipschitz_margins
@@ -24,6 +25,19 @@ class _PowerIteration(CertifiedTraining):
 
     def gains(self, batch: Batch) -> Gains:
         return estimated_gains(batch.graph, batch.x, self.power_iterations)
+
+    def reach(self, batch: Batch, logits: Tensor, own: Tensor) -> Tensor:
+        """r ‖W_j − W_k‖₂, by how much z_j − z_k may change within the radius, (N, K).
+
+        Args:
+            own: the classes k, one-hot, (N, K).
+        """
+        radii = ball_radii(batch.graph, batch.region, self.gains(batch))
+        reach = torch.zeros_like(logits)
+        for source, matrix in tail_of(batch.graph, batch.x).matrices(logits).items():
+            distance = torch.cdist(own @ matrix, matrix, compute_mode="donot_use_mm_for_euclid_dist")
+            reach = reach + radii[source][:, None] * distance
+        return reach
 
 
 class BCP(_PowerIteration, name="bcp"):
@@ -53,13 +67,25 @@ class GloRo(_PowerIteration, name="gloro"):
     max_{j ≠ k} z_j + r ‖W_j − W_k‖₂, k the predicted class."""
 
     def robust(self, batch: Batch) -> Robust:
-        radii = ball_radii(batch.graph, batch.region, self.gains(batch))
         logits = run(batch.graph, ball_centre(batch.region))
         own = F.one_hot(logits.argmax(1), logits.shape[1]).to(logits)
-        rivals = logits
-        for source, matrix in tail_of(batch.graph, batch.x).matrices(logits).items():
-            distance = torch.cdist(own @ matrix, matrix, compute_mode="donot_use_mm_for_euclid_dist")
-            rivals = rivals + radii[source][:, None] * distance
-        rivals = rivals.masked_fill(own.bool(), -torch.inf)
+        rivals = (logits + self.reach(batch, logits, own)).masked_fill(own.bool(), -torch.inf)
         extended = torch.cat([logits, rivals.amax(1, keepdim=True)], 1)
         return Robust(F.cross_entropy(extended, batch.y, reduction="none"))
+
+
+class EMMA(_PowerIteration, name="emma"):
+    """Cross-entropy of z_y and z_j + ε_j ‖W_j − W_y‖₂ with ε_j ≤ r just large enough that class j draws level
+    (Hu et al., 2023): ε_j ‖W_j − W_y‖₂ = min(max(z_y − z_j, 0), r ‖W_j − W_y‖₂), ε_j without gradient.
+
+    What is certified already pushes no further than to the boundary, so that no single rival rules the loss.
+    """
+
+    def robust(self, batch: Batch) -> Robust:
+        logits = run(batch.graph, ball_centre(batch.region))
+        own = F.one_hot(batch.y, logits.shape[1]).to(logits)
+        reach = self.reach(batch, logits, own)
+        with torch.no_grad():
+            lead = (logits * own).sum(1, keepdim=True) - logits
+            share = (lead / reach.clamp(min=torch.finfo(reach.dtype).tiny)).clamp(0, 1)
+        return Robust(F.cross_entropy(logits + share * reach, batch.y, reduction="none"))

@@ -3,7 +3,7 @@
 from holdfast.listeners import Observer, Reporter
 from holdfast.training.averaging import Averaging, estimate_batch_norm
 from holdfast.training.loop import TrainingDiverged, fit
-from holdfast.training.optimizers import SGD, Adam, AdamW, NAdam, Optimizer, RMSprop
+from holdfast.training.optimizers import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 from holdfast.training.plan import Training
 from holdfast.training.schedules import (
     Constant,
@@ -35,6 +35,7 @@ __all__ = [
     "OneDrop",
     "Optimizer",
     "Piecewise",
+    "RAdam",
     "RMSprop",
     "Reporter",
     "Schedule",

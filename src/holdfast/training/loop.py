@@ -41,14 +41,22 @@ class TrainingDiverged(ArithmeticError):
 class _TrainingStep(nn.Module):
     """One forward: the loss of one batch. A module, so that the engine can wrap all of it at once."""
 
-    def __init__(self, model: nn.Module, objective: Objective, threat: Threat) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, threat: Threat, l1: float) -> None:
         super().__init__()
-        self.model, self.objective, self.threat = model, objective, threat
+        self.model, self.objective, self.threat, self.l1 = model, objective, threat, l1
 
     def forward(self, x: Tensor, y: Tensor, *progress: Any) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         with shared_weights(), own_inputs(self.model):
             loss = self.objective.loss(self.model, x, y, self.threat, Progress(*progress))
-        return loss.total, loss.parts, loss.x_adv
+        if not self.l1:
+            return loss.total, loss.parts, loss.x_adv
+        size = torch.stack([weight.abs().sum() for weight in _weights(self.model)]).sum()
+        return loss.total + self.l1 * size, {**loss.parts, "l1": size.detach()}, loss.x_adv
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    """Those of dense and convolutional layers, which are matrices or more; biases and norms are vectors."""
+    return [p for name, p in model.named_parameters() if name.rpartition(".")[2] == "weight" and p.dim() > 1]
 
 
 class _Best:
@@ -175,7 +183,7 @@ class _Fitting:
         self.model, self.images = model, images.to(engine.device)
         self.settings, self.schedule, self.training = optimizer, schedule, training
         self.engine, self.seed = engine, seed
-        step_module = _TrainingStep(model, objective, threat)
+        step_module = _TrainingStep(model, objective, threat, training.l1)
         self.step_module, self.optimizer = engine.prepare(step_module, optimizer.build(model))
         self.average = WeightAverage(training.averaging, model) if training.averaging else None
         self.best = _Best(training, {})
@@ -229,6 +237,8 @@ class _Fitting:
         while not engine.of_first(self.ended):
             epoch = self.step // self.plan.per_epoch + 1
             record = {"epoch": epoch, **self.train_epoch(save, reporter)}
+            if self.training.reestimate_batch_norm:
+                estimate_batch_norm(self.model, self.forwards(), engine.sum)
             due = epoch % self.training.validate_every == 0 or epoch == self.plan.epochs or "out_of_time" in record
             if validates and due:
                 started = time.perf_counter()
@@ -264,14 +274,14 @@ class _Fitting:
 
     def estimate(self, model: nn.Module) -> None:
         """BatchNorm statistics on what the objective trains on now: augmented, noisy, attacked images."""
-        estimate_batch_norm(model, self.forwards(), self.engine.sum)
+        estimate_batch_norm(model, self.forwards(STATISTICS_BATCHES), self.engine.sum)
 
-    def forwards(self) -> Iterator[Forward]:
+    def forwards(self, most: int | None = None) -> Iterator[Forward]:
         """What training makes of the first batches of an epoch, at the place that it has reached."""
         training, engine, plan = self.training, self.engine, self.plan
         step = max(plan.group(self.step - 1).step, 0)
         size = max(training.batch_size, 2 * engine.processes)
-        batches = self.images.order(0, self.seed).split(size)[:STATISTICS_BATCHES]
+        batches = self.images.order(0, self.seed).split(size)[:most]
         # A share of one image has no variance and is left out.
         batches = [batch for batch in batches if len(engine.share(len(batch))) > 1]
         stream = self.images.stream([_own(batch, engine) for batch in batches])

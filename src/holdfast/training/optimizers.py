@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import nn
 
 from holdfast.component import Component
@@ -24,6 +24,8 @@ class Optimizer(Component, family="optimizers"):
     """Weight decay."""
     decay_norm_and_bias: bool = True
     """Whether biases and the parameters of normalisation layers decay as well."""
+    lookahead: PositiveInt | None = None
+    """Every so many steps the weights return half the way to where they last returned to (Zhang et al., 2019)."""
 
     @abstractmethod
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -37,7 +39,10 @@ class Optimizer(Component, family="optimizers"):
         if spared:
             rest = [p for p in model.parameters() if id(p) in spared]
             groups.append({"params": rest, "weight_decay": 0.0})
-        return self.create(groups)
+        optimizer = self.create(groups)
+        if self.lookahead:
+            _look_ahead(optimizer, self.lookahead)
+        return optimizer
 
 
 class SGD(Optimizer, name="sgd"):
@@ -86,6 +91,16 @@ class NAdam(Optimizer, name="nadam"):
         return torch.optim.NAdam(groups, self.lr)
 
 
+class RAdam(Optimizer, name="radam"):
+    """Adam whose first steps make up for the variance of its rate (Liu et al., 2020)."""
+
+    lr: PositiveFloat = 1e-3
+    """Learning rate for the mean loss of a batch, at the schedule's factor 1."""
+
+    def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.RAdam(groups, self.lr)
+
+
 class RMSprop(Optimizer, name="rmsprop"):
     """RMSprop (Hinton, 2012)."""
 
@@ -96,6 +111,29 @@ class RMSprop(Optimizer, name="rmsprop"):
 
     def create(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(groups, self.lr, momentum=self.momentum)
+
+
+def _look_ahead(optimizer: torch.optim.Optimizer, every: int, share: float = 0.5) -> None:
+    """Slow weights that follow the fast ones by ``share`` every so many steps, and the fast ones start there again.
+
+    They and the count of steps lie in the groups, which the optimiser's state saves and loads.
+    """
+    for group in optimizer.param_groups:
+        group |= {"slow": [parameter.detach().clone() for parameter in group["params"]], "ahead": 0}
+
+    @torch.no_grad()
+    def after(stepped: torch.optim.Optimizer, *_: Any) -> None:
+        for group in stepped.param_groups:
+            group["ahead"] = (group["ahead"] + 1) % every
+            if group["ahead"]:
+                continue
+            group["slow"] = [
+                slow.to(fast).lerp_(fast, share) for slow, fast in zip(group["slow"], group["params"], strict=True)
+            ]
+            for slow, fast in zip(group["slow"], group["params"], strict=True):
+                fast.copy_(slow)
+
+    optimizer.register_step_post_hook(after)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float, momentum: float | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from holdfast.component import Settings
@@ -103,6 +103,11 @@ class Training(Settings):
     the mean over them, and schedules and ramps go by such steps."""
     clip_gradient: PositiveFloat | None = None
     """Largest l_2 norm of the gradient of a step."""
+    l1: NonNegativeFloat = 0.0
+    """Weight of Σ |w| over the weights of dense and convolutional layers, added to the loss."""
+    reestimate_batch_norm: bool = False
+    """After every epoch take BatchNorm's statistics anew: plain means over an epoch of what the loss lets the model
+    read in its own mode, which of certified losses are the clean images. Running averages by default."""
     averaging: Averaging | None = None
     """Average the weights along the training and go on with the average; none by default."""
     validate_every: PositiveInt = 1
