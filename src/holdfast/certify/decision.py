@@ -34,6 +34,8 @@ STEP_COST = 4
 """Times what CROWN takes, a gradient step of all its slopes; a quarter of the steps shall fit."""
 TRIED = 8
 """Of the worst parts so many minimisers are descended from."""
+NEARBY = 8, 0.05
+"""The steps of it, and the reach of the first."""
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,25 @@ class Clock:
         return self.left > 0
 
 
+Fast = tuple[Graph, Tensor]
+"""A network in a precision that is fast, and an empty tensor of it."""
+
+
 def decided(
-    graph: Graph, region: Region, rows: Tensor, offsets: Tensor, falsifier: Falsifier, clock: Clock
+    graph: Graph,
+    region: Region,
+    rows: Tensor,
+    offsets: Tensor,
+    falsifier: Falsifier,
+    clock: Clock,
+    fast: Fast | None = None,
 ) -> Verification:
     """Whether each clause (C, R, K) has a positive row on the region.
 
     A short attack, CROWN, a longer attack, slopes, and parts: each where those before it do not decide.
     """
     began = time.perf_counter()
-    found = _whole(graph, region, rows, offsets, falsifier, clock.part(ROOT_SHARE))
+    found = _whole(graph, region, rows, offsets, falsifier, clock.part(ROOT_SHARE), fast)
     spent = time.perf_counter() - began
     if isinstance(found, Branching):
         with torch.no_grad():
@@ -100,7 +112,13 @@ def decided(
 
 
 def _whole(
-    graph: Graph, region: Region, rows: Tensor, offsets: Tensor, falsifier: Falsifier, clock: Clock
+    graph: Graph,
+    region: Region,
+    rows: Tensor,
+    offsets: Tensor,
+    falsifier: Falsifier,
+    clock: Clock,
+    fast: Fast | None,
 ) -> Verification | Branching:
     """What is decided without parts, or the bounds to begin with."""
     if (x := falsifier.search(restarts=1, steps=10)) is not None:
@@ -111,10 +129,15 @@ def _whole(
     first = optimised(graph, region, functions, 0, enough=lambda _: True, base=base, limit=0)
     assert first is not None  # of one example
     swept = before - clock.left if clock.end < math.inf else 0.0
-    branching = Branching(graph, region, rows, offsets, first)
-    if (bound := branching.whole().lower.amin().item()) > 0:
+    branching = Branching(graph, region, rows, offsets, first, fast)
+    whole = branching.whole()
+    if (bound := whole.lower.amin().item()) > 0:
         return Verification("proved", None, bound, 0, 0.0, by="crown")
-    if (x := falsifier.search()) is not None:
+    open_ends = whole.take(whole.lower <= 0)
+    # Where a network is flat around the centre, gradients there say little of its far corners.
+    if (x := falsifier.from_points(branching.minimisers(open_ends), open_ends.clause)) is None:
+        x = falsifier.search()
+    if x is not None:
         return Verification("refuted", x, -math.inf, 0, 0.0, by="attack")
     limit = ROOT_SLOPES if STEP_COST * ROOT_STEPS / 4 * swept < clock.left else 0
     pace = _Pace(clock)
@@ -124,7 +147,7 @@ def _whole(
 
     root = optimised(graph, region, functions, ROOT_STEPS, enough=enough, base=base, limit=limit)
     assert root is not None
-    branching = Branching(graph, region, rows, offsets, root)
+    branching = Branching(graph, region, rows, offsets, root, fast)
     if (bound := branching.whole().lower.amin().item()) > 0:
         return Verification("proved", None, bound, 0, 0.0, by="alpha-crown")
     return branching
@@ -204,7 +227,7 @@ class Search:
 
     def _attacked(self, domains: Domains) -> Tensor | None:
         x = self.branching.minimisers(domains)
-        return self.falsifier.confirmed(self.falsifier.descended(x.double(), domains.clause, 5, 0.02))
+        return self.falsifier.from_points(x, domains.clause, *NEARBY)
 
     def _leaf(self, domain: Domains) -> Tensor | None:
         """What the linear program of a part says: a counterexample, or that the part is done or stuck."""
