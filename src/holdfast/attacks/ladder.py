@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from pydantic import PositiveInt
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack
@@ -40,6 +41,9 @@ class Ladder(Ensemble, name="ladder"):
     budget: Budget = "standard"
     """Forward passes for an example that the model gets right and that does not fall: ``quick`` 30, ``standard``
     130, ``thorough`` 600."""
+    samples: PositiveInt = 1
+    """Forward passes at each point, of which gradients are the mean, for models that answer at random (EOT): so
+    many times the budget."""
 
     @property
     def title(self) -> str:
@@ -49,13 +53,17 @@ class Ladder(Ensemble, name="ladder"):
         restarts, untargeted, targets, steps = RUNGS[self.budget]
         few = min(targets, classes - 1)
         steps = (steps + 1) * targets // few - 1  # in passes, what there are no classes for
-        how: dict[str, Any] = {"precision": self.precision}
+        how: dict[str, Any] = {"precision": self.precision, "samples": self.samples}
         start = {"coarse": True, "step_size": FIRST, **how}
         return [
             PGD(loss="margin", schedule="cosine", steps=untargeted, restarts=restarts, **start),
             MultiTargeted(targets=few, schedule="geometric", steps=steps, **start),
             SigmaZero(steps=PASSES[self.budget] - 3, **how),
         ]
+
+    @property
+    def passes(self) -> int:
+        return self.samples
 
     def suits(self, part: Attack, x: Tensor, threat: Threat) -> bool:
         return threat.discrete == isinstance(part, SigmaZero)
