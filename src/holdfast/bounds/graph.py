@@ -79,7 +79,7 @@ def trace(
             root, calls, inputs = calls_of(whole, sample, whole=bool(statistics))
         normaliser = _Normaliser(root, calls, sample, statistics)
         with weights_named(model, sample), eval_mode(model), outside_inference_mode():
-            normaliser.run(*inputs)
+            _refuse_masks(normaliser.run(*inputs))
             graph = without_heads(_pruned(normaliser.nodes, normaliser.last, tuple(sample.shape[1:])))
             if statistics is None and len(x):
                 _check(graph, model, torch.cat([x.detach(), *(box or ())]))
@@ -323,6 +323,11 @@ def _remedy(name: str) -> str:
     )
 
 
+def _refuse_masks(logits: Tensor) -> None:
+    if masks := masked_classes(logits):
+        raise UnsupportedOperator(f"bounds have no word for -inf: {masks}")
+
+
 def _check(graph: Graph, model: nn.Module, points: Tensor) -> None:
     """The graph at single points must be the module, also in a batch of another size than the sample's.
 
@@ -333,8 +338,6 @@ def _check(graph: Graph, model: nn.Module, points: Tensor) -> None:
     points = torch.cat([points, scattered])
     with torch.no_grad():
         logits = model(points.clone())
-        if masks := masked_classes(logits):
-            raise UnsupportedOperator(f"bounds have no word for -inf: {masks}")
         try:
             traced = walk(graph, {0: Interval.point(points)}, lambda number, operator, *v: rule(operator, *v))[
                 len(graph.nodes)
