@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator as python
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FunctionType
 from typing import Any
 
@@ -41,6 +42,8 @@ _SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "__len__"}
 
 Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
 """Mean and biased variance that each BatchNorm saw in a training forward."""
+Maker = Callable[[Statistics], Operator]
+"""Makes an operator again, of the weights of the moment."""
 
 
 def trace(
@@ -64,8 +67,17 @@ def trace(
         UnsupportedOperator: an operator without a bound rule, by module path and name; or a module whose
             normalised form does not reproduce its own output.
     """
+    graph, _ = traced(model, x, statistics)
+    if statistics is None and len(x):
+        with weights_named(model, x), eval_mode(model), outside_inference_mode():
+            _check(graph, getattr(model, "_orig_mod", model), torch.cat([x.detach(), *(box or ())]))
+    return graph
+
+
+def traced(model: nn.Module, x: Tensor, statistics: Statistics | None) -> tuple[Graph, list[Maker | None]]:
+    """``trace`` without the comparison, and how its operators are made again; None where that takes a new trace."""
     model = getattr(model, "_orig_mod", model)  # under torch.compile
-    _refuse_what_tracing_skips(model)
+    refuse_what_tracing_skips(model)
     with outside_inference_mode():
         sample = x[[0, -1]].detach().clone() if len(x) else x.new_zeros(2, *x.shape[1:])
     with eval_mode(model), torch.no_grad():
@@ -86,9 +98,7 @@ def trace(
     with weights_named(model, sample), eval_mode(model), outside_inference_mode():
         normaliser.run(*inputs)
         graph = without_heads(Graph(normaliser.nodes[: normaliser.last], tuple(sample.shape[1:])))
-        if statistics is None and len(x):
-            _check(graph, model, torch.cat([x.detach(), *(box or ())]))
-    return graph
+    return graph, normaliser.makers[: len(graph.nodes)]
 
 
 class _Proxy(fx.Proxy):
@@ -146,6 +156,7 @@ class _Normaliser(fx.Interpreter):
         self.extra_traceback = False
         self.sample, self.statistics = sample, statistics
         self.nodes: list[Node] = []
+        self.makers: list[Maker | None] = []
         self.value_of: dict[fx.Node, int] = {}
         self.order = {node: number for number, node in enumerate(calls.nodes)}
         self.last = 0
@@ -174,6 +185,7 @@ class _Normaliser(fx.Interpreter):
             except UnsupportedOperator as fault:
                 raise UnsupportedOperator(f"no bound rule at {_place(n)}: {fault}") from None
             self.value_of[n] = self._written_down(operator, sources, _place(n), value)
+            self.makers += self._makers(n, operator)
         return value
 
     def _written_down(self, operator: Operator, sources: list[fx.Node], place: str, value: Tensor) -> int:
@@ -233,6 +245,24 @@ class _Normaliser(fx.Interpreter):
         call = Call(function, args, kwargs, value)
         return self._tried(n, function, FUNCTIONS[function](call), call)
 
+    def _makers(self, n: fx.Node, operator: Operator) -> list[Maker | None]:
+        """How the operators of a call are made in a later step."""
+        if n.op == "call_module":
+            return [None] * len(operator.steps) if isinstance(operator, Steps) else [self._of_module(n)]
+        read = [leaf for leaf in _pytree.tree_leaves((n.args, n.kwargs)) if isinstance(leaf, fx.Node)]
+        others = _pytree.tree_leaves([self.env[leaf] for leaf in read if leaf not in self.value_of])
+        fixed = not any(isinstance(value, Tensor) for value in others)
+        operators = [step for step, _ in operator.steps] if isinstance(operator, Steps) else [operator]
+        return [partial(_unchanged, each) if fixed else None for each in operators]
+
+    def _of_module(self, n: fx.Node) -> Maker:
+        module = self.fetch_attr(str(n.target))
+        kind = type_before_parametrizations(module)
+        if kind not in BATCH_NORMS:
+            return lambda statistics: MODULES[kind](module)
+        own = module.running_mean, module.running_var
+        return lambda statistics: batch_norm(module, *statistics.get(module, own))
+
     def _tried(self, n: fx.Node, kind: Any, operator: Operator, function: Callable[[Tensor], Tensor]) -> Operator:
         """The operator, which is tried if its rule is a user's and it has one input; in training it is not."""
         sources = [source for source in n.all_input_nodes if source in self.value_of]
@@ -253,6 +283,10 @@ class _Normaliser(fx.Interpreter):
             raise UnsupportedOperator("the module does not end in one tensor of logits computed from its input")
         self.last = self.value_of[result]
         return self.env[result]
+
+
+def _unchanged(operator: Operator, statistics: Statistics) -> Operator:
+    return operator
 
 
 def _asks_for_shape(n: fx.Node) -> bool:
@@ -284,7 +318,7 @@ def _remedy(name: str) -> str:
     )
 
 
-def _refuse_what_tracing_skips(model: nn.Module) -> None:
+def refuse_what_tracing_skips(model: nn.Module) -> None:
     before = set(model._forward_pre_hooks.values()) - {copied_inputs}
     if model._forward_hooks or before or _global_forward_hooks or _global_forward_pre_hooks:
         raise UnsupportedOperator("the module has forward hooks, which bounds cannot see; remove them")
