@@ -126,11 +126,14 @@ class L2:
         return torch.where(length > eps, delta * (eps / length), delta)
 
     @staticmethod
-    def support(weight: Tensor, eps: Tensor, room: Tensor) -> Tensor:
+    def support(weight: Tensor, eps: Tensor, room: Tensor, rounds: int | None = None) -> Tensor:
         """By the dual, min over ν > 0 of Σ [w δ − ν δ²/2] + ν eps²/2 at δ = min(w/ν, room): every ν gives a bound.
 
         1/ν is the λ at which min(λ w, room) has length eps. From λ = 0 it climbs: entries beyond their room
         are fixed there, and the rest is stretched to the length that is left.
+
+        Args:
+            rounds: of the climb, made without asking whether it has arrived.
         """
         # In units of the largest weight, whose square neither vanishes nor overflows.
         scale = weight.detach().amax(1, keepdim=True)
@@ -141,17 +144,18 @@ class L2:
         space = (room / unit).nan_to_num(posinf=torch.finfo(room.dtype).max)
         with torch.no_grad():
             free, level = torch.ones_like(weight, dtype=torch.bool), torch.zeros_like(eps)
-            for _ in range(100):
-                spare = eps.square() - torch.where(free, 0, space).square().sum(1, keepdim=True)
-                slope = torch.where(free, weight, 0).square().sum(1, keepdim=True)
+            squares, rooms = weight.square(), space.square()
+            for _ in range(rounds or 100):
+                spare = eps.square() - torch.where(free, 0, rooms).sum(1, keepdim=True)
+                slope = torch.where(free, squares, 0).sum(1, keepdim=True)
                 level = torch.maximum(level, (spare.clamp(min=0) / torch.where(slope > 0, slope, 1)).sqrt())
                 level = torch.where(slope > 0, level, 0)
                 beyond = free & (level * weight > space)
-                if not beyond.any():
+                if rounds is None and not beyond.any():
                     break
                 free = free & ~beyond
             # Where the whole room lies inside the ball there is no λ, and the room is the answer.
-            within = torch.where(weight > 0, space, 0).square().sum(1, keepdim=True) <= eps.square()
+            within = torch.where(weight > 0, rooms, 0).sum(1, keepdim=True) <= eps.square()
             nu = 1 / torch.where(level > 0, level, 1e-30)
         delta = torch.minimum(weight / nu, space)
         dual = (weight * delta - nu * delta.square() / 2).sum(1, keepdim=True) + nu * eps.square() / 2
