@@ -23,8 +23,9 @@ from holdfast.bounds.rounding import Rounding
 from holdfast.bounds.specification import margin_rows
 from holdfast.certify.bounds import BoundCertifier
 from holdfast.certify.certificate import Certifier, Deterministic, Findings, Tell
+from holdfast.certify.clock import Clock
 from holdfast.certify.counterexample import Falsifier
-from holdfast.certify.decision import Clock, Fast, Verification, decided
+from holdfast.certify.decision import Fast, Verification, decided
 from holdfast.certify.double import in_float64
 from holdfast.inference import door, frozen_eval, plain_arithmetic
 from holdfast.threat import Threat
@@ -149,8 +150,8 @@ class BranchAndBoundCertifier(Deterministic, name="branch-and-bound"):
     bounded by crown and alpha-crown, and then split.
 
     Complete for networks of ReLUs and affine layers in l_inf, given the time and but for margins as small as
-    rounding. Where the answer is no, the certificate holds the counterexample. Deterministic, apart from where the
-    clock ends it.
+    rounding; of others boxes of inputs are halved, which decides what has few inputs. Where the answer is no,
+    the certificate holds the counterexample. Deterministic, apart from where the clock ends it.
     """
 
     seconds: PositiveFloat = 10.0

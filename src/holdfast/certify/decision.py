@@ -17,9 +17,11 @@ from holdfast.bounds.domains import Domains, Packed
 from holdfast.bounds.linear import sweep
 from holdfast.bounds.operators import Graph
 from holdfast.bounds.optimised import optimised
-from holdfast.bounds.region import Region
+from holdfast.bounds.region import Box, Region
 from holdfast.bounds.relaxation import adaptive
+from holdfast.certify.clock import Clock
 from holdfast.certify.counterexample import Falsifier
+from holdfast.certify.input_splits import InputSearch
 
 Verdict = Literal["proved", "refuted", "undecided"]
 Method = Literal["attack", "crown", "alpha-crown", "branch-and-bound"]
@@ -36,6 +38,8 @@ TRIED = 8
 """Of the worst parts so many minimisers are descended from."""
 NEARBY = 8, 0.05
 """The steps of it, and the reach of the first."""
+FEW = 32
+"""Of so many inputs the boxes are split from the start, where the network is more than ReLUs and affine layers."""
 
 
 @dataclass(frozen=True)
@@ -56,33 +60,6 @@ class Verification:
     """Of these, for bounds of the whole set and what was tried before them."""
     by: Method = "branch-and-bound"
     """What came last."""
-
-
-@dataclass(frozen=True)
-class Clock:
-    """The time that is left."""
-
-    end: float
-    """As ``time.perf_counter`` counts."""
-
-    @classmethod
-    def of(cls, seconds: float | None) -> Clock:
-        """None for no limit."""
-        return cls(math.inf if seconds is None else time.perf_counter() + seconds)
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return self.end - time.perf_counter()
-
-    def part(self, share: float) -> Clock:
-        """A share of what is left."""
-        now = time.perf_counter()
-        return Clock(now + share * (self.end - now))
-
-    def going(self) -> bool:
-        """Whether some is left."""
-        return self.left > 0
 
 
 Fast = tuple[Graph, Tensor]
@@ -107,8 +84,27 @@ def decided(
     spent = time.perf_counter() - began
     if isinstance(found, Branching):
         with torch.no_grad():
-            found = Search(found, falsifier, clock).run()
+            found = _in_parts(found, falsifier, clock)
     return replace(found, root_seconds=spent)
+
+
+def _in_parts(branching: Branching, falsifier: Falsifier, clock: Clock) -> Verification:
+    """By parts that ReLUs make, and by boxes of inputs where there is more than ReLUs: from the start where inputs
+    are few."""
+    region, found = branching.region, None
+    few = math.prod(branching.graph.input_shape) <= FEW
+    boxes = isinstance(region, Box) and bool(branching.others)
+    if not boxes or (branching.rectifiers and not few):
+        found = Search(branching, falsifier, clock).run()
+        if not boxes or found.verdict != "undecided":
+            return found
+    assert isinstance(region, Box)
+    halved = InputSearch(branching.graph, region, branching.rows, branching.offsets, falsifier, clock).run()
+    domains, bound = halved.boxes + (found.domains if found else 0), halved.bound
+    if halved.counterexample is not None:
+        return Verification("refuted", halved.counterexample, bound, domains, 0.0)
+    known = branching.whole().lower.amin().item() if found is None else found.bound
+    return Verification("proved" if bound > 0 else "undecided", None, max(bound, known), domains, 0.0)
 
 
 def _whole(
