@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from holdfast import Threat
-from holdfast.certify import BoundCertifier, BranchAndBoundCertifier, verify
+from holdfast.certify import BoundCertifier, BranchAndBoundCertifier, Certificate, verify
 
 
 def absolute(bias: float = 0.0) -> nn.Module:
@@ -172,7 +172,8 @@ def test_a_certifier_decides_what_cheap_bounds_leave_open(threat: Threat) -> Non
     assert found.verified[cheap.verified].all()
     assert found.status[5] == "wrong"
     assert "refuted" in found.status
-    assert left == list(range(cheap.status.count("undecided"), -1, -1))
+    assert left == list(range(left[0], -1, -1))
+    assert cheap.status.count("undecided") <= left[0] < 6
     if threat.is_box:
         assert "undecided" not in found.status
     assert found.counterexample is not None
@@ -184,6 +185,8 @@ def test_a_certifier_decides_what_cheap_bounds_leave_open(threat: Threat) -> Non
             assert model(x_adv).argmax().item() != y[row].item()
             assert threat.distance(x[row : row + 1].double(), x_adv.double()).item() <= threat.eps
             assert ((x_adv >= 0) & (x_adv <= 1)).all()
+            assert found.method is not None
+            assert found.method[row] in ("attack", "branch-and-bound")
         if status == "verified":
             assert found.margin[row] > 0
             assert found.radius[row] == threat.eps
@@ -204,3 +207,27 @@ def test_at_the_edge_what_is_verified_has_no_counterexample() -> None:
     near = x.double() + low * torch.cat([noise, noise.sign()]).double()
     assert (model.double()(near).argmax(1) == y).all()
     assert high - low < 1e-4
+
+
+def test_what_is_finished_is_told_at_once_and_whatever_is_raised_then_ends_the_work() -> None:
+    model, x = convolutional(), torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    y, threat, told = model(x).argmax(1), Threat("linf", 0.06), []
+    y[5] = (y[5] + 1) % 3
+
+    def cut(places: Tensor, found: Certificate) -> None:
+        told.append((places, found))
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    certifier = BranchAndBoundCertifier(seconds=20)
+    whole = certifier(model, x, y, threat, on_found=lambda places, found: told.append((places, found)))
+    order = torch.cat([places for places, _ in told])
+    assert sorted(order.tolist()) == list(range(6))
+    assert len(told) > 2
+    assert all(len(places) == 1 for places, _ in told[1:])  # what cheap bounds leave open, one by one
+    assert [whole.status[row] for row in order] == [word for _, found in told for word in found.status]
+    told.clear()
+    model.train()
+    with pytest.raises(KeyboardInterrupt):
+        certifier(model, x, y, threat, on_found=cut)
+    assert model.training

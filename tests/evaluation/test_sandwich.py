@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import IN_PLACE, Trace, images, linear_model, linear_radius, small_cnn, twins
+from helpers import IN_PLACE, Shelf, Trace, images, linear_model, linear_radius, small_cnn, twins
 from torch import Tensor, nn
 
 from holdfast import Threat, evaluate
@@ -196,23 +196,6 @@ def test_the_curve_falls_and_never_crosses() -> None:
         sandwich_curve(model, x, y, THREAT, evaluation, attacks, [0.1, 0.03])
     nothing = evaluate(model, x, y, THREAT)
     assert sandwich_curve(model, x, y, THREAT, nothing, [], [0.1])[["attacked", "certified"]].isna().all(axis=None)
-
-
-class Shelf:
-    """A store in memory that stops after so many pieces, as a power cut would."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.pieces, self.given = most, [], 0
-
-    def kept(self, stage: str) -> list[tuple[Tensor, Any]]:
-        found = [(rows, result) for name, rows, result in self.pieces if name == stage]
-        self.given += len(found)
-        return found
-
-    def put(self, stage: str, rows: Tensor, found: Any) -> None:
-        if len(self.pieces) == self.most:
-            raise KeyboardInterrupt
-        self.pieces.append((stage, rows, found))
 
 
 def test_an_evaluation_goes_on_from_its_finished_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +385,7 @@ def test_of_what_a_certifier_was_not_asked_there_is_no_counterexample() -> None:
     one = Certificate(
         y[:1], y[:1].bool(), y[:1].double(), ["refuted"], "deterministic", counterexample=torch.ones(1, 2)
     )
-    stage: stages.Stage[Certificate] = stages.Stage("some", lambda rows: one)
+    stage: stages.Stage[Certificate] = stages.Stage("some", lambda rows, keep: one)
     stage.about(torch.tensor([1]))
     whole = stages.certificate_of(stage, y, y, "deterministic")
     assert whole.status == ["undecided", "refuted", "undecided"]

@@ -9,15 +9,15 @@ accounted for as everywhere.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
+from holdfast.bounds.domains import Domains, Waiting
 from holdfast.bounds.interval import Interval
 from holdfast.bounds.linear import BUDGET, Costs, LinearBound, Relaxations, backward, is_exact
 from holdfast.bounds.operators import Graph, Rectifier
@@ -28,49 +28,6 @@ from holdfast.bounds.rounding import STEPS, Cost
 
 RATES = {"slopes": 0.1, "multipliers": 0.05, "weights": 0.1}
 """Of Adam."""
-
-
-@dataclass(frozen=True)
-class Domains:
-    """M parts of the region, on each of which a clause of the specification is yet to be shown."""
-
-    clause: Tensor
-    """Its number, (M,)."""
-    lower: Tensor
-    """What is known: some row of the clause is at least this everywhere on the part, (M,)."""
-    weights: Tensor
-    """Of the clause's rows, ≥ 0 with sum 1: their mean bounds the largest, (M, R)."""
-    signs: dict[int, Tensor]
-    """By the number of the value: 1 where the part has v ≥ 0, −1 where v ≤ 0, else 0; (M, ...)."""
-    slopes: dict[int, Tensor]
-    """By the number of the ReLU, of the line below it; (M, ...)."""
-    multipliers: dict[int, Tensor]
-    """By the number of the value, β ≥ 0; (M, ...)."""
-
-    def __len__(self) -> int:
-        return len(self.clause)
-
-    def take(self, rows: Tensor | slice) -> Domains:
-        """Some of them."""
-        columns = {f.name: _each(lambda t: t[rows], getattr(self, f.name)) for f in fields(self)}
-        return Domains(**columns)
-
-    @classmethod
-    def joined(cls, parts: Sequence[Domains]) -> Domains:
-        """All of them, in order."""
-        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
-        return cls(**{name: _each(lambda *t: torch.cat(t), *column) for name, column in columns.items()})
-
-    def one_by_one(self) -> list[Domains]:
-        """Each alone, in memory of its own."""
-        return [self.take(torch.tensor([row], device=self.clause.device)) for row in range(len(self))]
-
-
-def _each(function: Callable[..., Tensor], *columns: Any) -> Any:
-    """A function of tensors, or of those under each key."""
-    if isinstance(columns[0], dict):
-        return {key: function(*(column[key] for column in columns)) for key in columns[0]}
-    return function(*columns)
 
 
 @dataclass(frozen=True)
@@ -110,6 +67,8 @@ class Branching:
         others = [n for n, node in enumerate(graph.nodes) if not is_exact(node.operator)]
         self.others = [n for n in others if n not in self.rectifiers]
         """The nodes that no split makes exact."""
+        sources = {n: graph.nodes[n].inputs[0] for n in self.rectifiers}
+        self.waiting = Waiting(root, {value: graph.shape(value) for value in self.holder}, sources)
 
     @property
     def batch(self) -> int:
@@ -136,14 +95,18 @@ class Branching:
             zeros,
         )
 
-    def bounded(self, domains: Domains, iterations: int) -> Domains:
-        """The same with bounds that are no lower, after some steps for slopes, multipliers and weights."""
+    def bounded(self, domains: Domains, iterations: int, going: Callable[[], bool] = lambda: True) -> Domains:
+        """The same with bounds that are no lower, after some steps for slopes, multipliers and weights.
+
+        Args:
+            going: asked before each further step.
+        """
         learnt = self._learnt(domains, iterations > 0)
         groups = [{"params": leaves, "lr": RATES[name]} for name, leaves in self._leaves(learnt).items() if leaves]
         optimizer = torch.optim.Adam(groups) if iterations and groups else None
         best = domains
         for step in range(iterations + 1):
-            last = optimizer is None or step == iterations
+            last = optimizer is None or step == iterations or not going()
             with torch.set_grad_enabled(not last):
                 lower = self._lower(learnt, self.relaxations(learnt))
             best = _better(best, learnt, lower.detach())

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from holdfast.bounds.operators import Operator
+from holdfast.bounds.interval import Interval, rule
+from holdfast.bounds.operators import Operator, apply
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,26 @@ Rows = list[tuple[Callable[[Call], Operator], list[Any]]]
 
 @dataclass(frozen=True)
 class Steps(Operator):
-    """Several operators in the place of one call; no graph holds it, only its steps."""
+    """Several operators in the place of one call; a graph holds its steps."""
 
     steps: tuple[tuple[Operator, tuple[int, ...]], ...]
     """Each with the numbers of what it reads: the activations of the call in order, then results of steps."""
+
+
+@apply.register
+def _(operator: Steps, *values: Tensor) -> Tensor:
+    found = [*values]
+    for step, inputs in operator.steps:
+        found.append(apply(step, *(found[i] for i in inputs)))
+    return found[-1]
+
+
+@rule.register
+def _(operator: Steps, *values: Interval) -> Interval:
+    found = [*values]
+    for step, inputs in operator.steps:
+        found.append(rule(step, *(found[i] for i in inputs)))
+    return found[-1]
 
 
 TRACED_THROUGH: set[type[nn.Module]] = {nn.PReLU, nn.LayerNorm, nn.RMSNorm}

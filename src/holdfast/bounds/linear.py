@@ -10,19 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, singledispatch
+from functools import cached_property, partial
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from holdfast.bounds.fields import Channels, Plan
 from holdfast.bounds.interval import Interval, image
+from holdfast.bounds.neurons import tightened
 from holdfast.bounds.operators import (
     Affine,
     Concatenate,
     Elementwise,
     Graph,
-    Linear,
     Operator,
     Rectifier,
     Shape,
@@ -31,6 +32,7 @@ from holdfast.bounds.operators import (
     lengths,
     walk,
 )
+from holdfast.bounds.patches import Maps, Patches
 from holdfast.bounds.region import Ball, Box, Region
 from holdfast.bounds.relaxation import Relaxation, Slopes, relax
 from holdfast.bounds.rounding import STEPS, Bound, Cost, Rounding, dots
@@ -55,10 +57,16 @@ class Costs:
     """By the number of the node."""
     rows: Tensor | None = None
     """The examples that the pass is of; all by default."""
+    patches: Patches | None = None
+    """What the pass is cut to."""
 
     def take(self, rows: Tensor) -> Costs:
         """Those of some examples."""
         return replace(self, rows=rows)
+
+    def cut(self, patches: Patches) -> Costs:
+        """Those of a pass that moves patches."""
+        return replace(self, patches=patches)
 
     def of(self, number: int, relaxation: Relaxation | None, a: Tensor, last: bool) -> Tensor | float:
         """Of a step through a node, with coefficients a (N, S, ...) of its result; (N, S).
@@ -70,7 +78,7 @@ class Costs:
             if self.rounding.network and isinstance(self.graph.nodes[number].operator, Sum):
                 return self.of_value(number + 1, a)
             mine = number in self.affine and (last or number not in self._under_lines)
-            return self._affine(number).of(a.detach()) if mine else 0.0
+            return self._cut(number + 1, self._affine(number)).of(a.detach()) if mine else 0.0
         if (cost := relaxation.cost) is None:
             kind = type(relaxation).__name__
             raise UnsupportedOperator(f"the relaxation {kind} does not say what rounding costs it; ibp may do")
@@ -78,11 +86,13 @@ class Costs:
         if (before := node.inputs[0] - 1) in self._under_lines and before in self.affine:
             # Behind lines that are no steeper the coefficients are no larger: two steps by one product.
             cost = cost.plus(self._affine(before), 1.001 * cast(Elementwise, node.operator).steepest)
-        return cost.of(a.detach())
+        return self._cut(number + 1, cost).of(a.detach())
 
     def of_value(self, value: int, a: Tensor) -> Tensor:
         """Of an addition that gave coefficients a (N, S, ...) of a value; (N, S)."""
         size = self.values[value].size
+        if self.patches is not None:
+            size = self.patches.cut(value, size)
         return self.rounding.gamma(2) * dots(a.detach().abs(), size if self.rows is None else size[self.rows])
 
     def with_multipliers(self, value: int, cost: Cost, beta: Tensor) -> Cost:
@@ -101,6 +111,9 @@ class Costs:
 
     def _affine(self, number: int) -> Cost:
         return self.affine[number] if self.rows is None else self.affine[number].take(self.rows)
+
+    def _cut(self, value: int, cost: Cost) -> Cost:
+        return cost if self.patches is None else self.patches.cost(value, cost)
 
     @cached_property
     def _under_lines(self) -> set[int]:
@@ -142,6 +155,8 @@ class LinearBound:
     """What the biases add, (N, S)."""
     slack: Tensor | None = None
     """Up to rounding that may add so much, (N, S); None where it was not accounted for."""
+    entries: int = 0
+    """Of an input, where the coefficients are of a part of it."""
 
     def minimum(self, region: Region) -> Bound:
         """The bound, (N, S)."""
@@ -152,40 +167,27 @@ class LinearBound:
         size = first.lower.abs() + self.of_activations.abs() + self.of_biases.abs()
         slack = (self.slack + first.slack + rounding.gamma(STEPS) * size).detach()
         # The slack is itself a sum of sizes, over the entries of all values.
-        slack = rounding.up(slack, math.prod(self.coefficients.shape[2:]) + 2**10)
+        slack = rounding.up(slack, max(self.entries, math.prod(self.coefficients.shape[2:])) + 2**10)
         return Bound(lower - slack, slack)
 
 
-@singledispatch
-def split(operator: Operator, a: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    """Coefficients of an operator's inputs from coefficients (N, S, ...) of its result; exact ones only."""
-    raise TypeError(f"{type(operator).__name__} has no exact backward rule")
-
-
-@split.register
-def _(operator: Affine, a: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    return [operator.adjoint(a.flatten(0, 1), shapes[0]).view(*a.shape[:2], *shapes[0])]
-
-
-@split.register
-def _(operator: Sum, a: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    return [a, operator.sign * a]
-
-
-@split.register
-def _(operator: Concatenate, a: Tensor, shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    return list(a.split([shape[operator.dim - 1] for shape in shapes], operator.dim + 1))
-
-
 def backward(
-    graph: Graph, relaxations: Relaxations, value: int, a: Tensor, costs: Costs | None = None
+    graph: Graph,
+    relaxations: Relaxations,
+    value: int,
+    a: Tensor,
+    costs: Costs | None = None,
+    patches: Patches | None = None,
 ) -> LinearBound:
     """The functions a (N, S, ...) of a value as linear functions of the input.
 
     Args:
         relaxations: of every node before the value that is not affine, for the same N examples.
         costs: what rounding takes, for the same examples.
+        patches: what the pass moves in place of whole values; relaxations are then of the examples that they are
+            cut from, and costs are cut.
     """
+    maps = patches or Maps(graph)
     pending = {value: a}
     slack = None if costs is None else a.new_zeros(a.shape[:2])
     of_activations = of_biases = a.new_zeros(a.shape[:2])
@@ -194,17 +196,18 @@ def backward(
             continue
         node, relaxation = graph.nodes[number], relaxations.get(number)
         if relaxation is not None:
-            pulled, offset = relaxation.pull(a)
+            here = relaxation if patches is None else patches.relaxation(number, relaxation)
+            pulled, offset = here.pull(a)
             parts, of_activations = [pulled], of_activations + offset
         else:
-            shapes = [graph.shape(source) for source in node.inputs]
-            parts = split(node.operator, a, shapes)
+            parts = maps.parts(number, a)
             if isinstance(node.operator, Affine):
-                of_biases = of_biases + a.flatten(2) @ _bias(node.operator, a, shapes[0])
+                of_biases = of_biases + maps.biases(number, a)
         if costs is not None and slack is not None:
             sums = (of_activations.abs() + of_biases.abs()).detach()
             slack = slack + costs.of(number, relaxation, a, number == value - 1) + costs.rounding.gamma(2) * sums
-        for source, part in zip(node.inputs, parts, strict=True):
+        for place, source in enumerate(node.inputs):
+            part = maps.fitted(number, place, parts[place])
             if source in pending:
                 part = pending[source] + part
                 if costs is not None and slack is not None:
@@ -213,13 +216,7 @@ def backward(
     first = pending.get(0)
     if first is None:
         first = a.new_zeros(*of_biases.shape, *graph.input_shape)
-    return LinearBound(first, of_activations, of_biases, slack)
-
-
-def _bias(operator: Affine, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if isinstance(operator, Linear) and len(shape) == 1:
-        return like.new_zeros(operator.weight.shape[0]) if operator.constant is None else operator.constant
-    return operator.bias(like, shape).flatten()
+    return LinearBound(first, of_activations, of_biases, slack, math.prod(graph.input_shape))
 
 
 def is_exact(operator: Operator) -> bool:
@@ -240,6 +237,12 @@ class Sweep:
         """Lower bounds (N, S) of the functions a (N, S, ...) of a value."""
         return backward(graph, self.relaxations, value, a, self.costs).minimum(region)
 
+    def patch_bound(self, region: Region, patches: Patches) -> Bound:
+        """Those (P, 2 S) of the neurons at P positions and of their negatives."""
+        costs, a = self.costs and self.costs.cut(patches), patches.start(region.box.centre)
+        found = backward(patches.graph, self.relaxations, patches.plan.source, a, costs, patches)
+        return found.minimum(patches.region(region))
+
 
 def sweep(
     graph: Graph,
@@ -249,6 +252,7 @@ def sweep(
     tighten: bool = False,
     intersect: bool = True,
     stop: int | None = None,
+    going: Callable[[], bool] = lambda: True,
 ) -> Sweep:
     """The interval of every value, and the relaxations that hold there.
 
@@ -259,16 +263,23 @@ def sweep(
         intersect: keep what the intervals know beside what the backward passes find, and ask these only of
             neurons that are not stable.
         stop: number of the last value wanted.
+        going: asked before each chunk of neurons whether there is time for it; the others keep their intervals.
     """
     images, rounding = BallImages(graph, region), region.rounding
     values = {0: region.box}
     done = Sweep(values, {}, None if rounding is None else Costs(graph, rounding, values, {}))
+    channels: Channels = {}
 
     def step(number: int, operator: Operator, *inputs: Interval) -> Interval:
         if not is_exact(operator):
             source = graph.nodes[number].inputs[0]
             if tighten and not is_exact_interval(graph, region, source):
-                done.values[source] = tightened(graph, region, done, source, operator, intersect)
+                value = done.values[source]
+                asked = unsettled(operator, value) if intersect else torch.ones_like(value.centre).bool()
+                plan = Plan.of(graph, source, done.relaxations, channels, value.centre)
+                done.values[source] = tightened(
+                    plan, region, value, asked, partial(done.patch_bound, region), intersect, going
+                )
             inputs = (done.values[source],)
             done.relaxations[number] = relax(operator, inputs[0], slopes(number))
         if done.costs and isinstance(operator, Affine) and not operator.moves:
@@ -319,35 +330,6 @@ class BallImages:
         self.known[number + 1] = centre, eps
         around = Interval(centre, reach, rounding)
         return value.intersect(around.lower, around.upper)
-
-
-def tightened(
-    graph: Graph, region: Region, done: Sweep, source: int, operator: Operator, intersect: bool
-) -> Interval:
-    """The interval of a value by backward passes from its neurons, a chunk of them at a time."""
-    value = done.values[source]
-    asked = unsettled(operator, value) if intersect else torch.ones_like(value.centre, dtype=torch.bool)
-    lower, upper = value.lower.flatten(1), value.upper.flatten(1)
-    size = max(1, BUDGET // (2 * max(math.prod(graph.shape(i)) for i in range(source + 1))))
-    for pairs in asked.flatten(1).nonzero().split(size):
-        owner, neuron = pairs.unbind(1)
-        low, high = neuron_bounds(graph, region, done, source, owner, neuron)
-        if intersect:
-            low, high = torch.maximum(low, lower[owner, neuron]), torch.minimum(high, upper[owner, neuron])
-            low, high = torch.minimum(low, high), torch.maximum(low, high)  # should rounding cross them
-        lower = lower.index_put((owner, neuron), low)
-        upper = upper.index_put((owner, neuron), high)
-    return Interval.between(lower.view_as(value.centre), upper.view_as(value.centre), region.rounding)
-
-
-def neuron_bounds(
-    graph: Graph, region: Region, done: Sweep, source: int, owner: Tensor, neuron: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Lower and upper bound of M neurons of a value, (M,) each: neuron ``neuron`` of example ``owner``."""
-    a = both_ways(owner, neuron, graph.shape(source), region.box.centre)
-    before = {number: relaxation.take(owner) for number, relaxation in done.relaxations.items() if number < source}
-    bounds = backward(graph, before, source, a, done.costs and done.costs.take(owner)).minimum(region.take(owner))
-    return bounds.lower[:, 0], -bounds.lower[:, 1]
 
 
 def both_ways(owner: Tensor, neuron: Tensor, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -176,6 +176,9 @@ def optimised(
     iterations: int,
     intersect: bool = True,
     enough: Callable[[Tensor], bool] = lambda bounds: False,
+    *,
+    base: Sweep | None = None,
+    limit: int | None = None,
 ) -> Optimised | None:
     """Lower bounds of functions of the logits (N, S, K), with the slopes that raise them.
 
@@ -186,11 +189,13 @@ def optimised(
 
     Args:
         enough: whether bounds (N, S) are good enough to stop at.
+        base: CROWN, where it is at hand.
+        limit: slopes optimised at a time, ``LIMIT`` by default.
     """
     with torch.no_grad():
-        base = sweep(graph, region, lambda _: adaptive, tighten=True, intersect=intersect)
+        base = base or sweep(graph, region, lambda _: adaptive, tighten=True, intersect=intersect)
         best = base.bound(graph, region, len(graph.nodes), rows)
-    passes = _passes(graph, region, base, rows)
+    passes = _passes(graph, region, base, rows, LIMIT if limit is None else limit)
     if passes is None:
         return None
     leaves, values = [slope for one in passes for slope in one.slopes.values()], dict(base.values)
@@ -247,7 +252,7 @@ def _bounds(graph: Graph, region: Region, base: Sweep, passes: list[_Pass], valu
     return passes[-1].bound(graph, region, now, base.costs, curves)
 
 
-def _passes(graph: Graph, region: Region, base: Sweep, rows: Tensor) -> list[_Pass] | None:
+def _passes(graph: Graph, region: Region, base: Sweep, rows: Tensor, limit: int) -> list[_Pass] | None:
     """One for each value that a relaxation reads, but for those that intervals know exactly; the functions
     (N, S, K) of the logits last.
 
@@ -265,7 +270,7 @@ def _passes(graph: Graph, region: Region, base: Sweep, rows: Tensor) -> list[_Pa
         slopes = _starting(graph, base, source, owner, 2)
         a = both_ways(owner, neuron, graph.shape(source), like)
         inner.append(_Pass(source, owner, neuron, a, slopes))
-        if sum(slope.numel() for one in inner for slope in one.slopes.values()) > LIMIT:
+        if sum(slope.numel() for one in inner for slope in one.slopes.values()) > limit:
             return [final] if len(rows) == 1 else None
     return [*inner, final]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from holdfast.bounds.linear import is_exact, split
+from holdfast.bounds.linear import is_exact
 from holdfast.bounds.operators import (
     Affine,
     Graph,
@@ -28,6 +28,7 @@ from holdfast.bounds.operators import (
     outside_inference_mode,
     walk,
 )
+from holdfast.bounds.patches import split
 from holdfast.bounds.rounding import STEPS, Rounding
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -119,9 +119,19 @@ class Findings:
     abstained: Tensor | None = None
     counterexample: Tensor | None = None
 
+    def take(self, rows: Tensor) -> Findings:
+        """Those of some examples, by their places."""
+
+        def take(column: Any) -> Any:
+            if isinstance(column, list):
+                return [column[row] for row in rows.tolist()]
+            return None if column is None else column[rows.to(column.device)]
+
+        return Findings(**{field.name: take(getattr(self, field.name)) for field in fields(self)})
+
     @classmethod
     def joined(cls, parts: list[Findings]) -> Findings:
-        """Those of several batches, in order."""
+        """Those of several pieces, one after the other."""
 
         def join(columns: list[Any]) -> Any:
             if isinstance(columns[0], list):
@@ -129,6 +139,10 @@ class Findings:
             return None if columns[0] is None else torch.cat(columns)
 
         return cls(**{field.name: join([getattr(part, field.name) for part in parts]) for field in fields(cls)})
+
+
+Keep = Callable[[Tensor, Certificate], None]
+"""(the places of some examples that are finished, (M,) int64 on the CPU, what is certified of them)."""
 
 
 def by_class(others: Tensor, y: Tensor) -> Tensor:
@@ -148,6 +162,11 @@ class Certifier(Component, family="certifiers"):
         return model
 
     @property
+    def in_training(self) -> Certifier:
+        """What answers in its place after each epoch: itself, or where that is too dear what it begins with."""
+        return self
+
+    @property
     def knows_radii(self) -> bool:
         """Whether it answers about radii other than the threat's eps, when it is asked."""
         return True
@@ -156,6 +175,11 @@ class Certifier(Component, family="certifiers"):
     def finds_radii(self) -> bool:
         """Whether its ``radius`` is the largest it can find; otherwise it says of eps alone whether it holds."""
         return True
+
+    @property
+    def brief(self) -> Certifier:
+        """What stands for it in a rehearsal, where it would take its time: itself, or the same in less."""
+        return self
 
     @property
     def promise(self) -> str:
@@ -180,6 +204,7 @@ class Certifier(Component, family="certifiers"):
         batch_size: int = 256,
         on_progress: Tell | None = None,
         indices: Tensor | None = None,
+        on_found: Keep | None = None,
     ) -> Certificate:
         """Certify every example; the model is left exactly as it was.
 
@@ -191,6 +216,7 @@ class Certifier(Component, family="certifiers"):
             batch_size: at most so many examples, or noisy copies of them, at once.
             on_progress: told how many examples are left and how many samples were spent.
             indices: the examples' numbers, (N,); 0..N−1 by default.
+            on_found: given every example once, in pieces as they are finished; what it raises ends the work.
 
         Raises:
             ValueError: inputs or labels that make no sense, or a model the method cannot handle.
@@ -200,9 +226,14 @@ class Certifier(Component, family="certifiers"):
             return Certificate(y, y.bool(), y.double(), [], self.promise, self._arithmetic)
         numbers = torch.arange(len(x)) if indices is None else indices.cpu()
         tell = on_progress or (lambda left, spent: None)
+        parts, order = [], []
         with frozen_eval(model), plain_arithmetic(x.device):
-            found = self.findings(model, x, y, threat, seed, batch_size, tell, numbers)
-        return self._certificate(found, y, threat)
+            for places, found in self.findings(model, x, y, threat, seed, batch_size, tell, numbers):
+                parts.append(found)
+                order.append(places)
+                if on_found is not None:
+                    on_found(places, self._certificate(found, y[places.to(y.device)], threat))
+        return self._certificate(Findings.joined(parts).take(torch.cat(order).argsort()), y, threat)
 
     def findings(
         self,
@@ -214,21 +245,20 @@ class Certifier(Component, family="certifiers"):
         batch_size: int,
         tell: Tell,
         numbers: Tensor,
-    ) -> Findings:
-        """What is found of all examples, N ≥ 1: of the network's own predictions, batch by batch."""
+    ) -> Iterator[tuple[Tensor, Findings]]:
+        """What is found of all examples, N ≥ 1, in pieces as they are finished, each with the places of its
+        examples: of the network's own predictions, batch by batch."""
         prove = self.prover(model, x[:batch_size], threat)
-        parts, left = [], len(x)
-        for batch, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        for places in torch.arange(len(x)).split(batch_size):
+            batch, labels = x[places.to(x.device)], y[places.to(y.device)]
             logits = predict(model, batch, batch_size)
             check_logits(logits.nan_to_num(), labels)
             # A margin that is too large for the logits' own type is no number either.
             error = ~(logits.amax(1) - logits.amin(1)).isfinite()
             found = prove(Examples(batch, labels, logits))
             error = error if found.error is None else error | found.error
-            parts.append(replace(found, prediction=logits.argmax(1), error=error))
-            left -= len(batch)
-            tell(left, 0)
-        return Findings.joined(parts)
+            yield places, replace(found, prediction=logits.argmax(1), error=error)
+            tell(len(x) - 1 - int(places[-1]), 0)
 
     def prover(self, model: nn.Module, x: Tensor, threat: Threat) -> Callable[[Examples], Findings]:
         """What proves a batch after the other; whatever all of them share is made here, once.

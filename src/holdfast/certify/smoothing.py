@@ -15,6 +15,7 @@ says, and that what its last bits and its tails lack (32 random bits reach 6.7 Ï
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal, Self
 
 import torch
@@ -125,7 +126,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         batch_size: int,
         tell: Tell,
         numbers: Tensor,
-    ) -> Findings:
+    ) -> Iterator[tuple[Tensor, Findings]]:
         """Of the vote.
 
         Args:
@@ -156,7 +157,7 @@ class SmoothingCertifier(_Smoothing, name="smoothing"):
         if not self.finds_radii:
             radius = torch.full_like(radius, threat.eps).masked_fill(radius < threat.eps, 0)
         samples = torch.tensor(spent, device=x.device) + self.n0
-        return Findings(radius, candidate, error, samples=samples, abstained=abstained)
+        yield torch.arange(len(x)), Findings(radius, candidate, error, samples=samples, abstained=abstained)
 
     def _check(self, threat: Threat, dimensions: int) -> None:
         """Refuse what cannot certify anything."""
@@ -280,10 +281,10 @@ class PlugInSmoothing(_Smoothing, name="plug-in"):
         batch_size: int,
         tell: Tell,
         numbers: Tensor,
-    ) -> Findings:
+    ) -> Iterator[tuple[Tensor, Findings]]:
         if threat.norm != "l2":
             raise ValueError(f"gaussian noise certifies l2, the threat is {threat}")
         voter, classes = Voter(model, x, self.noise_model, seed, batch_size, numbers), _classes(model, x, y)
         counts = voter.counts(self.n, classes, 1, lambda left: tell(left, (len(x) - left) * self.n))
         radius = plug_in_radius(counts, y, self.sigma).clamp(min=0)
-        return Findings(radius, counts.argmax(1), counts.sum(1) < self.n)
+        yield torch.arange(len(x)), Findings(radius, counts.argmax(1), counts.sum(1) < self.n)

@@ -18,6 +18,7 @@ from holdfast.listeners import Reporter
 
 if TYPE_CHECKING:
     from holdfast.experiments import Run
+    from holdfast.experiments.recipes.experiment import EvaluationSettings
 
 RUNS = Path("runs")
 DONE, FAILED, BAD_INPUT, ALARM = 0, 1, 2, 3
@@ -161,8 +162,8 @@ def print_run(run: Run) -> None:
     """
     result, settings = run.result, run.experiment.evaluation
     rows = [_row("Standard", result, "standard")]
-    for label, attack in zip(result["attacked"], settings.attacks, strict=True):
-        rows.append(_row(attack.title, result, "attacked", label))
+    for label, title in _attackers(result, settings).items():
+        rows.append(_row(title, result, "attacked", label))
     for label, certifier in zip(result["certified"], settings.certifiers, strict=True):
         words = [certifier.title, result["guarantees"][label], result.get("arithmetic", {}).get(label)]
         title = f"Certified ({', '.join(word for word in words if word)})"
@@ -226,9 +227,13 @@ def print_runs(runs: Sequence[Run]) -> None:
     """One column for each threat; on the last line the folder of the last evaluation."""
     settings = runs[0].experiment.evaluation
     rows = [["Standard", *(percent(run.result["standard"]) for run in runs)]]
-    for kind, parts in (("attacked", settings.attacks), ("certified", settings.certifiers)):
-        for label, part in zip(runs[0].result[kind], parts, strict=True):
-            title = part.title if kind == "attacked" else f"Certified ({part.title})"
+    certifiers = zip(runs[0].result["certified"], settings.certifiers, strict=True)
+    titles = {
+        "attacked": _attackers(runs[0].result, settings),
+        "certified": {label: f"Certified ({part.title})" for label, part in certifiers},
+    }
+    for kind, parts in titles.items():
+        for label, title in parts.items():
             rows.append([title, *(percent(run.result[kind][label]) for run in runs)])
     title = f"accuracy on {runs[0].result['examples']} examples"
     print_table(title, ["", *(run.result["threat"] for run in runs)], rows)
@@ -237,6 +242,17 @@ def print_runs(runs: Sequence[Run]) -> None:
             text = f"warning: {run.result['threat']}: {warning}"
             Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
     print(runs[-1].path)
+
+
+def _attackers(result: dict[str, Any], settings: EvaluationSettings) -> dict[str, str]:
+    """Titles of the attacks of a result, and of the certifiers that found counterexamples, by their labels."""
+    from holdfast.component import distinct_labels
+
+    attacks, certifiers = settings.attacks, settings.certifiers
+    titles = {label: one.title for label, one in zip(distinct_labels(attacks), attacks, strict=True)}
+    refuting = zip(distinct_labels(certifiers), certifiers, strict=True)
+    titles |= {label: f"Counterexamples of {one.title}" for label, one in refuting if label not in titles}
+    return {label: titles[label] for label in result["attacked"]}
 
 
 def _row(title: str, result: dict[str, Any], kind: str, label: str | None = None) -> tuple[str, ...]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from holdfast.attacks import Attack
+from holdfast.attacks import Attack, AttackResult
+from holdfast.certify import Certificate
 from holdfast.component import distinct_labels
 from holdfast.evaluation.accuracy import broken_from, names, radius_known
 from holdfast.evaluation.alarm import Claim, Points, Watch, claims_of, disagreement, exact_distance
-from holdfast.evaluation.making import ask_at, in_vain
+from holdfast.evaluation.columns import refutations
+from holdfast.evaluation.radii import ask_at, in_vain
 from holdfast.evaluation.sandwich import Evaluation
 from holdfast.evaluation.subject import subject_of
 from holdfast.inference import device_of, door
@@ -63,22 +66,35 @@ def sandwich_curve(
     guarantees = evaluation.summary["guarantees"]
     provers = [name for name, guarantee in guarantees.items() if guarantee != "estimate"]
     proofs = [name for name in provers if guarantees[name] == "deterministic"]
+    refuted: list[tuple[str, float, Tensor, AttackResult]] = []
+
+    def note(name: str, here: Tensor, certificate: Certificate, eps: float) -> None:
+        """Keep the counterexamples that a certifier finds at further radii."""
+        if certificate.counterexample is not None:
+            how = model, x[here], y[here], threat.with_eps(eps), batch_size
+            rows, result = refutations(name, certificate, *how)
+            refuted.append((name, eps, here[rows], result))
+
     for name in proofs:
         if (vain := in_vain(table, name)) and name in evaluation.certifiers:
-            certifier = evaluation.certifiers[name]
             radius, unproven = (table[column].to_numpy().copy() for column in (f"{name}.radius", vain))
-            ask_at(certifier, model, x, y, threat, radii, radius, unproven, seed=seed, batch_size=batch_size)
+            ask = partial(ask_at, evaluation.certifiers[name], model, x, y, threat, radii, radius, unproven)
+            broken = np.asarray(table.get(f"{name}.distance", np.inf))  # no attack's, which may find it wrong
+            ask(broken=broken, told=partial(note, name), seed=seed, batch_size=batch_size)
             table = table.assign(**{f"{name}.radius": radius, vain: unproven})
     correct = table["correct"].to_numpy()
     proven = np.full(len(table), -np.inf)
     for name in proofs:
         proven = np.maximum(proven, np.where(correct, table[f"{name}.radius"], -np.inf))
 
-    def found(name: str, row: int) -> Tensor:
-        """The adversarial image that an attack of the evaluation found for an example."""
+    def found(name: str, row: int) -> Tensor | None:
+        """The adversarial image that an attack of the evaluation found for an example; None of a certifier that did
+        not keep it."""
         rows, x_adv = evaluation.adversarial.get(name, (torch.zeros(0), x[:0]))
         if len(kept := x_adv[rows == row]):
             return kept[0]
+        if name in evaluation.certifiers:
+            return None
         attack, numbers = dict(zip(distinct_labels(attacks), attacks, strict=True))[name], torch.tensor([row])
         return attack(model, x[[row]], y[[row]], threat, seed=seed, indices=numbers).x_adv[0]
 
@@ -94,14 +110,19 @@ def sandwich_curve(
         numbers = torch.from_numpy(rows)
         here, beyond = numbers.to(device), threat.with_eps(eps)
         result = attack(model, x[here], y[here], beyond, seed=seed, indices=numbers, batch_size=batch_size)
-        result = subject.confirmed(result, x[here], y[here], beyond)
-        hits = torch.isfinite(result.adversarial_distance)
+        taken(attack.name, subject.confirmed(result, x[here], y[here], beyond), here, eps)
+
+    def taken(name: str, result: AttackResult, here: Tensor, eps: float) -> None:
+        hits = torch.isfinite(result.adversarial_distance).to(device)
         points = Points(x[here][hits], y[here][hits], result.x_adv[hits], here[hits])
-        watch.check(attack.name, [claim.take(points.numbers) for claim in claims], points, wrong=True)
+        watch.check(name, [claim.take(points.numbers) for claim in claims], points, wrong=True)
         distance = exact_distance(threat, points.x, points.x_adv)
         distance = torch.where(result.success[hits].cpu(), distance.clamp(max=eps), distance)
-        broken = rows[hits.cpu().numpy()]
+        broken = here[hits].cpu().numpy()
         reached[broken] = np.minimum(reached[broken], distance.numpy())
+
+    for name, eps, here, result in refuted:
+        taken(name, result, here, eps)
 
     for name, attack in zip(distinct_labels(attacks), attacks, strict=True):
         spared = ~np.asarray(table.get(f"{name}.attacked", False), dtype=bool)
@@ -109,6 +130,7 @@ def sandwich_curve(
             attacked(attack, np.flatnonzero(correct & spared & (proven < radii[-1])), radii[-1])
         elif f"{name}.success" not in table:
             attacked(attack, np.flatnonzero((reached > threat.eps) & (proven < threat.eps)), threat.eps)
+    refutes = any(f"{name}.success" in table for name in evaluation.certifiers)
     at_eps = reached <= threat.eps
     points = []
     for eps in radii:
@@ -116,7 +138,7 @@ def sandwich_curve(
             if not attack.minimum_norm:
                 asked = at_eps if eps < threat.eps else ~at_eps
                 attacked(attack.brief, np.flatnonzero(asked & (reached > eps) & (proven < eps)), eps)
-        tried = bool(attacks) or (eps in (0, threat.eps) and bool(names(table, "success")))
+        tried = bool(attacks) or refutes or (eps in (0, threat.eps) and bool(names(table, "success")))
         # What one certifier leaves open, another may know.
         known = any(radius_known(table, name, eps) for name in provers)
         reaches = [(table[f"{name}.radius"] >= eps) | (eps == 0) for name in provers]
@@ -136,7 +158,7 @@ def sandwich_curve(
 def _check_again(
     watch: Watch,
     claims: Sequence[Claim],
-    found: Callable[[str, int], Tensor],
+    found: Callable[[str, int], Tensor | None],
     table: pd.DataFrame,
     x: Tensor,
     y: Tensor,
@@ -148,8 +170,8 @@ def _check_again(
     for attack in names(table, "success"):
         distance = table[f"{attack}.distance"].to_numpy().astype(float)
         near = np.flatnonzero(np.isfinite(distance) & (distance <= most))
-        if len(near):
-            here = torch.from_numpy(near).to(x.device)
-            x_adv = torch.stack([found(attack, int(row)) for row in near]).to(x.device)
+        again = {int(row): x_adv for row in near if (x_adv := found(attack, int(row))) is not None}
+        if again:
+            here, x_adv = torch.tensor(list(again), device=x.device), torch.stack(list(again.values())).to(x.device)
             points = Points(x[here], y[here], x_adv, here)
             watch.check(attack, [claim.take(here) for claim in claims], points, wrong=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -19,8 +19,17 @@ from torch import Tensor, nn
 from holdfast.analysis.local_lipschitz import local_lipschitz
 from holdfast.attacks import Attack, AttackResult
 from holdfast.certify import Certificate, Certifier
-from holdfast.evaluation.alarm import Claim, Points, Watch, disagreement, exact_distance
+from holdfast.evaluation.alarm import Claim, Points, Watch, disagreement
 from holdfast.evaluation.audit import CHEAP, FEWEST, Audit, affordable, audit, closest_first, radii_of
+from holdfast.evaluation.columns import (
+    attack_columns,
+    certificate_columns,
+    nothing,
+    numpy,
+    reached_columns,
+    refutations,
+)
+from holdfast.evaluation.radii import ask_at, in_vain
 from holdfast.evaluation.sanity import (
     batch_dependence,
     blind_successes,
@@ -32,9 +41,10 @@ from holdfast.evaluation.sanity import (
     suspicions,
     unpredicted_classes,
 )
-from holdfast.evaluation.stages import Clock, Rows, Stage, Store, certificate_of, spend
+from holdfast.evaluation.stages import Clock, Keep, Rows, Stage, Store, certificate_of, spend
 from holdfast.evaluation.subject import Answers, SmoothedSubject, Subject
 from holdfast.evaluation.summary import summarise
+from holdfast.evaluation.telling import sometimes, tell_samples
 from holdfast.inference import check_logits, fingerprint, frozen_eval, plain_arithmetic, predict
 from holdfast.threat import Threat
 
@@ -108,7 +118,7 @@ class Making:
 
     def squeeze(self, clock: Clock) -> None:
         """Certify and attack where that decides most, until the time is up."""
-        provers = [partial(self._prove_some, stage) for stage in self.proving.values()]
+        provers = [partial(self._prove_some, stage, clock) for stage in self.proving.values()]
         attackers = [partial(self._attack_some, name) for name in self.attacks]
         if isinstance(self.subject, SmoothedSubject) and provers:  # what it answers follows from its certificates
             spend(provers, len(self.y), BLOCK, clock.part(0.5))
@@ -117,18 +127,17 @@ class Making:
         else:
             spend([*provers, *attackers], len(self.y), BLOCK, clock)
 
-    def _prove_some(self, stage: Stage[Certificate], rows: Rows) -> int | None:
-        if not len(stage.missing(rows)):
-            found = stage.found(rows)[1]
-            assert found is not None
-            self._note(rows, found)
+    def _prove_some(self, stage: Stage[Certificate], clock: Clock, rows: Rows) -> int | None:
+        new, before = len(stage.missing(rows)), int(self.decided.sum())
+        known, found = stage.about(rows, clock)
+        if found is not None:
+            self._note(known, found)
+        if not new:
             return None
-        before = int(self.decided.sum())
-        found = stage.about(rows)
-        assert found is not None
-        self._note(rows, found)
-        here = rows.to(self.y.device)
-        self.decided[here] |= found.verified.to(self.y.device) & self.correct[here]
+        if found is not None:
+            here = known.to(self.y.device)
+            refuted = torch.tensor([word == "refuted" for word in found.status], device=here.device)
+            self.decided[here] |= (found.verified.to(here.device) | refuted) & self.correct[here]
         return int(self.decided.sum()) - before
 
     def _attack_some(self, name: str, rows: Rows) -> int | None:
@@ -136,7 +145,7 @@ class Making:
         if not len(stage.missing(rows)):
             return None
         before = int(self.decided.sum())
-        found = stage.about(rows)
+        found = stage.about(rows)[1]
         assert found is not None
         self.decided[rows.to(self.y.device)] |= found.success.to(self.y.device)
         return int(self.decided.sum()) - before
@@ -184,8 +193,8 @@ class Making:
         self.watch = Watch(self.subject.classifier, self.x, self.threat)
         self.report("standard", int(self.correct.sum()), 0)
         numbers = np.arange(len(self.y))
-        self.columns |= {"index": numbers, "label": _numpy(self.y), "prediction": _numpy(answers.prediction)}
-        self.columns |= {"correct": _numpy(self.correct)} | {k: _numpy(v) for k, v in answers.further.items()}
+        self.columns |= {"index": numbers, "label": numpy(self.y), "prediction": numpy(answers.prediction)}
+        self.columns |= {"correct": numpy(self.correct)} | {k: numpy(v) for k, v in answers.further.items()}
         for name, certificate in certificates.items():
             self._note(everyone, certificate)
             self._enter(name, certificate)
@@ -195,43 +204,38 @@ class Making:
                     with self._timed(name):
                         self._ask(name, self.certifiers[name], radii)
             self.report(name, int(certificate.verified.sum()), 0)
+        for name, (rows, x_adv) in self.adversarial.items():
+            here = rows.to(self.y.device)
+            self._check(name, Points(self.x[here], self.y[here], x_adv.to(self.x.device), here), wrong=True)
         wrong = (~self.correct).nonzero().squeeze(1)
         self._check("the model itself", Points(self.x[wrong], self.y[wrong], self.x[wrong], wrong), wrong=True)
 
-    def _certificate(self, name: str, rows: Rows) -> Certificate:
+    def _certificate(self, name: str, rows: Rows, keep: Keep) -> Certificate:
         certifier, here = self.certifiers[name], rows.to(self.y.device)
         how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size}
-        how["on_progress"] = _sometimes(partial(_tell_samples, self.report, name), len(rows))
-        how = _understood(certifier, how | {"indices": rows})
+        how["on_progress"] = sometimes(partial(tell_samples, self.report, name), len(rows))
+        how = _understood(certifier, how | {"indices": rows, "on_found": keep})
         with self._timed(name):
             return certifier(self.model, self.x[here], self.y[here], self.threat, **how)
 
     def _enter(self, name: str, certificate: Certificate) -> None:
-        """The columns of a certificate. Verified and a radius of at least eps are one and the same."""
-        eps, radius = self.threat.eps, _numpy(certificate.radius).astype(float)
-        # At eps = 0 there is nothing to prove.
-        verified = _numpy(certificate.verified) if eps > 0 else _numpy(self.correct)
-        if certificate.guarantee != "deterministic":  # those ring instead
-            verified = verified & _numpy(self.correct)
-        radius = np.where(verified, np.maximum(radius, eps), np.minimum(radius, np.nextafter(eps, -1)))
+        """The columns of a certificate, and where it has counterexamples those of an attack by its name."""
         self.guarantees[name] = certificate.guarantee
         if certificate.arithmetic is not None:
             self.arithmetic[name] = certificate.arithmetic
-        self.columns |= {f"{name}.verified": verified, f"{name}.radius": np.maximum(radius, 0)}
-        self.columns[f"{name}.status"] = certificate.status
+        self.columns |= certificate_columns(name, certificate, self.correct, self.threat.eps)
         if certificate.seconds is not None:
-            self.each[name] = _numpy(certificate.seconds)
-        for what in ("unproven", "above", "margin", "samples", "abstained"):
-            if (value := getattr(certificate, what)) is not None:
-                self.columns[f"{name}.{what}"] = _numpy(value)
-        if certificate.method is not None:
-            self.columns[f"{name}.method"] = certificate.method
+            self.each[name] = numpy(certificate.seconds)
+        if certificate.counterexample is not None:
+            how = self.x, self.y, self.threat, self.batch_size
+            self._enter_reached(name, *refutations(name, certificate, self.subject.classifier, *how))
 
     def _ask(self, name: str, certifier: Certifier, radii: Sequence[float]) -> None:
         if (vain := in_vain(self.columns, name)) and len(radii):
             known = self.columns[f"{name}.radius"], self.columns[vain]
             ask = partial(ask_at, certifier, self.model, self.x, self.y, self.threat, radii, *known)
-            ask(seed=self.seed, batch_size=self.batch_size)
+            broken = self.columns.get(f"{name}.distance", np.inf)
+            ask(broken=broken, seed=self.seed, batch_size=self.batch_size)
 
     def attack(self, *, hurried: bool) -> None:
         """Attack what is right and not proven, or all of what is right; ring where it should not fall.
@@ -250,7 +254,7 @@ class Making:
             if found is not None:
                 self.report(name, standing, len(left))
             for piece in left.split(self._piece) if len(left) and not hurried else ():
-                new = stage.about(piece)
+                new = stage.about(piece)[1]
                 assert new is not None
                 self._ring(name, piece, new)
                 standing -= int(new.success.sum())
@@ -258,7 +262,7 @@ class Making:
             rows, result = stage.found(wanted)
             if len(rows) < len(wanted):
                 self.left[name] = len(wanted) - len(rows)
-            self._enter_attack(name, rows.to(y.device), result or _nothing(x))
+            self._enter_reached(name, rows.to(y.device), result or nothing(x), passes=True)
         if self.attacking:
             self.doubts += suspicions(self.subject.classifier, x, y, self.threat)
         if self.subject.classifier is self.model:  # a vote under noise is no function of features
@@ -274,7 +278,7 @@ class Making:
         """Examples that are attacked in one piece."""
         return PIECE if self.store is not None else max(PIECE, WHOLE // (self.x[0].numel() * self.x.element_size()))
 
-    def _attacked(self, name: str, rows: Rows) -> AttackResult:
+    def _attacked(self, name: str, rows: Rows, keep: Keep) -> AttackResult:
         here, attack, subject, threat = rows.to(self.y.device), self.attacks[name], self.subject, self.threat
         x, y = self.x[here], self.y[here]
         how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size, "indices": rows}
@@ -291,27 +295,16 @@ class Making:
         x_adv = result.x_adv[hits].to(self.x.device)
         self._check(name, Points(self.x[here], self.y[here], x_adv, here), wrong=True)
 
-    def _enter_attack(self, name: str, rows: Tensor, result: AttackResult) -> None:
-        """The columns of an attack on some of the examples."""
-        x, correct = self.x, self.correct
-        hits = torch.isfinite(result.adversarial_distance).to(rows.device)
-        x_adv = result.x_adv.to(x.device)[hits]
-        distance = torch.where(correct, torch.inf, 0.0).double().cpu()
-        distance[rows[hits].cpu()] = exact_distance(self.threat, x[rows[hits]], x_adv)
-        nothing = torch.zeros_like(correct)
-        origin = np.full(len(correct), "", dtype=object)
-        origin[_numpy(rows)] = result.origin
-        self.columns |= {
-            f"{name}.attacked": _scatter(rows, torch.ones_like(rows).bool(), nothing),
-            f"{name}.success": _scatter(rows, result.success, ~correct),
-            f"{name}.distance": _numpy(distance),
-            f"{name}.forwards": _scatter(rows, result.forwards, nothing.long()),
-            f"{name}.backwards": _scatter(rows, result.backwards, nothing.long()),
-            f"{name}.origin": origin,
-        }
-        if result.odd is not None and result.odd.any():
-            self.columns[f"{name}.odd"] = _scatter(rows, result.odd, nothing)
-        self.adversarial[name] = rows[hits].cpu(), x_adv.cpu()
+    def _enter_reached(self, name: str, rows: Tensor, result: AttackResult, *, passes: bool = False) -> None:
+        """The columns and adversarial images of an attack on some of the examples.
+
+        Args:
+            passes: it tells of its passes, and of whom it attacked.
+        """
+        columns = attack_columns if passes else reached_columns
+        self.columns |= columns(name, rows, result, self.x, self.correct, self.threat)
+        hits = torch.isfinite(result.adversarial_distance)
+        self.adversarial[name] = rows.cpu()[hits.cpu()], result.x_adv[hits].cpu()
 
     def audit(self, share: float) -> None:
         """Attack the certified examples that are nearest to failing, for a share of the passes so far."""
@@ -352,7 +345,7 @@ class Making:
             x, size = self.x[:count], self.batch_size
             value = local_lipschitz(self.model, x, self.threat, seed=self.seed, upper=False, batch_size=size).value
         self.columns["local_lipschitz"] = np.full(len(self.y), np.nan)
-        self.columns["local_lipschitz"][:count] = _numpy(value)
+        self.columns["local_lipschitz"][:count] = numpy(value)
         self.steep = {"mean": value.mean().item(), "max": value.max().item(), "examples": count}
         self.report(f"local Lipschitz constant: mean {self.steep['mean']:.4g} of {count} examples", -1, 0)
 
@@ -387,76 +380,12 @@ class Making:
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
-
-
-def in_vain(columns: Container[str], name: str) -> str | None:
-    """The column of a certifier's smallest radius that was asked, or in a search tried, in vain."""
-    return next((f"{name}.{what}" for what in ("unproven", "above") if f"{name}.{what}" in columns), None)
-
-
-def ask_at(
-    certifier: Certifier,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    radii: Sequence[float],
-    radius: np.ndarray,
-    unproven: np.ndarray,
-    *,
-    seed: int = 0,
-    batch_size: int = 256,
-) -> None:
-    """Ask a certifier at further radii, about those examples where what is known leaves them open.
-
-    Args:
-        radius, unproven: of each example the largest radius that was verified and the smallest that was asked or
-            tried in vain, (N,) float64; what is found is written into them.
-    """
-    for eps in sorted(radius for radius in radii if radius > 0):
-        rows = np.flatnonzero((radius < eps) & (eps < unproven))
-        if not len(rows):
-            continue
-        here = torch.from_numpy(rows).to(x.device)
-        found = certifier(model, x[here], y[here], threat.with_eps(eps), seed=seed, batch_size=batch_size)
-        holds = _numpy(found.verified)
-        radius[rows[holds]], unproven[rows[~holds]] = eps, eps
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
 def _understood(call: Callable[..., Any], how: dict[str, Any]) -> dict[str, Any]:
     """Those arguments that somebody's call knows: a stranger's may be older than they are."""
     return {name: value for name, value in how.items() if name in inspect.signature(call).parameters}
-
-
-def _sometimes(tell: Callable[[int, int], None], count: int) -> Callable[[int, int], None]:
-    """Passes on what is told of each further tenth of the examples."""
-    told = count
-
-    def perhaps(left: int, spent: int) -> None:
-        nonlocal told
-        if left and told - left >= count / 10:
-            told = left
-            tell(left, spent)
-
-    return perhaps
-
-
-def _tell_samples(report: Callable[[str, int, int], None], name: str, left: int, spent: int) -> None:
-    report(f"{name} ({spent} samples)" if spent else name, -1, left)
-
-
-def _nothing(x: Tensor) -> AttackResult:
-    """Of no example."""
-    none = torch.zeros(0, dtype=torch.int64, device=x.device)
-    return AttackResult(x[:0], none.bool(), x.new_zeros(0), none, none, np.empty(0, dtype=object))
-
-
-def _numpy(tensor: Tensor) -> Any:
-    return tensor.cpu().numpy().copy()
-
-
-def _scatter(rows: Tensor, values: Tensor, default: Tensor) -> Any:
-    """The values in their rows, the default elsewhere."""
-    return _numpy(default.index_put((rows,), values.to(default.device)))

@@ -34,17 +34,19 @@ class Evaluation:
     ``NAME.distance`` (of the adversarial example, in float64, inf without one; a minimum-norm attack's may exceed
     eps),
     ``NAME.origin`` (restart and step that found it), ``NAME.forwards``, ``NAME.backwards``, and ``NAME.odd`` where
-    some gradient on its way was NaN or inf (see ``AttackResult.odd``); and, where asked for,
+    some gradient on its way was NaN or inf (see ``AttackResult.odd``). A certifier that looks for counterexamples
+    has ``NAME.success``, ``NAME.distance`` and ``NAME.origin`` of them, as an attack has. And, where asked for,
     ``local_lipschitz``, the largest quotient found around the example, NaN where none was sought."""
     summary: dict[str, Any]
     """``examples``, ``threat``, ``standard``; ``attacked`` and ``certified`` per name; ``bracket``, the
-    accuracy under all attacks and under any certificate, whose ``bracket_guarantee`` is that of all together;
-    ``not_surely_wrong`` of a smoothed classifier; ``counts``, ``intervals`` (95 %), ``passes``,
-    ``guarantees``, ``arithmetic`` (of what network the deterministic ones are true), ``warnings`` (reasons to doubt
-    the numbers), ``seconds`` and their ``timings`` per stage; where asked for ``local_lipschitz``: mean and largest
-    quotient, and of how many examples; beside deterministic certificates ``float32_disagrees``: around how many
-    examples float32 errs within a certified radius, where the network as a function of real numbers is right, as
-    the certificate says, and ``audit``: examples, passes, the smallest margin seen, and where."""
+    accuracy under all attacks, counterexamples of certifiers among them, and under any certificate, whose
+    ``bracket_guarantee`` is that of all together; ``not_surely_wrong`` of a smoothed classifier; ``counts``,
+    ``intervals`` (95 %), ``passes``, ``guarantees``, ``arithmetic`` (of what network the deterministic ones are
+    true), ``warnings`` (reasons to doubt the numbers), ``seconds`` and their ``timings`` per stage; where asked
+    for ``local_lipschitz``: mean and largest quotient, and of how many examples; beside deterministic
+    certificates ``float32_disagrees``: around how many examples float32 errs within a certified radius, where
+    the network as a function of real numbers is right, as the certificate says, and ``audit``: examples,
+    passes, the smallest margin seen, and where."""
     subject: nn.Module = field(repr=False)
     """The classifier that all of it is about: the model, or what the certifiers make of it (its smoothed one)."""
     seconds: pd.DataFrame
@@ -103,7 +105,8 @@ def evaluate(
             blocks of examples go through certifiers and attacks in their order; the last block is finished. What
             was not asked by then is neither certified nor broken, so that the two accuracies bracket the truth all
             the same. Where something is left, local Lipschitz constants are, too. With a store the next call goes
-        on. seed: with the example's number it determines everything drawn for an example.
+            on.
+        seed: with the example's number it determines everything drawn for an example.
         on_progress: told of each finished piece: its stage, how many examples stand (−1 where that is not known
             yet), how many are left to do.
         store: keeps finished pieces and gives them back.

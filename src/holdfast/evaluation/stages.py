@@ -6,6 +6,7 @@ time was up, goes on with those that are missing.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,10 @@ from holdfast.certify import Certificate
 Finding = TypeVar("Finding", AttackResult, Certificate)
 Rows = Tensor
 """Numbers of examples of the evaluation, (M,) int64 on the CPU."""
+
+
+Keep = Callable[[Tensor, Any], None]
+"""(the places of examples among those that were asked about, (M,), what is found of them)."""
 
 
 class Store(Protocol):
@@ -61,12 +66,18 @@ def taken(found: Finding, places: Tensor) -> Finding:
     return replace(found, **{f.name: take(getattr(found, f.name)) for f in fields(found)})
 
 
+class _TimeUp(Exception):
+    """Ends what a stage was asked."""
+
+
 @dataclass
 class Stage(Generic[Finding]):
     """A certifier or an attack, and what it has found so far."""
 
     name: str
-    ask: Callable[[Rows], Finding]
+    ask: Callable[[Rows, Keep], Finding]
+    """What it finds of some examples; what is given to ``keep`` on the way is not lost if it does not come to an
+    end."""
     store: Store | None = None
     key: str = ""
     """By which the store knows it."""
@@ -84,16 +95,29 @@ class Stage(Generic[Finding]):
         """Those that it was not asked about yet."""
         return rows[~torch.isin(rows, self.known)]
 
-    def about(self, rows: Rows) -> Finding | None:
-        """What it finds of these, asked now where it is not known; None of none."""
+    def about(self, rows: Rows, clock: Clock | None = None) -> tuple[Rows, Finding | None]:
+        """What it finds of these, asked now where it is not known, and of which; None of none.
+
+        Args:
+            clock: once it is up, what is not finished is left out.
+        """
         if len(new := self.missing(rows)):
-            found = self.ask(new)
-            self.parts.append((new, found))
-            if self.store is not None:
-                self.store.put(self.key, new, found)
-            if len(new) == len(rows):
-                return found
-        return self.found(rows)[1]
+
+            def keep(places: Tensor, found: Finding) -> None:
+                self._keep(new[places], found)
+                if clock is not None and clock.up:
+                    raise _TimeUp
+
+            with contextlib.suppress(_TimeUp):
+                found = self.ask(new, keep)
+                if len(self.missing(new)):
+                    self._keep(new, found)
+        return self.found(rows)
+
+    def _keep(self, rows: Rows, found: Finding) -> None:
+        self.parts.append((rows, found))
+        if self.store is not None:
+            self.store.put(self.key, rows, found)
 
     def found(self, rows: Rows) -> tuple[Rows, Finding | None]:
         """Of which of these it knows something, and that."""

@@ -41,6 +41,7 @@ def summarise(
     passes = {
         name: {key: int(table[f"{name}.{key}"].sum()) for key in ("attacked", "forwards", "backwards")}
         for name in attacks
+        if f"{name}.attacked" in table
     }
     sampled = {name: table[f"{name}.samples"] for name in certifiers if f"{name}.samples" in table}
     sampling = {

@@ -96,14 +96,19 @@ class _Frame(NamedTuple):
 
 def _frame(input_shape: Shape, blocks: int, width: int) -> _Frame:
     """Zeros around the image up to a square that the blocks can halve, and channels of zeros up to the width."""
-    channels, high, wide = input_shape
-    if channels > width:
-        raise ValueError(f"images of {channels} channels are wider than the first layer's {width}")
-    unit = 2**blocks
+    if input_shape[0] > width:
+        raise ValueError(f"images of {input_shape[0]} channels are wider than the first layer's {width}")
+    frame = _square(input_shape, 2**blocks)
+    return frame._replace(layers=[*frame.layers, ZeroChannelConcatenation(width)])
+
+
+def _square(input_shape: Shape, unit: int) -> _Frame:
+    """Zeros around the image up to the next square whose side is a multiple of the unit."""
+    _, high, wide = input_shape
     side = -(-max(high, wide) // unit) * unit
     missing = side - wide, side - high
     frame = nn.ZeroPad2d((missing[0] // 2, -(-missing[0] // 2), missing[1] // 2, -(-missing[1] // 2)))
-    return _Frame(([frame] if any(missing) else []) + [ZeroChannelConcatenation(width)], side)
+    return _Frame([frame] if any(missing) else [], side)
 
 
 def _blocks(layer: Callable[[int, int], nn.Module], width: int, kernels: list[int], depth: int) -> list[nn.Module]:
@@ -261,3 +266,28 @@ class LiResNet(Model, name="liresnet"):
         parts += [nn.Conv2d(self.width, 2 * self.width, 4, 4), MaxMin(), nn.Flatten()]
         parts += [nn.Linear(2 * self.width * sides[0] * sides[1], self.features), MaxMin()]
         return nn.Sequential(*parts, nn.Linear(self.features, num_classes))
+
+
+class BRONet(Model, name="bronet"):
+    """Block-reflector convolutions with MaxMin, for training with ``logit-annealing`` (after Lai et al., 2025).
+
+    All layers are 1-Lipschitz. Three strides make an eighth of the side and twice the channels; a dense block
+    reflector and a normalised head follow.
+    """
+
+    width: PositiveInt = 64
+    """Channels of the convolutions."""
+    depth: PositiveInt = 4
+    """Convolutions at the inner resolution."""
+    features: PositiveInt = 256
+    """Width of the layer before the head."""
+
+    def network(self, input_shape: Shape, num_classes: int) -> nn.Module:
+        frame = _square(input_shape, 8)
+        parts = [*frame.layers, BROConv2d(input_shape[0], self.width, 3, stride=2), MaxMin()]
+        for _ in range(self.depth):
+            parts += [BROConv2d(self.width, self.width, 3), MaxMin()]
+        parts += [BROConv2d(self.width, 2 * self.width, 1, stride=2), MaxMin()]
+        parts += [BROConv2d(2 * self.width, 2 * self.width, 1, stride=2), MaxMin(), nn.Flatten()]
+        parts += [BROLinear(2 * self.width * (frame.side // 8) ** 2, self.features), MaxMin()]
+        return nn.Sequential(*parts, NormalizedLinear(self.features, num_classes))

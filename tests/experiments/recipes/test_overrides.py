@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from holdfast import Threat
+from holdfast import Threat, train
 from holdfast.attacks import FGSM, PGD, Ladder
 from holdfast.experiments import Experiment, recipe_names, resolve
 from holdfast.experiments.recipes.overrides import recipe_note
@@ -21,6 +21,31 @@ def test_every_recipe_resolves_reads_back_and_says_what_it_is(name: str) -> None
     assert Experiment.model_validate(yaml.safe_load(text)) == experiment
     assert Experiment.model_validate(yaml.safe_load(text)).identity == experiment.identity
     assert recipe_note(name).endswith(".")
+
+
+FIELD = ["mnist-cnn7-ibp", "mnist-cnn7-mtl-ibp", "cifar10-cnn7-ibp-8", "cifar10-cnn7-mtl-ibp-8"]
+FIELD += ["cifar10-cnn7-mtl-ibp-2", "cifar10-small-mtl-ibp-2", "cifar10-sabr-2", "cifar10-bronet"]
+SMALLER = [
+    "data=digits",
+    "data.train_size=32",
+    "training.batch_size=8",
+    "training.steps=4",
+    "evaluation.examples=3",
+    "evaluation.attacks=[fgsm]",
+    "evaluation.train_examples=0",
+    "evaluation.lipschitz_examples=0",
+]
+
+
+@pytest.mark.parametrize("name", FIELD)
+def test_the_recipes_of_the_field_s_best_train_and_are_certified(name: str, tmp_path: Path) -> None:
+    """A few steps of each on digits, its network as it is but for the widest."""
+    model = "{name: bronet, width: 8, depth: 1, features: 16}" if "bronet" in name else "cnn-small"
+    time = [] if "bronet" in name else ["evaluation.certifiers.0.seconds=0.2"]
+    recipe = resolve(name, [*SMALLER, *time, "evaluation.curve_points=0", f"model={model}"])
+    found = train(recipe, runs=tmp_path)
+    assert found.result["examples"] == 3
+    assert 0 <= found.result["certified"][recipe.evaluation.certifiers[0].name] <= found.result["standard"]
 
 
 def test_the_promised_recipes_are_there() -> None:
@@ -60,7 +85,7 @@ def test_identity_is_of_the_meaning_not_the_writing() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["objective.kapa=1"], r"objective: unknown key 'kapa'; did you mean 'kappa'\?"),
+        (["objective.kapa=1"], r"objective: unknown key 'kapa'; did you mean 'kappa' or 'start_kappa'\?"),
         (["objectiv=trades"], "unknown key 'objectiv'; did you mean 'objective'"),
         (["objective=trade"], "objective: 'trade' is not one of the objectives; did you mean 'trades'"),
         (["threat=linf:-1"], "threat: eps must be ≥ 0"),

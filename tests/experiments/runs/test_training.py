@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from holdfast import evaluate, load, train
 from holdfast.bounds import UnsupportedOperator
-from holdfast.certify import BoundCertifier, Certificate, Certifier, SoundnessError
+from holdfast.certify import BoundCertifier, BranchAndBoundCertifier, Certificate, Certifier, SoundnessError
+from holdfast.certify.certificate import Findings
 from holdfast.data import drawn, load_data
 from holdfast.experiments import Experiment, Run, analyze, evaluate_model, evaluate_run, find_run, resolve
 from holdfast.experiments.analyses import Analysis
@@ -386,6 +388,21 @@ def test_an_analysis_of_a_model_that_gives_no_logits_writes_nothing(
             with pytest.raises(ValueError, match=message):
                 analyze(tiny.path, Analysis.parse(name))
     assert sorted(tiny.path.rglob("*")) == before
+
+
+def test_validation_asks_what_a_dear_certifier_begins_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, findings = [], BranchAndBoundCertifier.findings
+
+    def counted(self: BranchAndBoundCertifier, model: nn.Module, x: Tensor, *more: Any) -> Findings:
+        asked.append(len(x))
+        return findings(self, model, x, *more)
+
+    monkeypatch.setattr(BranchAndBoundCertifier, "findings", counted)
+    slow = "evaluation.certifiers=[{name: branch-and-bound, seconds: 0.01}]"
+    run = train("digits", *TINY, slow, "evaluation.examples=3", "evaluation.curve_points=0", runs=tmp_path)
+    assert run.history["validation_certified"].between(0, 1).all()
+    assert asked[-1] == 3
+    assert sum(asked) < 10  # the rest are a rehearsal's
 
 
 def test_the_rehearsal_leaves_the_statistics_of_batch_norm_alone(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def rehearse_evaluation(experiment: Experiment, model: nn.Module, test: Images) 
         logits = rehearse(model, x, int(test.labels.max()) + 1)
         check_logits(logits, y, masks=True)
     for certifier in experiment.evaluation.certifiers:
-        certifier(model, x, y, experiment.test_threat)
+        certifier.brief(model, x, y, experiment.test_threat)
 
 
 def evaluate_into(

@@ -149,7 +149,7 @@ def _fit(
         images, labels = splits.validation.batch(chosen)
 
         def validate(model: nn.Module) -> dict[str, float]:
-            certifiers = experiment.evaluation.certifiers
+            certifiers = [one.in_training for one in experiment.evaluation.certifiers]
             summary = evaluate(
                 model, images, labels, experiment.threat, [VALIDATION_ATTACK], certifiers, seed=experiment.seed
             ).summary
