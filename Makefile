@@ -7,7 +7,7 @@ VENV ?= .venv
 PIP_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-lowest test-wheel test-ray docs results format clean
+.PHONY: demo test test-slow test-device test-lowest test-wheel test-ray docs results format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/holdfast train digits
@@ -16,11 +16,16 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not device"
 
 # What takes long: killed runs, two processes, every command of the documentation.
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+# Every family on a device that is not the CPU, and what a step of each hot loop asks of it: a device for tests over
+# host memory, which g++ compiles first.
+test-device: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m device tests/device
 
 # The lowest versions that pyproject.toml promises. torch alone is that of constraints.txt: of earlier ones package
 # indexes have CUDA builds only, gigabytes that no check should fetch.

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 TINY = (
     "data.train_size=120",
@@ -140,6 +142,22 @@ def write_run(folder: Path, name: str, standard: float | None = 0.9, **recipe: o
         }
         (path / "result.json").write_text(json.dumps(result))
     return path
+
+
+class Largest(TorchDispatchMode):
+    """How many entries the largest tensor has that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        sizes = [
+            leaf.untyped_storage().nbytes() // leaf.itemsize for leaf in tree_leaves(made) if torch.is_tensor(leaf)
+        ]
+        self.entries = max(self.entries, *sizes, 0)
+        return made
 
 
 class Shelf:

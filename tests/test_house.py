@@ -34,6 +34,8 @@ ORDER = [
     "search",
     "fold",
     "inference",
+    "doors",
+    "arithmetic",
     "threat",
     "component",
     "foreign",

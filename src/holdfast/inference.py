@@ -4,160 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import hashlib
-import inspect
-import os
 import traceback
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from holdfast.arithmetic import plain_arithmetic as plain_arithmetic
+from holdfast.doors import as_inputs as as_inputs
+from holdfast.doors import as_labels as as_labels
+from holdfast.doors import as_module as as_module
+from holdfast.doors import door as door
+from holdfast.doors import quiet_door as quiet_door
+from holdfast.doors import side_door as side_door
 from holdfast.threat import Threat
 
 TORCH = Path(torch.__file__).parent
-PRECISIONS = (
-    ("generic", "all"),
-    *((backend, part) for backend in ("cuda", "mkldnn") for part in ("all", "matmul", "conv", "rnn")),
-)
-"""Where torch keeps in what precision float32 products are taken; what is not set follows those before it."""
-ONEDNN_MODES = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
-"""Variables by which oneDNN, whatever torch asks of it, takes float32 products in another precision."""
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def door(function: Callable[P, R]) -> Callable[P, R]:
-    """A function of a model, inputs and labels that answers alike however it is called.
-
-    A caller's ``no_grad`` or ``inference_mode`` ends here; arrays, and labels in lists, become tensors; what is no
-    module is refused. Arguments are known by their names: ``model``; ``x``, ``images`` or ``features``; ``y`` or
-    ``labels``.
-    """
-    return _door(function, lambda: True)
-
-
-def quiet_door(function: Callable[P, R]) -> Callable[P, R]:
-    """``door``, but what it returns can be differentiated only if the caller has not said ``no_grad``."""
-    return _door(function, torch.is_grad_enabled)
-
-
-def side_door(function: Callable[P, R]) -> Callable[P, R]:
-    """``door`` of a method that is called in every step of a training: who comes with gradients, a module and
-    tensors (labels of int64, or probabilities), in this order, walks in."""
-    through = door(function)
-
-    @functools.wraps(function)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        model, x, y = args[1:4] if len(args) > 3 else (None, None, None)
-        plain = torch.is_grad_enabled() and isinstance(model, nn.Module) and isinstance(x, Tensor)
-        plain = plain and isinstance(y, Tensor) and (y.dtype == torch.int64 or y.is_floating_point())
-        return (function if plain else through)(*args, **kwargs)
-
-    return inside
-
-
-def _door(function: Callable[P, R], differentiates: Callable[[], bool]) -> Callable[P, R]:
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-        graph = differentiates()
-        with torch.inference_mode(False), torch.set_grad_enabled(graph):
-            given = signature.bind(*args, **kwargs)
-            for name, taken in _TAKEN.items():
-                if name in given.arguments:
-                    given.arguments[name] = taken(given.arguments[name])
-            return function(*given.args, **given.kwargs)
-
-    return inside
-
-
-def as_module(model: object) -> nn.Module:
-    """The model, or where it was made in inference mode a copy that gradients can pass.
-
-    Raises:
-        ValueError: it is no module, or one that was exported for batches of one size.
-    """
-    if not isinstance(model, nn.Module):
-        kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
-        remedy = "wrap it in a module whose forward calls it, and register the network that it asks as a submodule"
-        if isinstance(model, type):
-            remedy = "build it first"
-        elif isinstance(owner := getattr(model, "__self__", None), nn.Module):
-            remedy = f"give the {type(owner).__name__} itself"
-        elif isinstance(model, torch.export.ExportedProgram):
-            remedy = "give what its .module() returns"
-        raise ValueError(f"expected a torch.nn.Module from inputs to logits, given {kind}; {remedy}")
-    for module in model.modules():
-        if isinstance(module, torch.fx.GraphModule) and (size := _fixed_batch(module.graph)) is not None:
-            raise ValueError(
-                f"the model was exported for batches of {size} and takes no others; export it with "
-                "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
-            )
-    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
-        return copy.deepcopy(model)
-    return model
-
-
-def _fixed_batch(graph: torch.fx.Graph) -> int | None:
-    """The number of examples that the input of an exported graph has, if it is a number."""
-    inputs = [node.meta.get("val") for node in graph.nodes if node.op == "placeholder"]
-    shapes = [value.shape for value in inputs if isinstance(value, Tensor) and value.dim()]
-    return shapes[-1][0] if shapes and isinstance(shapes[-1][0], int) else None
-
-
-def as_inputs(x: object) -> Tensor:
-    """A batch of inputs as a tensor, from that or from an array.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if not isinstance(x, Tensor):
-        if not hasattr(x, "__array__"):
-            raise ValueError(f"expected inputs (N, ...) as one tensor or array, given a {type(x).__name__}")
-        x = _from_array(np.array(x), "inputs")
-    return x.clone() if x.is_inference() else x
-
-
-def as_labels(y: object) -> Tensor:
-    """Labels as a tensor, from that, an array or a sequence; integers as int64.
-
-    Raises:
-        ValueError: they are something else, or no numbers.
-    """
-    if not isinstance(y, Tensor):
-        if not (hasattr(y, "__array__") or isinstance(y, list | tuple | range)):
-            raise ValueError(
-                f"expected labels (N,) as a tensor, array or list of integers, given a {type(y).__name__}"
-            )
-        y = _from_array(np.array(y, dtype=None if len(y) else np.int64), "labels")  # type: ignore[arg-type]
-    y = y.clone() if y.is_inference() else y
-    return y if y.is_floating_point() or y.dtype == torch.bool else y.long()
-
-
-def _from_array(array: np.ndarray, what: str) -> Tensor:
-    try:
-        return torch.from_numpy(array)
-    except TypeError as fault:
-        raise ValueError(f"expected {what} as numbers, given an array of {array.dtype}") from fault
-
-
-_TAKEN: dict[str, Callable[[Any], Any]] = {
-    "model": as_module,
-    "x": as_inputs,
-    "images": lambda x: as_inputs(x).detach(),
-    "features": as_inputs,
-    "y": as_labels,
-    "labels": as_labels,
-}
 
 
 @contextlib.contextmanager
@@ -234,88 +99,6 @@ def without_trace(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
         for module, state in extra:
             module.set_extra_state(state)
-
-
-@contextlib.contextmanager
-def plain_arithmetic(device: torch.device) -> Iterator[None]:
-    """The arithmetic that certificates account for: products in the tensors' own precision, and sums of them.
-
-    In here neither autocast, TF32 nor bfloat16 shortens the operands of a product, by whichever of torch's settings
-    they were asked for; convolutions are direct or matrix products, never Winograd's or Fourier's, whose rounding
-    is larger; kernels are deterministic where torch has such ones. Afterwards everything is set as it was.
-
-    cuDNN and NNPACK choose algorithms that nobody can ask for, and are off; of oneDNN torch asks direct ones.
-
-    Args:
-        device: what is computed on, beside the CPU.
-    """
-    c, modes = torch._C, [os.environ.get(name, "strict").lower() for name in ONEDNN_MODES]
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_float32_products())
-        stack.enter_context(_deterministic_kernels())
-        stack.enter_context(_set(c._get_cudnn_enabled, c._set_cudnn_enabled, False))
-        stack.enter_context(_set(c._get_nnpack_enabled, c._set_nnpack_enabled, False))
-        if any(mode != "strict" for mode in modes):
-            stack.enter_context(_set(c._get_mkldnn_enabled, c._set_mkldnn_enabled, False))
-        for kind in {"cpu", device.type}:
-            if torch.amp.is_autocast_available(kind):
-                stack.enter_context(torch.autocast(kind, enabled=False))
-        yield
-
-
-@contextlib.contextmanager
-def _set(read: Callable[[], Any], write: Callable[[Any], None], value: object) -> Iterator[None]:
-    """A setting with this value, afterwards with the one that it had."""
-    before = read()
-    write(value)
-    try:
-        yield
-    finally:
-        write(before)
-
-
-@contextlib.contextmanager
-def _float32_products() -> Iterator[None]:
-    """float32 products in float32, by torch's newer settings and by its older ones.
-
-    Both are kept twice and refuse to be read where they disagree, so the newer ones, which can always be read, are
-    set first. A setting that follows another reads like the other, unless that is cleared before.
-    """
-    c, own = torch._C, {}
-    for place in PRECISIONS:
-        own[place] = c._get_fp32_precision_getter(*place)
-        c._set_fp32_precision_setter(*place, "none" if "all" in place else "ieee")
-    matmul = torch.get_float32_matmul_precision()
-    try:
-        convolution = c._get_cudnn_allow_tf32()
-    except RuntimeError:  # it disagrees with what was just set, which allows nothing
-        convolution = True
-    try:
-        torch.set_float32_matmul_precision("highest")
-        c._set_cudnn_allow_tf32(False)
-        for place in PRECISIONS:
-            c._set_fp32_precision_setter(*place, "ieee")
-        yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        c._set_cudnn_allow_tf32(convolution)
-        for place, precision in own.items():
-            c._set_fp32_precision_setter(*place, precision)
-
-
-@contextlib.contextmanager
-def _deterministic_kernels() -> Iterator[None]:
-    """Where torch has them, silently; a caller who forbids others altogether keeps to that."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    c = torch._C  # torch.use_deterministic_algorithms imports a compiler
-    filled = c._get_deterministic_fill_uninitialized_memory, c._set_deterministic_fill_uninitialized_memory
-    with warnings.catch_warnings(), _set(*filled, False):
-        warnings.filterwarnings("ignore", message=".*determinis")
-        c._set_deterministic_algorithms(True, warn_only=before != (True, False))
-        try:
-            yield
-        finally:
-            c._set_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def mix_seed(*parts: int) -> int:

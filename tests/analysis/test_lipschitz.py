@@ -19,6 +19,21 @@ def test_the_jacobian_of_a_linear_map() -> None:
     assert torch.allclose(found, torch.linalg.svdvals(matrix)[0].expand(3))
 
 
+def test_the_jacobian_hangs_on_no_mode_of_the_caller_and_on_no_type_of_the_answer() -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(5, 7).bfloat16().float()  # which bfloat16 holds
+    x = torch.randn(3, 7)
+    expected = torch.linalg.svdvals(matrix)[0].expand(3)
+    with torch.inference_mode():
+        inside = jacobian_norm(lambda x: x @ matrix.T, x.clone(), iterations=100)
+    assert torch.allclose(inside, expected, rtol=1e-4)
+    assert not inside.is_inference()
+    assert torch.allclose(jacobian_norm(lambda x: x @ matrix.T, x.numpy(), iterations=100), expected, rtol=1e-4)
+    short = jacobian_norm(lambda x: (x @ matrix.T).bfloat16(), x, iterations=100)
+    assert short.dtype == torch.float32
+    assert torch.allclose(short, expected, rtol=0.02)
+
+
 def test_the_constant_of_a_linear_network_from_both_sides() -> None:
     torch.manual_seed(0)
     first, second = nn.Linear(6, 5, bias=False), nn.Linear(5, 3)

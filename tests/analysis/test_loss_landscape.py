@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -70,6 +71,24 @@ def test_a_quadratic_has_its_curvature_as_smoothness() -> None:
     assert model.weight.grad is None
     with pytest.raises(ValueError, match="lr > 0"):
         loss_landscape(model, loss, lr=0.0)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_mode_makes_no_difference(mode: Callable[[], AbstractContextManager[None]]) -> None:
+    model, (x, y) = small_cnn().eval(), images(4)
+    threat, methods = Threat("linf", 0.01), [BoundMethod(method="ibp"), BoundMethod(method="crown-ibp")]
+
+    def loss(probe: nn.Module) -> Tensor:
+        return nn.functional.cross_entropy(probe(x), y)
+
+    landscape, tightness = loss_landscape(model, loss, lr=0.1), relaxation_tightness(model, x, y, threat, methods)
+    with mode():
+        inside = loss_landscape(small_cnn().eval(), loss, lr=0.1)
+        assert relaxation_tightness(model, x.numpy(), y.tolist(), threat, methods).equals(tightness)  # type: ignore[arg-type]
+    assert torch.equal(inside.loss, landscape.loss)
+    assert inside.smoothness == landscape.smoothness
+    with pytest.raises(ValueError, match=r"expected a torch\.nn\.Module"):
+        loss_landscape(lambda x: x, loss, lr=0.1)  # type: ignore[arg-type]
 
 
 def test_batch_norm_statistics_are_not_touched() -> None:

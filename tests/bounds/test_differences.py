@@ -4,32 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import torch
+from helpers import Largest
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from holdfast import Threat
 from holdfast.bounds import differences, interval_margins, margin_rows, region_of, trace
-
-
-class Largest(TorchDispatchMode):
-    """How many entries the largest tensor has that is made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entries = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        sizes = [
-            leaf.untyped_storage().nbytes() // leaf.itemsize for leaf in tree_leaves(made) if torch.is_tensor(leaf)
-        ]
-        self.entries = max(self.entries, *sizes, 0)
-        return made
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from holdfast import Threat
 from holdfast.attacks import PGD
-from holdfast.bounds import METHODS, bound_margins, bound_outputs, neurons, optimised
+from holdfast.bounds import METHODS, bound_margins, bound_outputs, budget, optimised
 from holdfast.draws import Draws
 from holdfast.layers import MaxMin
 
@@ -299,7 +299,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, y) = network(nn.ReLU()), images(5)
     threat = Threat("linf", 0.1)
     whole = bound_margins(model, x.double(), y, threat, "crown")
-    monkeypatch.setattr(neurons, "BUDGET", 2000)
+    monkeypatch.setattr(budget, "PASS", 2000)
     assert torch.allclose(bound_margins(model, x.double(), y, threat, "crown"), whole, atol=1e-12)
 
 

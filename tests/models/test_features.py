@@ -65,6 +65,19 @@ def test_a_layer_is_read_before_the_next_overwrites_it() -> None:
     assert read.min() < 0
 
 
+def test_layers_are_read_from_arrays_and_inside_inference_mode() -> None:
+    model, (x, _) = small_cnn().eval(), images(5)
+    expected = collect_layers(model, x, ["0"])
+    with torch.inference_mode():
+        inside = collect_layers(model, x.clone(), ["0"])
+    assert not inside.features.is_inference()
+    for found in (inside, collect_layers(model, x.numpy(), ["0"])):  # type: ignore[arg-type]
+        assert torch.equal(found.features, expected.features)
+        assert torch.equal(found.layers["0"], expected.layers["0"])
+    with pytest.raises(ValueError, match=r"expected a torch\.nn\.Module"):
+        collect_layers(model.forward, x)  # type: ignore[arg-type]
+
+
 def test_layers_that_give_no_vectors_are_named() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -44,6 +44,7 @@ class NetworkConstant:
     """The largest ‖f(x') − f(x)‖ / ‖x' − x‖ that ascent found, or singular value of the Jacobian."""
 
 
+@door
 def jacobian_norm(
     function: Callable[[Tensor], Tensor], x: Tensor, *, iterations: int = 30, seed: int = 0
 ) -> Tensor:
@@ -57,7 +58,7 @@ def jacobian_norm(
     for _ in range(iterations):
         v = v / v.flatten(1).norm(dim=1).clamp(min=1e-30).view(shape)
         image = cast(tuple[Tensor, Tensor], torch.func.jvp(function, (x,), (v,)))[1]
-        size = image.flatten(1).norm(dim=1)
+        size = image.flatten(1).to(x).norm(dim=1)
         pull = torch.func.vjp(function, x)[1]
         (v,) = pull(image.detach())
     return size.detach()

@@ -15,7 +15,7 @@ from holdfast.bounds.linear import LinearBound, backward, sweep
 from holdfast.bounds.optimised import one_step_slopes
 from holdfast.bounds.region import Region
 from holdfast.bounds.relaxation import slopes_by
-from holdfast.inference import check_inputs, frozen_eval, own_inputs
+from holdfast.inference import check_inputs, door, frozen_eval, own_inputs
 from holdfast.threat import Threat
 
 POINTS = (0.0, *(0.5 * 10 ** (i / 9) for i in range(10)), 1.0)
@@ -45,6 +45,7 @@ class Landscape:
         return float(self.loss.max() - self.loss.min())
 
 
+@door
 def loss_landscape(
     model: nn.Module,
     loss: Callable[[nn.Module], Tensor],
@@ -115,6 +116,7 @@ def relaxed_margins(model: nn.Module, y: Tensor, region: Region, x: Tensor, meth
     return backward(graph, done.relaxations, last, margin_rows(y, graph.shape(last)[0], x.dtype))
 
 
+@door
 @torch.no_grad()
 def relaxation_tightness(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, relaxations: Sequence[BoundMethod]

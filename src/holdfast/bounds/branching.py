@@ -17,9 +17,10 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
+from holdfast.bounds import budget
 from holdfast.bounds.domains import Domains, Waiting
 from holdfast.bounds.interval import Interval
-from holdfast.bounds.linear import BUDGET, Costs, LinearBound, Relaxations, backward, is_exact
+from holdfast.bounds.linear import Costs, LinearBound, Relaxations, backward, is_exact
 from holdfast.bounds.operators import Graph, Rectifier
 from holdfast.bounds.optimised import Optimised
 from holdfast.bounds.region import Box, Region
@@ -74,7 +75,7 @@ class Branching:
     def batch(self) -> int:
         """So many parts are split at a time, by the memory that bounds of their trial splits take."""
         entries = sum(math.prod(self.graph.shape(value)) for value in range(self.last + 1))
-        return max(1, min(64, BUDGET // (16 * entries)))
+        return max(1, min(64, budget.of_sweep(self.rows) // (16 * entries)))
 
     def whole(self) -> Domains:
         """The region itself, once for each clause."""

@@ -86,6 +86,8 @@ class Plan:
     relaxations: dict[int, Relaxation]
     """By the number of the node."""
     channels: Channels
+    padded: dict[tuple[int, Window], tuple[Tensor, Tensor]]
+    """Tensors that were cut, by their ``id``, and all their windows."""
 
     @classmethod
     def of(
@@ -96,14 +98,14 @@ class Plan:
         channels: Channels,
         like: Tensor,
     ) -> Plan:
-        plan = cls(graph, source, {}, {}, {}, relaxations, channels)
+        plan = cls(graph, source, {}, {}, {}, relaxations, channels, {})
         if len(graph.shape(source)) == 3:
             plan.windows[source] = Window((1, 1), (0, 0), (1, 1))
-            asked: dict[int, list[Window | None]] = {source: []}
-            for number in range(source - 1, -1, -1):
-                plan._step(number, asked, like)
-            if 0 in asked:
-                plan._settle(0, asked[0])
+        asked: dict[int, list[Window | None]] = {source: []}
+        for number in range(source - 1, -1, -1):
+            plan._step(number, asked, like)
+        if asked.get(0):
+            plan._settle(0, asked[0])
         return plan
 
     def _step(self, number: int, asked: dict[int, list[Window | None]], like: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils import _pytree
 
+from holdfast.bounds.attention import multihead_attention
 from holdfast.bounds.calls import TRACED_THROUGH, Argument, Call, Steps
 from holdfast.bounds.functions import FUNCTIONS
 from holdfast.bounds.heads import without_heads
@@ -161,19 +162,27 @@ class _Normaliser(fx.Interpreter):
             return value
         leaves = _pytree.tree_leaves((n.args, n.kwargs))
         sources = [leaf for leaf in leaves if isinstance(leaf, fx.Node) and leaf in self.value_of]
+        if n.target is python.getitem and sources and isinstance(self.env[sources[0]], tuple):
+            if n.args[1] != 0:
+                raise UnsupportedOperator(
+                    f"no bound rule at {_place(n)}: only the first of several results has one"
+                )
+            self.value_of[n] = self.value_of[sources[0]]
+            return value
         if sources and not _asks_for_shape(n):
             try:
                 self._refuse_hidden_change(n, shared)
                 operator = self._operator(n, value)
                 if isinstance(operator, Affine | Monotone) and len(sources) > 1:
                     raise UnsupportedOperator("more than one of its arguments depends on the input")
-                if not isinstance(value, Tensor) or value.shape[:1] != self.sample.shape[:1]:
+                result = value[0] if isinstance(value, tuple) and isinstance(operator, Steps) else value
+                if not isinstance(result, Tensor) or result.shape[:1] != self.sample.shape[:1]:
                     raise UnsupportedOperator("it does not keep the batch dimension first")
-                if isinstance(operator, Softmax) and operator.dim % value.dim() == 0:
+                if isinstance(operator, Softmax) and operator.dim % result.dim() == 0:
                     raise UnsupportedOperator("a softmax over the examples of the batch has no rule")
             except UnsupportedOperator as fault:
                 raise UnsupportedOperator(f"no bound rule at {_place(n)}: {fault}") from None
-            self.value_of[n] = self._written_down(operator, sources, _place(n), value)
+            self.value_of[n] = self._written_down(operator, sources, _place(n), result)
         return value
 
     def _written_down(self, operator: Operator, sources: list[fx.Node], place: str, value: Tensor) -> int:
@@ -221,6 +230,12 @@ class _Normaliser(fx.Interpreter):
             if kind in BATCH_NORMS:
                 mean, var = (self.statistics or {}).get(module, (module.running_mean, module.running_var))
                 return batch_norm(module, mean, var)
+            if kind is nn.MultiheadAttention:
+                sources = [leaf for leaf in _pytree.tree_leaves((n.args, n.kwargs)) if leaf in self.value_of]
+                shapes = [tuple(self.env[source].shape[1:]) for source in sources]
+                return multihead_attention(
+                    module, shapes, {**n.kwargs, "attn_mask": n.kwargs.get("attn_mask", n.args[3:] or None)}
+                )
             if kind in MODULES:
                 return self._tried(n, kind, MODULES[kind](module), module)
             raise UnsupportedOperator(_remedy(kind.__name__))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import cast
 
@@ -18,12 +18,13 @@ from torch import Tensor
 
 from holdfast.bounds.fields import Channels, Plan
 from holdfast.bounds.interval import Interval, image
-from holdfast.bounds.neurons import tightened
+from holdfast.bounds.neurons import contested, tightened
 from holdfast.bounds.operators import (
     Affine,
     Concatenate,
     Elementwise,
     Graph,
+    MaxPool,
     Operator,
     Rectifier,
     Shape,
@@ -41,9 +42,6 @@ from holdfast.search import per_example
 Relaxations = dict[int, Relaxation]
 """By the number of the node."""
 
-BUDGET = 2**25
-"""Coefficients held at a time while bounds of neurons are computed."""
-
 
 @dataclass(frozen=True)
 class Costs:
@@ -59,6 +57,8 @@ class Costs:
     """The examples that the pass is of; all by default."""
     patches: Patches | None = None
     """What the pass is cut to."""
+    steps: dict[int, tuple[Cost, Cost]] = field(default_factory=dict)
+    """Of relaxed operators, with the steps before them, beside their own costs; by the number of the node."""
 
     def take(self, rows: Tensor) -> Costs:
         """Those of some examples."""
@@ -82,11 +82,18 @@ class Costs:
         if (cost := relaxation.cost) is None:
             kind = type(relaxation).__name__
             raise UnsupportedOperator(f"the relaxation {kind} does not say what rounding costs it; ibp may do")
+        if self.patches is None:
+            return self._with_step_before(number, cost).of(a.detach())
+        if (known := self.steps.get(number)) is None or known[0] is not cost:
+            self.steps[number] = known = (cost, self._with_step_before(number, cost))
+        return self._cut(number + 1, known[1]).of(a.detach())
+
+    def _with_step_before(self, number: int, cost: Cost) -> Cost:
+        """Behind lines that are no steeper the coefficients are no larger: two steps by one product."""
         node = self.graph.nodes[number]
         if (before := node.inputs[0] - 1) in self._under_lines and before in self.affine:
-            # Behind lines that are no steeper the coefficients are no larger: two steps by one product.
-            cost = cost.plus(self._affine(before), 1.001 * cast(Elementwise, node.operator).steepest)
-        return self._cut(number + 1, cost).of(a.detach())
+            return cost.plus(self._affine(before), 1.001 * cast(Elementwise, node.operator).steepest)
+        return cost
 
     def of_value(self, value: int, a: Tensor) -> Tensor:
         """Of an addition that gave coefficients a (N, S, ...) of a value; (N, S)."""
@@ -291,6 +298,16 @@ def sweep(
     return done
 
 
+def relaxed_at(graph: Graph, values: dict[int, Interval], slopes: Callable[[int], Slopes]) -> Sweep:
+    """The relaxations on intervals from elsewhere, in plain arithmetic."""
+    relaxations = {
+        number: relax(node.operator, values[node.inputs[0]], slopes(number))
+        for number, node in enumerate(graph.nodes)
+        if not is_exact(node.operator)
+    }
+    return Sweep(values, relaxations)
+
+
 def intervals(graph: Graph, region: Region, stop: int | None = None) -> dict[int, Interval]:
     """The interval of every value: IBP, and affine images of the ball itself where the region is one."""
     images = BallImages(graph, region)
@@ -343,16 +360,18 @@ def unsettled(operator: Operator, value: Interval) -> Tensor:
     """Where a tighter interval could make a better relaxation."""
     if isinstance(operator, Rectifier):
         return (value.lower < 0) & (value.upper > 0)
-    return value.radius > 0
+    return contested(operator, value) if isinstance(operator, MaxPool) else value.radius > 0
 
 
 def is_exact_interval(graph: Graph, region: Region, value: int) -> bool:
-    """Whether intervals lose nothing there: affine maps of a box, at most one of which mixes entries."""
+    """Whether intervals lose nothing there: affine maps of a box, at most one of which mixes entries, and functions
+    of single entries."""
     mixing = 0 if isinstance(region, Box) else math.inf
     while value:
         node = graph.nodes[value - 1]
-        if not isinstance(node.operator, Affine):
+        if isinstance(node.operator, Affine):
+            mixing += not node.operator.entrywise
+        elif not isinstance(node.operator, Elementwise):
             return False
-        mixing += not node.operator.entrywise
         value = node.inputs[0]
     return mixing <= 1

@@ -132,7 +132,7 @@ class Patches(Maps):
         node = self.graph.nodes[number]
         signs = (1, node.operator.sign) if isinstance(node.operator, Sum) else (1,) if channels else ()
         for source, sign in zip(node.inputs, signs, strict=False):
-            if self.plan.readers[source] == 1:
+            if self.plan.readers.get(source) == 1:
                 self._hot[source] = sign * hot if channels is None else hot * channels[0][self.channel]
 
     def _kept_inside(self, value: int) -> bool:
@@ -161,23 +161,28 @@ class Patches(Maps):
         return F.pad(part, pads)
 
     def cut(self, value: int, tensor: Tensor) -> Tensor:
-        """What a tensor (N, C, H, W) of a value, or of as large a map, is for each of the P: (P, C, h, w), or
-        (P, C, H, W) where there is no window; 0 outside the map."""
-        window = self.plan.windows.get(value)
-        return tensor[self.owner] if window is None else self.cut_to(window, tensor)
+        """What a tensor of a value for each of N examples, or of channels of the same map, is for each of the P:
+        (P, C, h, w), 0 outside the map; the whole (P, ...) where there is no window."""
+        if (window := self.plan.windows.get(value)) is None:
+            return tensor[self.owner]
+        corner, every = [], self._every(value, window, tensor)
+        for i, place in enumerate(self._places):
+            corner.append(place * window.stride[i] + max(0, window.start[i]))
+        return every[self.owner, :, corner[0], corner[1]]
 
-    def cut_to(self, window: Window, tensor: Tensor) -> Tensor:
-        """The same for a window."""
-        shape = tuple(tensor.shape[2:])
-        pads, corner = [], []
-        for i in (1, 0):
-            low = window.start[i]
-            high = window.stride[i] * (self._shape[1 + i] - 1) + low + window.size[i] - shape[i]
-            pads += [max(0, -low), max(0, high)]
-            corner.append(self._places[i] * window.stride[i] + low + max(0, -low))
-        padded = F.pad(tensor, pads) if any(pads) else tensor
-        every = padded.unfold(2, window.size[0], 1).unfold(3, window.size[1], 1)
-        return every[self.owner, :, corner[1], corner[0]]
+    def _every(self, value: int, window: Window, tensor: Tensor) -> Tensor:
+        """All windows of a tensor, padded by what they reach beyond the map: (N, C, rows, columns, h, w)."""
+        known = self.plan.padded.get(key := (id(tensor), window))
+        if known is None or known[0] is not tensor:
+            shape = self.graph.shape(value)[1:]
+            maps, pads = tensor.reshape(len(tensor), -1, *shape), []
+            for i in (1, 0):
+                end = window.stride[i] * (self._shape[1 + i] - 1) + window.start[i] + window.size[i]
+                pads += [max(0, -window.start[i]), max(0, end - shape[i])]
+            padded = F.pad(maps, pads) if any(pads) else maps
+            every = padded.unfold(2, window.size[0], 1).unfold(3, window.size[1], 1)
+            self.plan.padded[key] = known = (tensor, every)
+        return known[1]
 
     def corner(self, window: Window) -> tuple[Tensor, Tensor]:
         """Row and column at which each window begins, (P,) each."""
@@ -188,8 +193,7 @@ class Patches(Maps):
         """Of a step whose result is this value."""
         if value not in self.plan.windows:
             return cost.take(self.owner)
-        share = cost.share.view(-1, *self.graph.shape(value))
-        return Cost(self.cut(value, share).flatten(1), cost.floor[self.owner])
+        return Cost(self.cut(value, cost.share).flatten(1), cost.floor[self.owner])
 
     def relaxation(self, number: int, relaxation: Relaxation) -> Relaxation:
         """That of a node, without its cost."""
@@ -271,11 +275,9 @@ def _(relaxation: SortedPairs, patches: Patches, number: int) -> Relaxation:
 
 @cropped.register
 def _(relaxation: Winners, patches: Patches, number: int) -> Relaxation:
-    shape = patches.graph.shape(number + 1)
     window, columns = patches.plan.parts[number, 0], relaxation.shape[2]
     index, alone, largest = (
-        patches.cut(number + 1, t.view(-1, *shape)).flatten(2)
-        for t in (relaxation.index, relaxation.alone, relaxation.largest)
+        patches.cut(number + 1, t).flatten(2) for t in (relaxation.index, relaxation.alone, relaxation.largest)
     )
     top, left = (t[:, None, None] for t in patches.corner(window))
     row, column = torch.div(index, columns, rounding_mode="floor") - top, index % columns - left

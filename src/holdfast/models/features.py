@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from holdfast.component import nearest
-from holdfast.inference import as_module, own_inputs, quiet_door
+from holdfast.inference import as_module, door, own_inputs, quiet_door
 from holdfast.layers.lipschitz import AffineLinear
 
 
@@ -160,6 +160,7 @@ class LayerOutputs:
     """Outputs of the named modules, averaged over space or tokens, (N, channels)."""
 
 
+@door
 @torch.no_grad()
 def collect_layers(
     model: nn.Module, x: Tensor, layers: Sequence[str] = (), *, head: str | None = None, batch_size: int = 256

@@ -27,7 +27,7 @@ def offset_cross_entropy(logits: Tensor, y: Tensor, offset: float, temperature: 
 def logit_margins(logits: Tensor, y: Tensor) -> Tensor:
     """z_y − max_{j ≠ y} z_j, (N,)."""
     own = F.one_hot(labels_only(y), logits.shape[1]).bool()
-    return logits[own] - logits.masked_fill(own, -math.inf).amax(1)
+    return torch.where(own, logits, 0).sum(1) - logits.masked_fill(own, -math.inf).amax(1)  # no mask: it would wait
 
 
 class OffsetCrossEntropy(Objective, name="offset-cross-entropy"):
