@@ -102,3 +102,22 @@ def test_excluded_are_the_classes_with_a_positive_margin(certifier: BoundCertifi
         else:
             assert not excluded.any()
     assert 0 < found.excluded.sum() < 40 * 3
+
+
+class Logarithms(nn.Module):
+    """log of each of two inputs: z_0 − z_1 = log x_0 − log x_1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.log()
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown", "cascade"])
+def test_where_a_network_may_not_be_defined_it_is_not_verified_and_others_are(method: str) -> None:
+    x = torch.tensor([[0.9, 0.3], [0.9, 0.1], [0.5, 0.3]], dtype=torch.float64)
+    certifier = BoundCertifier(method=method, radius_search="always")
+    found = certifier(Logarithms(), x, torch.zeros(3, dtype=torch.int64), Threat("linf", 0.2, -1.0, 1.0))
+    assert found.verified.tolist() == [True, False, False]
+    assert found.status[1] == "error"  # it may reach log 0
+    expected = torch.tensor([0.3, 0.0, 0.1], dtype=torch.float64)
+    assert (found.radius <= expected).all()
+    torch.testing.assert_close(found.radius, expected, rtol=0, atol=0.01)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from holdfast.bounds.operators import Affine, Operator, Shape, UnsupportedOperator, moved
+from holdfast.bounds.interval import Interval, rule
+from holdfast.bounds.operators import Affine, Operator, Shape, UnsupportedOperator, apply, moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +69,26 @@ _OTHER_NAMES = {"self": "input", "axis": "dim", "axes": "dim", "keepdims": "keep
 
 @dataclass(frozen=True)
 class Steps(Operator):
-    """Several operators in the place of one call; no graph holds it, only its steps."""
+    """Several operators in the place of one call; a graph holds its steps."""
 
     steps: tuple[tuple[Operator, tuple[int, ...]], ...]
     """Each with the numbers of what it reads: the activations of the call in order, then results of steps."""
+
+
+@apply.register
+def _(operator: Steps, *values: Tensor) -> Tensor:
+    found = [*values]
+    for step, inputs in operator.steps:
+        found.append(apply(step, *(found[i] for i in inputs)))
+    return found[-1]
+
+
+@rule.register
+def _(operator: Steps, *values: Interval) -> Interval:
+    found = [*values]
+    for step, inputs in operator.steps:
+        found.append(rule(step, *(found[i] for i in inputs)))
+    return found[-1]
 
 
 class Chain:

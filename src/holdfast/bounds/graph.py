@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils import _pytree
 
+from holdfast.bounds.attention import multihead_attention
 from holdfast.bounds.calls import SAME, Argument, Call, Lowered, Several, Steps
 from holdfast.bounds.functions import FUNCTIONS
 from holdfast.bounds.heads import without_heads
@@ -264,6 +265,11 @@ class _Normaliser(fx.Interpreter):
             if kind in BATCH_NORMS:
                 mean, var = (self.statistics or {}).get(module, (module.running_mean, module.running_var))
                 return batch_norm(module, mean, var)
+            if kind is nn.MultiheadAttention:
+                given = [leaf for leaf in _pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Argument)]
+                shapes = [tuple(each.value.shape[1:]) for each in given]
+                settings = {**kwargs, "attn_mask": kwargs.get("attn_mask", args[3:] or None)}
+                return Several((multihead_attention(module, shapes, settings), None))
             if kind in TWINS:
                 function, rest = TWINS[kind](module)
                 return FUNCTIONS[function](Call(function, (*args, *rest), kwargs, value))

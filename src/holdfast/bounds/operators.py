@@ -374,7 +374,7 @@ def walk(
         try:
             known[number + 1] = step(number, node.operator, *(known[i] for i in node.inputs))
         except OutsideDomain as fault:
-            raise UnsupportedOperator(f"at {node.path}: {fault}") from None
+            raise OutsideDomain(f"at {node.path}: {fault}") from None
     return known
 
 

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.bounds import Bounder, BoundMethod, region_of
+from holdfast.bounds.operators import OutsideDomain
 from holdfast.bounds.relaxation import SlopeRule
 from holdfast.bounds.rounding import Rounding
 from holdfast.certify.certificate import Deterministic, Examples, Findings, Tell, by_class
@@ -188,9 +189,19 @@ class _Level:
 
     def __call__(self, stage: int, x: Tensor, y: Tensor, threat: Threat, eps: Tensor) -> tuple[Tensor, Tensor]:
         """The margin bounds of each example, (n, K−1) float64, and what more precision could make of the lowest,
-        (n,)."""
+        (n,); −inf where the network may not be defined on the whole set."""
         region = region_of(x.to(self.place), threat, eps.to(self.place.device), self.rounding)
-        found = self.bounders[stage].bound(region, y.to(self.place.device))
+        try:
+            found = self.bounders[stage].bound(region, y.to(self.place.device))
+        except OutsideDomain:
+            if len(x) > 1:
+                halves = zip(*(t.chunk(2) for t in (x, y, eps)), strict=True)
+                parts = [self(stage, each, label, threat, radius) for each, label, radius in halves]
+                return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+            graph = self.bounders[stage].graph
+            return eps.new_full((1, graph.shape(len(graph.nodes))[0] - 1), -torch.inf), torch.full_like(
+                eps, -torch.inf
+            )
         return found.lower.to(eps), found.hope.amin(1).to(eps)
 
 
