@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
 from holdfast.bounds import budget
-from holdfast.bounds.ball import Gains, ball_margins, certified_gains, lipschitz_margins
+from holdfast.bounds.ball import ball_margins, lipschitz_margins
+from holdfast.bounds.gains import Gains, certified_gains
 from holdfast.bounds.graph import trace
 from holdfast.bounds.heads import margins_after, outputs_after
 from holdfast.bounds.interval import Interval
