@@ -24,6 +24,7 @@ from holdfast.bounds.relaxation import SlopeRule, slopes_by
 from holdfast.bounds.rounding import Arithmetic, Bound, Rounding
 from holdfast.bounds.specification import (
     interval_margins,
+    interval_margins_at,
     interval_of_rows,
     interval_values,
     linear_bounds,
@@ -108,16 +109,19 @@ class Bounder:
             self._gains = self._gains or certified_gains(graph, region.box.centre)
             bound = ball_margins if method.method == "bcp" else lipschitz_margins
             return bound(graph, region, y, self._gains)
+        known = None
         if method.method == "alpha-crown":
             margins = optimised_margins(graph, region, y, method.iterations, method.intersect)
-        elif method.method == "one-step":
-            slopes = one_step_slopes(graph, region, y, method.seed)
-            margins = linear_margins(graph, region, sweep(graph, region, slopes), y)
         else:
-            margins = linear_margins(graph, region, self._sweep(region), y)
+            one_step = method.method == "one-step"
+            slopes = one_step_slopes(graph, region, y, method.seed) if one_step else None
+            done = self._sweep(region) if slopes is None else sweep(graph, region, slopes)
+            margins = linear_margins(graph, region, done, y)
+            known = None if method.expensive else done.values
         if not method.intersect:
             return margins
-        return margins._replace(lower=torch.maximum(margins.lower, interval_margins(graph, region, y).lower))
+        cut = interval_margins_at(graph, region, known or interval_values(graph, region), y)
+        return margins._replace(lower=torch.maximum(margins.lower, cut.lower))
 
     def _outputs(self, region: Region) -> Interval:
         shape, like = self.graph.shape(len(self.graph.nodes)), region.box.centre
