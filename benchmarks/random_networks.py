@@ -1,5 +1,6 @@
 """Small random networks of many structures, near their class boundaries, in float32 or float64.
 
+Beside layers of affine pieces: smooth functions, products and quotients, softmax, LayerNorm and attention.
 What naive bounds get wrong: weights and biases over 2^±20, large biases that round the rest away and cancel later,
 BatchNorm of large running means, inputs closer to an edge than their spacing.
 """
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from exact import Residual
+from exact_smooth import SMOOTH, Attention, Squared, Turned
 from torch import Tensor, nn
 
 from holdfast.layers import Abs, MaxMin, Normalize
@@ -129,6 +131,49 @@ def residual(draw: Draw) -> tuple[nn.Sequential, tuple[int, ...]]:
     return nn.Sequential(*layers, nn.Linear(width, draw.integer(2, 3))), (entries,)
 
 
+def smooth(draw: Draw) -> tuple[nn.Sequential, tuple[int, ...]]:
+    model, shape = dense(draw)
+    kinds = tuple(SMOOTH)
+    return nn.Sequential(*(c if isinstance(c, nn.Linear) else draw.one_of(kinds)() for c in model)), shape
+
+
+def product(draw: Draw) -> tuple[nn.Sequential, tuple[int, ...]]:
+    entries, width = draw.integer(1, 6), draw.integer(2, 5)
+    layers: list[nn.Module] = []
+    for before in (entries, width)[: draw.integer(1, 2)]:
+        inner = draw.one_of((Squared(), Turned(width, over=False), Turned(width, over=True)))
+        layers += [nn.Linear(before, width), inner]
+    return nn.Sequential(*layers, nn.Linear(width, draw.integer(2, 3))), (entries,)
+
+
+def inner_softmax(draw: Draw) -> tuple[nn.Sequential, tuple[int, ...]]:
+    entries, width = draw.integer(1, 8), draw.integer(2, 6)
+    layers = [nn.Linear(entries, width), nn.Softmax(1), nn.Linear(width, width), activation(draw)]
+    return nn.Sequential(*layers, nn.Linear(width, draw.integer(2, 3))), (entries,)
+
+
+def layer_norm(draw: Draw) -> tuple[nn.Sequential, tuple[int, ...]]:
+    entries, width = draw.integer(1, 8), draw.integer(2, 6)
+    norm = nn.LayerNorm(width, eps=draw.power(-20, 0))
+    layers = [nn.Linear(entries, width), norm, activation(draw)]
+    return nn.Sequential(*layers, nn.Linear(width, draw.integer(2, 3))), (entries,)
+
+
+def attention(draw: Draw) -> tuple[nn.Sequential, tuple[int, ...]]:
+    entries, columns = draw.integer(1, 8), draw.integer(1, 3)
+    width = columns * draw.integer(1, 3)
+    layers = [nn.Linear(entries, width), Attention(columns), nn.Linear(width, 4), activation(draw)]
+    return nn.Sequential(*layers, nn.Linear(4, draw.integer(2, 3))), (entries,)
+
+
+CALM: dict[str, Callable[[Draw], tuple[nn.Sequential, tuple[int, ...]]]] = {
+    "smooth": smooth,
+    "product": product,
+    "softmax": inner_softmax,
+    "layer norm": layer_norm,
+    "attention": attention,
+}
+"""Kinds whose weights are mostly of ordinary size: with others they are flat."""
 KINDS: dict[str, Callable[[Draw], tuple[nn.Sequential, tuple[int, ...]]]] = {
     "linear": linear,
     "deep linear": deep_linear,
@@ -142,6 +187,7 @@ KINDS: dict[str, Callable[[Draw], tuple[nn.Sequential, tuple[int, ...]]]] = {
     "BatchNorm": batch_norm,
     "Normalize": normalize,
     "residual": residual,
+    **CALM,
 }
 
 
@@ -150,17 +196,20 @@ def fill(draw: Draw, model: nn.Sequential, x: Tensor, biases: str) -> Tensor:
 
     Args:
         biases: ``absolute`` scales them by 2^±20, ``comparable`` by the spread of what they are added to, and
-            ``active`` makes them large and positive, up to where the precision just sees the spread.
+            ``active`` makes them large and positive, up to where the precision just sees the spread. ``calm`` is
+            comparable, and scales weights by 2^±2 where the others do by 2^±20.
     """
     for module in model:
         if isinstance(module, nn.Linear | nn.Conv2d):
             assert module.bias is not None
             weight = draw.normal(*module.weight.shape) / math.sqrt(module.weight[0].numel())
-            module.weight.copy_(draw.rounded(weight * draw.power(-20, 20)))
+            reach = 2 if biases == "calm" else 20
+            module.weight.copy_(draw.rounded(weight * draw.power(-reach, reach)))
             module.bias.zero_()
             spread = _spread(module(x))
             scale = {
                 "absolute": lambda: draw.power(-20, 20),
+                "calm": lambda spread=spread: spread * draw.power(-3, 3),
                 "comparable": lambda spread=spread: spread * draw.power(-3, 3),
                 "active": lambda spread=spread: spread * draw.power(3, 0.8 * draw.digits),
             }[biases]()
@@ -204,6 +253,7 @@ def network(draw: Draw, kind: str, examples: int, low: float, high: float) -> tu
         x = x[-1] + (x - x[-1]) * draw.power(-draw.digits, 0)
     x = (draw.rounded(start + x)).clamp(low, high)
     biases = "active" if kind.startswith("always") else draw.one_of(("absolute", "comparable", "active"))
+    biases = "calm" if kind in CALM and draw.rng.random() < 0.8 else biases
     logits = fill(draw, model, x, biases)
     if draw.rng.random() < 0.9:
         last = model[-1]

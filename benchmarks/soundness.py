@@ -9,12 +9,13 @@ certifier of the same settings said "verified" (alpha-crown with two gradient st
 l_inf, l_2 and l_1 within a box, and boxes given entry by entry. The oracle (``exact.py``, ``exact_region.py``)
 looks for a real input of the closed set at which the class is not strictly the largest, with the float weights
 taken as they are: in a network of one affine piece it finds it whenever there is one, else by climbing from the
-input, from a random vertex and from what an attack found. Nothing in it is rounded. Not covered: functions without
-rational values (sigmoid, softmax, layers whose weights follow from others), and what torch itself computes of these
-inputs.
+input, from a random vertex and from what an attack found. Nothing in it is rounded but smooth functions (sigmoid,
+softmax, LayerNorm), to 400 binary places. Not covered: layers whose weights follow from others, and what torch
+itself computes of these inputs.
 
 Prints what was tried, claimed and false, and the first false case of each batch with what makes it again:
-``--seed S --only NUMBER``. Exit code 1 if a certificate is false. Ctrl-C prints what was counted so far.
+``--seed S --only NUMBER``, and the same ``--networks``. Exit code 1 if a certificate is false. Ctrl-C prints what
+was counted so far.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ class Batch:
     """What is said to hold of each input: in words, and the set; None where nothing is."""
 
     @classmethod
-    def drawn(cls, seed: int, number: int) -> Batch:
+    def drawn(cls, seed: int, number: int, kinds: tuple[str, ...] = tuple(KINDS)) -> Batch:
         draw = Draw(seed, number)
-        method, kind = METHODS[number % len(METHODS)], draw.one_of(tuple(KINDS))
+        method, kind = METHODS[number % len(METHODS)], draw.one_of(kinds)
         region = draw.one_of(REGIONS if method in BOUNDS else REGIONS[:-1])
         low, high = draw.one_of(BOXES)
         norm = "linf" if region == "box" else region
@@ -228,13 +229,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="the number of a single batch")
+    parser.add_argument(
+        "--networks", nargs="*", choices=KINDS, default=[*KINDS], help="kinds of them; all by default"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     count, started = Count(), time.perf_counter()
     numbers = range(-(-options.cases // EXAMPLES)) if options.only is None else [options.only]
     try:
         for number in numbers:
-            count.judge(Batch.drawn(options.seed, number))
+            count.judge(Batch.drawn(options.seed, number, tuple(options.networks)))
             if number % 100 == 99:
                 tried, claimed, false = (sum(c.values()) for c in (count.tried, count.claimed, count.false))
                 seconds = time.perf_counter() - started

@@ -33,7 +33,12 @@ def exact_region(exact: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleTy
 
 
 @pytest.fixture
-def soundness(exact_region: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def exact_smooth(exact: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return script("exact_smooth", monkeypatch)
+
+
+@pytest.fixture
+def soundness(exact_region: ModuleType, exact_smooth: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     script("random_networks", monkeypatch)
     return script("soundness", monkeypatch)
 

@@ -54,6 +54,24 @@ def test_values_and_gradients_are_those_of_float64(exact: ModuleType) -> None:
         torch.testing.assert_close(found / scale, slope.flatten(), rtol=0, atol=1e-12)
 
 
+def test_smooth_layers_are_those_of_float64(exact: ModuleType, exact_smooth: ModuleType) -> None:
+    smooth = [kind() for kind in exact_smooth.SMOOTH]
+    norm, squared = nn.LayerNorm(6), exact_smooth.Squared()
+    turned, mixed = [exact_smooth.Turned(6, over) for over in (False, True)], exact_smooth.Attention(2)
+    for inner in (*smooth, norm, squared, *turned, mixed, nn.Softmax(1)):
+        model = nn.Sequential(nn.Linear(3, 6), inner, nn.Linear(6, 3)).double().eval()
+        point = 3 * torch.randn(3, dtype=torch.float64)
+        margins, gradient = exact.ExactNetwork(model, (3,)).margins(exact.exactly(point), 1)
+        free = point[None].clone().requires_grad_(True)
+        logits = model(free)[0]
+        expected = logits[1] - logits[[0, 2]]
+        assert np.abs(np.array(margins.floats()) - expected.detach().numpy()).max() < 1e-12
+        (slope,) = torch.autograd.grad(expected[1], free)
+        places = gradient(1)
+        found = torch.tensor([float(Fraction(n, abs(places).max())) for n in places], dtype=torch.float64)
+        torch.testing.assert_close(found, slope.flatten() / slope.abs().max(), rtol=0, atol=1e-10)
+
+
 def test_a_variance_without_a_rational_root_is_refused(exact: ModuleType) -> None:
     with pytest.raises(ValueError, match="no rational root"):
         exact.ExactNetwork(nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2)).eval(), (2,))

@@ -210,6 +210,41 @@ class VisionTransformer(nn.Module):
         return self.head(self.norm(self.blocks(tokens)).mean(1))
 
 
+class MultiHead(nn.Module):
+    """The module of torch between two dense layers."""
+
+    def __init__(self, *, bias: bool = True, result: int = 0, masked: bool = False) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, bias=bias)
+        self.result, self.mask = result, torch.ones(5, 5).triu(1).bool() if masked else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        results = self.attention(h, h, torch.tanh(h), need_weights=self.result > 0, attn_mask=self.mask)
+        return self.last((h + results[self.result]).mean(1))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_multi_head_attention_is_bounded(bias: bool) -> None:
+    torch.manual_seed(0)
+    model, x = MultiHead(bias=bias).double().eval(), torch.rand(2, 5, 4).double()
+    answers = model(inside(x, 0.05, 100).flatten(0, 1)).view(2, 100, 3)
+    for method in ("ibp", "crown-ibp", "crown"):
+        lower, upper = bound_outputs(model, x, Threat("linf", 0.05), method)
+        assert (lower[:, None] <= answers).all()
+        assert (answers <= upper[:, None]).all()
+    assert (upper - lower).max() < 0.2
+
+
+def test_multi_head_attention_is_refused_with_a_mask_and_for_its_weights() -> None:
+    x = torch.rand(2, 5, 4)
+    with pytest.raises(UnsupportedOperator, match=r"'attention': .*without a mask"):
+        bound_outputs(MultiHead(masked=True).eval(), x, Threat("linf", 0.05))
+    with pytest.raises(UnsupportedOperator, match="only the first of several results"):
+        bound_outputs(MultiHead(result=1).eval(), x, Threat("linf", 0.05))
+
+
 def transformer() -> tuple[VisionTransformer, Tensor, Tensor]:
     torch.manual_seed(0)
     model, x = VisionTransformer().eval(), torch.rand(2, 1, 8, 8)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from holdfast.bounds.operators import Affine, Operator, Shape, UnsupportedOperator, moved
+from holdfast.bounds.interval import Interval, rule
+from holdfast.bounds.operators import Affine, Operator, Shape, UnsupportedOperator, apply, moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class Call:
         args, kwargs = _pytree.tree_map(lambda a: x if isinstance(a, Argument) else a, (self.args, self.kwargs))
         return self.function(*args, **kwargs)
 
-    def read(self, rule: Callable[..., Lowered]) -> Lowered:
+    def read(self, reader: Callable[..., Lowered]) -> Lowered:
         """What a rule makes of the arguments, which it takes by the names that the function gives them.
 
         Raises:
@@ -57,10 +58,10 @@ class Call:
         """
         renamed = {_OTHER_NAMES.get(name, name): value for name, value in self.kwargs.items()}
         try:
-            bound = inspect.signature(rule).bind(*self.args, **renamed)
+            bound = inspect.signature(reader).bind(*self.args, **renamed)
         except TypeError as fault:
             raise UnsupportedOperator(f"called like this it has no rule: {fault}") from None
-        return rule(*bound.args, **bound.kwargs)
+        return reader(*bound.args, **bound.kwargs)
 
 
 _OTHER_NAMES = {"self": "input", "axis": "dim", "axes": "dim", "keepdims": "keepdim", "x1": "input", "x2": "other"}
@@ -68,10 +69,26 @@ _OTHER_NAMES = {"self": "input", "axis": "dim", "axes": "dim", "keepdims": "keep
 
 @dataclass(frozen=True)
 class Steps(Operator):
-    """Several operators in the place of one call; no graph holds it, only its steps."""
+    """Several operators in the place of one call; a graph holds its steps."""
 
     steps: tuple[tuple[Operator, tuple[int, ...]], ...]
     """Each with the numbers of what it reads: the activations of the call in order, then results of steps."""
+
+
+@apply.register
+def _(operator: Steps, *values: Tensor) -> Tensor:
+    found = [*values]
+    for step, inputs in operator.steps:
+        found.append(apply(step, *(found[i] for i in inputs)))
+    return found[-1]
+
+
+@rule.register
+def _(operator: Steps, *values: Interval) -> Interval:
+    found = [*values]
+    for step, inputs in operator.steps:
+        found.append(rule(step, *(found[i] for i in inputs)))
+    return found[-1]
 
 
 class Chain:
