@@ -6,7 +6,8 @@ import contextlib
 import operator as python
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -46,6 +47,8 @@ _SHAPE_FUNCTIONS = {len, torch.numel, torch.ops.aten.sym_size.int, torch.ops.ate
 
 Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
 """Mean and biased variance that each BatchNorm saw in a training forward."""
+Maker = Callable[[Statistics], Operator]
+"""Makes an operator again, of the weights of the moment."""
 
 
 def trace(
@@ -69,6 +72,16 @@ def trace(
         UnsupportedOperator: an operator without a bound rule, by module path and name; or a module whose
             normalised form does not reproduce its own output.
     """
+    graph, _ = traced(model, x, statistics)
+    if statistics is None and len(x):
+        model = without_compilation(model)
+        with uncompiled(), weights_named(model, x), eval_mode(model), outside_inference_mode():
+            _check(graph, model, torch.cat([x.detach(), *(box or ())]))
+    return graph
+
+
+def traced(model: nn.Module, x: Tensor, statistics: Statistics | None) -> tuple[Graph, list[Maker | None]]:
+    """``trace`` without the comparison, and how its operators are made again; None where that takes a new trace."""
     model = without_compilation(model)
     refuse_what_tracing_skips(model)
     with outside_inference_mode():
@@ -80,22 +93,26 @@ def trace(
             root, calls, inputs = calls_of(whole, sample, whole=bool(statistics))
         normaliser = _Normaliser(root, calls, sample, statistics)
         with weights_named(model, sample), eval_mode(model), outside_inference_mode():
-            normaliser.run(*inputs)
-            graph = without_heads(_pruned(normaliser.nodes, normaliser.last, tuple(sample.shape[1:])))
-            if statistics is None and len(x):
-                _check(graph, model, torch.cat([x.detach(), *(box or ())]))
-    return graph
+            _refuse_masks(normaliser.run(*inputs))
+            kept = _needed(normaliser.nodes, normaliser.last)
+            graph = without_heads(_pruned(normaliser.nodes, kept, tuple(sample.shape[1:])))
+    return graph, [normaliser.makers[value - 1] for value in kept][: len(graph.nodes)]
 
 
-def _pruned(nodes: list[Node], last: int, input_shape: tuple[int, ...]) -> Graph:
-    """The nodes that the last value follows from."""
+def _needed(nodes: list[Node], last: int) -> list[int]:
+    """The values that the last one follows from, itself among them, but for the inputs."""
     wanted = {last}
     for number in range(last - 1, -1, -1):
         if number + 1 in wanted:
             wanted.update(nodes[number].inputs)
-    numbers = {old: new for new, old in enumerate(sorted(wanted | {0}))}
-    kept = [nodes[value - 1] for value in sorted(wanted - {0})]
-    return Graph([replace(node, inputs=tuple(numbers[i] for i in node.inputs)) for node in kept], input_shape)
+    return sorted(wanted - {0})
+
+
+def _pruned(nodes: list[Node], kept: list[int], input_shape: tuple[int, ...]) -> Graph:
+    """The nodes of these values alone."""
+    numbers = {old: new for new, old in enumerate([0, *kept])}
+    found = [nodes[value - 1] for value in kept]
+    return Graph([replace(node, inputs=tuple(numbers[i] for i in node.inputs)) for node in found], input_shape)
 
 
 _Numbers = int | None | tuple[Any, ...]
@@ -110,6 +127,8 @@ class _Normaliser(fx.Interpreter):
         self.extra_traceback = False
         self.sample, self.statistics = sample, statistics
         self.nodes: list[Node] = []
+        self.makers: list[Maker | None] = []
+        """Of each node."""
         self.value_of: dict[fx.Node, _Numbers] = {}
         self.order = {node: number for number, node in enumerate(calls.nodes)}
         self.read = _read(node for node in calls.nodes if node.op == "output" or self._is_in_place(node))
@@ -190,7 +209,7 @@ class _Normaliser(fx.Interpreter):
             return self._steps(n, made, sources, samples)
         if isinstance(made, Affine | Monotone | Elementwise) and len(sources) > 1:
             raise UnsupportedOperator("more than one of its arguments depends on the input")
-        return self._written(n, made, tuple(sources), result)
+        return self._written(n, made, tuple(sources), result, alone=True)
 
     def _refuse_result(self, result: Any) -> None:
         if not isinstance(result, Tensor) or result.shape[:1] != self.sample.shape[:1]:
@@ -201,9 +220,12 @@ class _Normaliser(fx.Interpreter):
                 "network in one"
             )
 
-    def _written(self, n: fx.Node, operator: Operator, inputs: tuple[int, ...], result: Tensor) -> int:
+    def _written(
+        self, n: fx.Node, operator: Operator, inputs: tuple[int, ...], result: Tensor, *, alone: bool = False
+    ) -> int:
         if operator is SAME:
             return inputs[0]
+        self.makers.append(self._maker(n, operator, alone))
         self.nodes.append(Node(operator, inputs, _place(n), tuple(result.shape[1:])))
         return len(self.nodes)
 
@@ -265,6 +287,23 @@ class _Normaliser(fx.Interpreter):
         call = Call(called, args, kwargs, value)
         return self._tried(n, called, rule(call), call)
 
+    def _maker(self, n: fx.Node, operator: Operator, alone: bool) -> Maker | None:
+        """How an operator of a call is made in a later step; it may be one of several."""
+        if n.op == "call_module":
+            module = self.fetch_attr(str(n.target))
+            kind = type_before_parametrizations(module)
+            own = (module.running_mean, module.running_var) if kind in BATCH_NORMS else ()
+            if own:
+                return lambda statistics: batch_norm(module, *statistics.get(module, own))
+            if kind not in TWINS:
+                return (lambda statistics: cast(Operator, MODULES[kind](module))) if alone else None
+            fixed = not module.state_dict()
+        else:
+            read = [leaf for leaf in _pytree.tree_leaves((n.args, n.kwargs)) if isinstance(leaf, fx.Node)]
+            others = _pytree.tree_leaves([self.env[leaf] for leaf in read if leaf not in self.value_of])
+            fixed = not any(isinstance(value, Tensor) for value in others)
+        return partial(_unchanged, operator) if fixed else None
+
     def _tried(self, n: fx.Node, kind: Any, operator: Lowered, function: Callable[[Tensor], Any]) -> Lowered:
         """The operator, which is tried if its rule is a user's and it has one input; in training it is not."""
         sources = [source for source in n.all_input_nodes if source in self.value_of]
@@ -301,6 +340,10 @@ def _read(ends: Iterator[fx.Node]) -> set[fx.Node]:
     return read
 
 
+def _unchanged(operator: Operator, statistics: Statistics) -> Operator:
+    return operator
+
+
 def _asks_for_shape(n: fx.Node) -> bool:
     """Whether a call returns the shape of an activation, not something computed from its values."""
     if n.op == "call_function" and n.target is getattr:
@@ -330,6 +373,11 @@ def _remedy(name: str) -> str:
     )
 
 
+def _refuse_masks(logits: Tensor) -> None:
+    if masks := masked_classes(logits):
+        raise UnsupportedOperator(f"bounds have no word for -inf: {masks}")
+
+
 def _check(graph: Graph, model: nn.Module, points: Tensor) -> None:
     """The graph at single points must be the module, also in a batch of another size than the sample's.
 
@@ -340,8 +388,6 @@ def _check(graph: Graph, model: nn.Module, points: Tensor) -> None:
     points = torch.cat([points, scattered])
     with torch.no_grad():
         logits = model(points.clone())
-        if masks := masked_classes(logits):
-            raise UnsupportedOperator(f"bounds have no word for -inf: {masks}")
         try:
             traced = walk(graph, {0: Interval.point(points)}, lambda number, operator, *v: rule(operator, *v))[
                 len(graph.nodes)
