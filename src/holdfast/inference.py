@@ -162,9 +162,23 @@ def weights_named(model: nn.Module, x: Tensor) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError) as fault:
-        if advice := _misplaced(model, x):
+        if advice := _misplaced(model, x) or _alone(model, x):
             raise ValueError(advice) from fault
         raise
+
+
+def _alone(model: nn.Module, x: Tensor) -> str | None:
+    """In words, a model that takes one input and not several."""
+    try:
+        with torch.no_grad():
+            taken = len(x) > 1 and len(model(x[:1])) == 1
+    except Exception:  # the module is the user's, and may fail in any way
+        return None
+    return (
+        "the model takes one input at a time: holdfast.layers.InPieces(model, 1) takes any number"
+        if taken
+        else None
+    )
 
 
 def _kind(answer: object) -> str:

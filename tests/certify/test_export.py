@@ -13,6 +13,7 @@ from helpers import images, small_cnn
 
 from holdfast import Threat
 from holdfast.certify import export_problems
+from holdfast.formats import read_onnx, read_vnnlib
 
 
 def test_the_files_say_what_the_threat_says(tmp_path: Path) -> None:
@@ -34,6 +35,22 @@ def test_the_files_say_what_the_threat_says(tmp_path: Path) -> None:
     rivals = re.findall(r"\(and \(>= Y_(\d) Y_(\d)\)\)", text)
     assert rivals == [(str(j), str(y[1].item())) for j in range(4) if j != y[1]]
     assert text.count("(") == text.count(")")
+
+
+def test_our_own_readers_read_what_was_written(tmp_path: Path) -> None:
+    model, (x, y), threat = small_cnn().eval(), images(3), Threat("linf", 0.3)
+    path = export_problems(model, x, y, threat, tmp_path / "problems", indices=[0, 1, 2])
+    network = read_onnx(path.parent / "model.onnx")
+    assert torch.allclose(network.module(x), model(x), atol=1e-5)
+    for row in range(3):
+        (query,) = read_vnnlib(path.parent / f"{row}.vnnlib").queries
+        lower, upper = threat.interval(x[row].double())
+        assert torch.allclose(query.lower, lower.flatten(), atol=1e-12)
+        assert torch.allclose(query.upper, upper.flatten(), atol=1e-12)
+        logits = model(x[row : row + 1]).double()[0]
+        margins = [float(logits[y[row]] - logits[j]) for j in range(4) if j != y[row]]
+        found = [float((matrix @ logits + offsets).max()) for matrix, offsets in query.unsafe]
+        assert sorted(found) == pytest.approx(sorted(margins))
 
 
 def test_only_boxes_can_be_said(tmp_path: Path) -> None:

@@ -49,6 +49,17 @@ def test_its_bounds_are_those_of_the_network(size: int, method: str) -> None:
     assert PGD(steps=3)(InPieces(network, size), x, y, threat, seed=0).x_adv.shape == x.shape
 
 
+def test_a_network_of_one_input_is_refused_with_the_remedy() -> None:
+    network, (x, y), threat = OfOneSize(1).eval(), images(4), Threat("linf", 0.05)
+    for ask in (
+        lambda: bound_margins(network, x, y, threat),
+        lambda: BoundCertifier()(network, x, y, threat),
+        lambda: PGD(steps=1)(network, x, y, threat, seed=0),
+    ):
+        with pytest.raises(ValueError, match=r"one input at a time: holdfast\.layers\.InPieces\(model, 1\)"):
+            ask()
+
+
 def test_a_batch_of_none_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         InPieces(OfOneSize(1), 0)

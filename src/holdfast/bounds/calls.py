@@ -50,7 +50,7 @@ class Call:
         args, kwargs = _pytree.tree_map(lambda a: x if isinstance(a, Argument) else a, (self.args, self.kwargs))
         return self.function(*args, **kwargs)
 
-    def read(self, rule: Callable[..., Lowered]) -> Lowered:
+    def read(self, reader: Callable[..., Lowered]) -> Lowered:
         """What a rule makes of the arguments, which it takes by the names that the function gives them.
 
         Raises:
@@ -58,10 +58,10 @@ class Call:
         """
         renamed = {_OTHER_NAMES.get(name, name): value for name, value in self.kwargs.items()}
         try:
-            bound = inspect.signature(rule).bind(*self.args, **renamed)
+            bound = inspect.signature(reader).bind(*self.args, **renamed)
         except TypeError as fault:
             raise UnsupportedOperator(f"called like this it has no rule: {fault}") from None
-        return rule(*bound.args, **bound.kwargs)
+        return reader(*bound.args, **bound.kwargs)
 
 
 _OTHER_NAMES = {"self": "input", "axis": "dim", "axes": "dim", "keepdims": "keepdim", "x1": "input", "x2": "other"}

@@ -166,9 +166,13 @@ class _Normaliser(fx.Interpreter):
         numbers = self.value_of[source]
         assert isinstance(numbers, tuple)
         kept = {id(part): number for part, number in zip(self.env[source], numbers, strict=True)}
-        if isinstance(value, Tensor):
-            return kept[id(value)]
-        return tuple(kept[id(part)] for part in value)
+        if isinstance(value, tuple | list):
+            return tuple(kept[id(part)] for part in value)
+        if (number := kept[id(value)]) is None:
+            raise UnsupportedOperator(
+                "only the first of several results has one: where the largest entries are, say, has none"
+            )
+        return number
 
     def _lowered(self, n: fx.Node, value: Any) -> _Numbers:
         """The numbers of the values that a call makes, whose operators are written down."""
@@ -179,7 +183,7 @@ class _Normaliser(fx.Interpreter):
             if isinstance(number, tuple):
                 return tuple(argument(*pair) for pair in zip(value, number, strict=True))
             if number is None:
-                raise UnsupportedOperator("it reads where the largest entries are, for which there is no rule")
+                raise UnsupportedOperator("only the first of several results has one")
             sources.append(number)
             samples.append(value)
             return Argument(value, len(sources) - 1)
@@ -303,12 +307,9 @@ class _Normaliser(fx.Interpreter):
     def _tried(self, n: fx.Node, kind: Any, operator: Lowered, function: Callable[[Tensor], Any]) -> Lowered:
         """The operator, which is tried if its rule is a user's and it has one input; in training it is not."""
         sources = [source for source in n.all_input_nodes if source in self.value_of]
-        if (
-            kind in REGISTERED
-            and not isinstance(operator, Steps | Several)
-            and self.statistics is None
-            and len(sources) == 1
-        ):
+        if isinstance(operator, Several) or len(sources) != 1 or self.statistics is not None:
+            return operator
+        if kind in REGISTERED:
             registered = f"the rule registered for {_name(kind)}"
             try:
                 try_once(operator, function, self.env[sources[0]])

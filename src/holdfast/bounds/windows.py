@@ -160,15 +160,15 @@ def _of_windows(call: Call, input: Argument, dim: Any, sign: int) -> Steps:
     steps, last = Chain(call), input.place
     last = steps.add(moved(lambda x: x.permute(0, *kept, *dims).reshape(len(x), 1, -1, size)), last)
     last = last if sign > 0 else steps.add(flip, last)
-    last = steps.add(MaxPool(lambda x: x.amax(-1), partial(_where_largest, size=size), 1), last)
+    last = steps.add(MaxPool(lambda x: x.amax(-1, keepdim=True), partial(_where_largest, size=size), 1), last)
     last = last if sign > 0 else steps.add(flip, last)
     steps.add(shaped(tuple(result.shape[1:])), last)
     return steps.steps
 
 
 def _where_largest(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    values, index = x.max(-1)
-    return values, index + size * torch.arange(x.shape[2], device=x.device)
+    values, index = x.max(-1, keepdim=True)
+    return values, index + size * torch.arange(x.shape[2], device=x.device)[:, None]
 
 
 WINDOWS: Rows = [
