@@ -27,8 +27,9 @@ class Norm(Protocol):
         """The largest ⟨g, δ⟩ over ‖δ‖ ≤ 1, (n,)."""
 
     @staticmethod
-    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
-        """A point of the ball of radius eps, (n, 1); ``room`` tells how far each entry may go in its direction."""
+    def project(delta: Tensor, eps: Tensor | float, room: Callable[[Tensor], Tensor]) -> Tensor:
+        """A point of the ball of radius eps, one or (n, 1); ``room`` tells how far each entry may go in its
+        direction."""
 
     @staticmethod
     def steepest(gradient: Tensor, movable: Callable[[], Tensor], share: float) -> Tensor:
@@ -74,8 +75,8 @@ class Linf:
         return gradient.abs().sum(1)
 
     @staticmethod
-    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
-        return delta.clamp(-eps, eps)
+    def project(delta: Tensor, eps: Tensor | float, room: Callable[[Tensor], Tensor]) -> Tensor:
+        return delta.clamp(-eps, eps)  # type: ignore[arg-type]
 
     @staticmethod
     def support(weight: Tensor, eps: Tensor, room: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class L2:
         return gradient.norm(dim=1)
 
     @staticmethod
-    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+    def project(delta: Tensor, eps: Tensor | float, room: Callable[[Tensor], Tensor]) -> Tensor:
         length = delta.norm(dim=1, keepdim=True)
         return torch.where(length > eps, delta * (eps / length), delta)
 
@@ -206,7 +207,7 @@ class L1:
         return gradient.abs().amax(1)
 
     @staticmethod
-    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+    def project(delta: Tensor, eps: Tensor | float, room: Callable[[Tensor], Tensor]) -> Tensor:
         """The nearest point of ball ∩ box: |d| = min(max(|u| − λ, 0), room), with the λ ≥ 0 that leaves length eps.
 
         That length falls with λ in straight pieces between |u| − room and |u|, where each entry begins
@@ -294,7 +295,7 @@ class L0:
         return gradient.abs().amax(1)
 
     @staticmethod
-    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+    def project(delta: Tensor, eps: Tensor | float, room: Callable[[Tensor], Tensor]) -> Tensor:
         """The entries of largest size stay."""
         rank = delta.abs().argsort(dim=1, descending=True).argsort(dim=1)
         return delta * (rank < eps)

@@ -244,6 +244,11 @@ class Sweep:
         """Lower bounds (N, S) of the functions a (N, S, ...) of a value."""
         return backward(graph, self.relaxations, value, a, self.costs).minimum(region)
 
+    def take(self, rows: Tensor) -> Sweep:
+        """What it knows of some examples, for passes from what comes last."""
+        relaxations = {number: relaxation.take(rows) for number, relaxation in self.relaxations.items()}
+        return Sweep({}, relaxations, self.costs and self.costs.take(rows))
+
     def patch_bound(self, region: Region, patches: Patches) -> Bound:
         """Those (P, 2 S) of the neurons at P positions and of their negatives."""
         costs, a = self.costs and self.costs.cut(patches), patches.start(region.box.centre)
@@ -296,6 +301,16 @@ def sweep(
 
     walk(graph, done.values, step, range(len(graph.nodes))[:stop])
     return done
+
+
+def relaxed_at(graph: Graph, values: dict[int, Interval], slopes: Callable[[int], Slopes]) -> Sweep:
+    """The relaxations on intervals from elsewhere, in plain arithmetic."""
+    relaxations = {
+        number: relax(node.operator, values[node.inputs[0]], slopes(number))
+        for number, node in enumerate(graph.nodes)
+        if not is_exact(node.operator)
+    }
+    return Sweep(values, relaxations)
 
 
 def intervals(graph: Graph, region: Region, stop: int | None = None) -> dict[int, Interval]:
