@@ -42,6 +42,7 @@ ORDER = [
     "norms",
     "draws",
     "files",
+    "memory",
     "numbers",
 ]
 """From the attic to the cellar; ``__init__`` is what ``import holdfast`` offers."""

@@ -24,6 +24,7 @@ from holdfast.inference import (
     plain_arithmetic,
     predict,
 )
+from holdfast.memory import in_pieces
 from holdfast.search import Ascent
 from holdfast.threat import Threat
 
@@ -285,11 +286,15 @@ class MinimumNormAttack(Attack):
 
     def perturb(self, model: nn.Module, targets: Targets, threat: Threat) -> Ascent:
         model, result = _Finite(model), Ascent.before(targets.x)
-        for rows in torch.arange(len(targets.x), device=targets.x.device).split(targets.batch_size):
+
+        def minimised(numbers: Tensor) -> tuple[Tensor, Ascent]:
+            rows = numbers.to(targets.x.device)
             nearest = Nearest(targets.x[rows], threat)
             self.minimise(model, targets.take(rows), threat, nearest)
-            found = nearest.ascent
-            result.absorb(rows, found)
+            return rows, nearest.ascent
+
+        for _, found in in_pieces(self.name, len(targets.x), targets.batch_size, minimised):
+            result.absorb(*found)
         return result
 
     @abstractmethod

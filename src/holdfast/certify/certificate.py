@@ -14,6 +14,7 @@ from holdfast.bounds.operators import Graph
 from holdfast.bounds.rounding import Arithmetic
 from holdfast.component import Component
 from holdfast.inference import check_inputs, check_logits, door, frozen_eval, plain_arithmetic, predict
+from holdfast.memory import in_pieces
 from holdfast.threat import Threat
 
 Tell = Callable[[int, int], None]
@@ -250,7 +251,8 @@ class Certifier(Component, family="certifiers"):
         """What is found of all examples, N ≥ 1, in pieces as they are finished, each with the places of its
         examples: of the network's own predictions, batch by batch."""
         prove = self.prover(model, x[:batch_size], threat)
-        for places in torch.arange(len(x)).split(batch_size):
+
+        def proved(places: Tensor) -> Findings:
             batch, labels = x[places.to(x.device)], y[places.to(y.device)]
             logits = predict(model, batch, batch_size)
             check_logits(logits.nan_to_num(), labels)
@@ -258,7 +260,10 @@ class Certifier(Component, family="certifiers"):
             error = ~(logits.amax(1) - logits.amin(1)).isfinite()
             found = prove(Examples(batch, labels, logits))
             error = error if found.error is None else error | found.error
-            yield places, replace(found, prediction=logits.argmax(1), error=error)
+            return replace(found, prediction=logits.argmax(1), error=error)
+
+        for places, found in in_pieces(self.name, len(x), batch_size, proved):
+            yield places, found
             tell(len(x) - 1 - int(places[-1]), 0)
 
     def prover(self, model: nn.Module, x: Tensor, threat: Threat) -> Callable[[Examples], Findings]:
