@@ -4,7 +4,8 @@
 
 A case is one input of one network under one method, and the largest set that the method vouches for: the radius
 that comes with a certificate at a random eps, bisected to neighbouring numbers, or the largest eps of which a
-certifier of the same settings said "verified" (alpha-crown with two gradient steps). Networks are those of
+certifier of the same settings said "verified" (alpha-crown with two gradient steps, branch and bound with a
+quarter of a second). What branch and bound calls a counterexample is judged, too. Networks are those of
 ``random_networks.py``, their weights and biases scaled by up to 2^±20, in float32 or float64; sets are balls in
 l_inf, l_2 and l_1 within a box, and boxes given entry by entry. The oracle (``exact.py``, ``exact_region.py``)
 looks for a real input of the closed set at which the class is not strictly the largest, with the float weights
@@ -29,7 +30,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from exact import Exact, ExactNetwork
+from exact import Exact, ExactNetwork, exactly
 from exact_region import ExactRegion, counterexample
 from random_networks import KINDS, Draw, network
 from torch import Tensor, nn
@@ -37,12 +38,14 @@ from torch import Tensor, nn
 from holdfast import Threat
 from holdfast.attacks import PGD
 from holdfast.bounds import bound_margins
-from holdfast.certify import BoundCertifier, Certificate, LipschitzCertifier
+from holdfast.certify import BoundCertifier, BranchAndBoundCertifier, Certificate, LipschitzCertifier
 
 EXAMPLES = 20
 """Inputs of a network: cases of a batch."""
 BOUNDS = ("ibp", "crown-ibp", "crown", "cap", "one-step", "alpha-crown", "bcp", "lmt")
-METHODS = (*BOUNDS, "cascade", "lipschitz")
+METHODS = (*BOUNDS, "cascade", "lipschitz", "branch-and-bound")
+SECONDS, ROUNDS = 0.25, 5
+"""Of branch and bound for an input, and how often its verdict is bisected for."""
 REGIONS = ("linf", "linf", "l2", "l2", "l1", "box")
 BOXES = ((0.0, 1.0), (0.0, 1.0), (0.0, 2.0), (-3.0, 5.0), (-math.inf, math.inf))
 
@@ -62,6 +65,8 @@ class Batch:
     y: Tensor
     claims: list[tuple[str, ExactRegion] | None] = field(default_factory=list)
     """What is said to hold of each input: in words, and the set; None where nothing is."""
+    refuted: list[tuple[int, float, Exact]] = field(default_factory=list)
+    """Of an example, at which eps, and what is said to be a counterexample."""
 
     @classmethod
     def drawn(cls, seed: int, number: int, kinds: tuple[str, ...] = tuple(KINDS)) -> Batch:
@@ -79,7 +84,9 @@ class Batch:
     def certify(self, eps: float, search: bool) -> Certificate:
         """By the public certifiers."""
         certifier = (
-            LipschitzCertifier()
+            BranchAndBoundCertifier(seconds=SECONDS)
+            if self.method == "branch-and-bound"
+            else LipschitzCertifier()
             if self.method == "lipschitz"
             else BoundCertifier(
                 method=self.method,  # type: ignore[arg-type]
@@ -88,7 +95,15 @@ class Batch:
                 radius_search="always" if search else "never",
             )
         )
-        return certifier(self.model, self.x, self.y, self.threat.with_eps(eps))
+        certificate = certifier(self.model, self.x, self.y, self.threat.with_eps(eps))
+        if certificate.counterexample is not None:
+            self._note_refuted(certificate.counterexample, eps)
+        return certificate
+
+    def _note_refuted(self, x_adv: Tensor, eps: float) -> None:
+        """Keep the counterexamples."""
+        for example in (~x_adv.flatten(1).isnan().any(1)).nonzero().flatten().tolist():
+            self.refuted.append((example, eps, exactly(x_adv[example].flatten())))
 
     def ball(self, example: int, eps: float) -> ExactRegion:
         threat = self.threat
@@ -118,7 +133,7 @@ class Batch:
         example = int(candidates[int(self.draw.rng.integers(len(candidates)))])
         low, high = float(radius[example]), math.inf
         step = math.ulp(low)
-        for _ in range(40):
+        for _ in range(ROUNDS if self.method == "branch-and-bound" else 40):
             middle = low + step if math.isinf(high) else (low + high) / 2
             if not low < middle < high:
                 break
@@ -168,6 +183,10 @@ class Batch:
             starts = [] if attacked is None else self._starts(claim[1], attacked[example])
             if (point := counterexample(oracle, claim[1], int(self.y[example]), starts)) is not None:
                 yield example, claim[0], point
+        for example, eps, point in self.refuted:
+            right = bool((oracle.margins(point, int(self.y[example]))[0].top > 0).all())
+            if right or not self.ball(example, eps).holds(point):
+                yield example, f"counterexample at {eps!r}", point
 
     def _starts(self, region: ExactRegion, attacked: Tensor) -> list[Exact]:
         vertex = self.draw.rng.integers(0, 2, attacked.numel()).astype(object) * 2 - 1

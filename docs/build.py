@@ -58,6 +58,10 @@ def study_page(name: str, study: Study) -> str:
     )
     words += f"`runs/studies/{name}`; runs that are finished are not repeated."
     lines += [fill(words), ""]
+    lines += ["## Claims, which the runs answer", ""] if study.claims else []
+    for claim in study.claims:
+        condition = f"{claim.condition}{' (one value answers)' if claim.exact else ''}"
+        lines += [fill(f"- {claim.says}", subsequent_indent="  "), "", f"      {condition}", ""]
     for one in study.published:
         kind = "Published" if one.verified else "Published, but unverified"
         lines += [f"## {kind}: {one.source}", ""]

@@ -136,13 +136,18 @@ def test_a_model_is_traced_once_though_its_weights_move(monkeypatch: pytest.Monk
 
 
 def test_few_passes_pay_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, (x, _) = traces(monkeypatch), images(6)
-    plain, normed = awake(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())), awake(small_cnn())
+    seen, x = traces(monkeypatch), images(6)[0].expand(-1, 3, -1, -1)
+    plain, normed = awake(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())), awake(small_cnn(channels=3))
     assert folded(normed, x, 1) is normed
     assert not seen
     assert folded(plain, x, 3) is plain
     assert folded(normed, x, 3) is not normed
     assert folded(plain, x, math.inf) is not plain
+
+
+def test_the_order_of_one_channel_is_not_changed() -> None:
+    plain, (x, _) = awake(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())), images(6)
+    assert folded(plain, x) is plain
 
 
 def test_a_plan_keeps_no_model_alive() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -78,18 +78,27 @@ def as_module(model: object) -> nn.Module:
         elif isinstance(model, torch.export.ExportedProgram):
             remedy = "give what its .module() returns"
         raise ValueError(f"expected a torch.nn.Module from inputs to logits, given {kind}; {remedy}")
-    for module in model.modules():
-        if isinstance(module, torch.fx.GraphModule) and (size := _fixed_batch(module.graph)) is not None:
+    for module in _asked_whole(model):
+        if isinstance(module, torch.fx.GraphModule) and (size := fixed_batch(module.graph)) is not None:
             raise ValueError(
                 f"the model was exported for batches of {size} and takes no others; export it with "
-                "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+                "dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), or put it into "
+                f"holdfast.layers.InPieces(model, {size})"
             )
     if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
         return copy.deepcopy(model)
     return model
 
 
-def _fixed_batch(graph: torch.fx.Graph) -> int | None:
+def _asked_whole(model: nn.Module) -> Iterator[nn.Module]:
+    """The submodules that are given a batch as it comes, not in pieces (``holdfast.layers.InPieces``)."""
+    yield model
+    if type(model).__name__ != "InPieces":
+        for child in model.children():
+            yield from _asked_whole(child)
+
+
+def fixed_batch(graph: torch.fx.Graph) -> int | None:
     """The number of examples that the input of an exported graph has, if it is a number."""
     inputs = [node.meta.get("val") for node in graph.nodes if node.op == "placeholder"]
     shapes = [value.shape for value in inputs if isinstance(value, Tensor) and value.dim()]

@@ -192,7 +192,8 @@ def _plan(model: nn.Module, x: Tensor) -> _Plan:
 def folded(model: nn.Module, x: Tensor, passes: float = math.inf) -> nn.Module:
     """The same function on the same weights, cheaper to differentiate, or the model itself.
 
-    Every BatchNorm is folded into the convolution before it, and on a CPU convolutions run with channels last.
+    Every BatchNorm is folded into the convolution before it, and on a CPU convolutions of images in colour run with
+    channels last; the gradient of an image of one channel takes longer so.
     A step is left out where the model does not allow it (torch.fx cannot trace it, it takes views of memory), and
     where the result would not give the model's own logits on these inputs, or its trace another gradient. It holds
     as long as the weights are what they are; the trace is remembered as long as the model is the same module.
@@ -204,7 +205,7 @@ def folded(model: nn.Module, x: Tensor, passes: float = math.inf) -> nn.Module:
     """
     kinds = {type(module) for module in model.modules()}
     norms = bool(kinds & set(BATCH_NORMS))
-    images = nn.Conv2d in kinds and x.dim() == 4 and x.device.type == "cpu"
+    images = nn.Conv2d in kinds and x.dim() == 4 and x.shape[1] > 1 and x.device.type == "cpu"
     norms, images = norms and passes >= FEWEST, images and passes >= (FEWEST if norms else FEWEST_PLAIN)
     lent = not all(parameter.is_leaf for parameter in model.parameters())  # weights that torch.func put in place
     if not len(x) or not (norms or images) or lent:

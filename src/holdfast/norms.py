@@ -27,8 +27,9 @@ class Norm(Protocol):
         """The largest ⟨g, δ⟩ over ‖δ‖ ≤ 1, (n,)."""
 
     @staticmethod
-    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
-        """A point of the ball of radius eps, (n, 1); ``room`` tells how far each entry may go in its direction."""
+    def project(delta: Tensor, eps: Tensor | float, room: Callable[[Tensor], Tensor]) -> Tensor:
+        """A point of the ball of radius eps, one or (n, 1); ``room`` tells how far each entry may go in its
+        direction."""
 
     @staticmethod
     def steepest(gradient: Tensor, movable: Callable[[], Tensor], share: float) -> Tensor:
@@ -74,8 +75,8 @@ class Linf:
         return gradient.abs().sum(1)
 
     @staticmethod
-    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
-        return delta.clamp(-eps, eps)
+    def project(delta: Tensor, eps: Tensor | float, room: Callable[[Tensor], Tensor]) -> Tensor:
+        return delta.clamp(-eps, eps)  # type: ignore[arg-type]
 
     @staticmethod
     def support(weight: Tensor, eps: Tensor, room: Tensor) -> Tensor:
@@ -120,16 +121,19 @@ class L2:
         return gradient.norm(dim=1)
 
     @staticmethod
-    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+    def project(delta: Tensor, eps: Tensor | float, room: Callable[[Tensor], Tensor]) -> Tensor:
         length = delta.norm(dim=1, keepdim=True)
         return torch.where(length > eps, delta * (eps / length), delta)
 
     @staticmethod
-    def support(weight: Tensor, eps: Tensor, room: Tensor) -> Tensor:
+    def support(weight: Tensor, eps: Tensor, room: Tensor, rounds: int | None = None) -> Tensor:
         """By the dual, min over ν > 0 of Σ [w δ − ν δ²/2] + ν eps²/2 at δ = min(w/ν, room): every ν gives a bound.
 
         1/ν is the λ at which min(λ w, room) has length eps. From λ = 0 it climbs: entries beyond their room
         are fixed there, and the rest is stretched to the length that is left.
+
+        Args:
+            rounds: of the climb, made without asking whether it has arrived.
         """
         # In units of the largest weight, whose square neither vanishes nor overflows.
         scale = weight.detach().amax(1, keepdim=True)
@@ -140,17 +144,18 @@ class L2:
         space = (room / unit).nan_to_num(posinf=torch.finfo(room.dtype).max)
         with torch.no_grad():
             free, level = torch.ones_like(weight, dtype=torch.bool), torch.zeros_like(eps)
-            for _ in range(100):
-                spare = eps.square() - torch.where(free, 0, space).square().sum(1, keepdim=True)
-                slope = torch.where(free, weight, 0).square().sum(1, keepdim=True)
+            squares, rooms = weight.square(), space.square()
+            for _ in range(rounds or 100):
+                spare = eps.square() - torch.where(free, 0, rooms).sum(1, keepdim=True)
+                slope = torch.where(free, squares, 0).sum(1, keepdim=True)
                 level = torch.maximum(level, (spare.clamp(min=0) / torch.where(slope > 0, slope, 1)).sqrt())
                 level = torch.where(slope > 0, level, 0)
                 beyond = free & (level * weight > space)
-                if not beyond.any():
+                if rounds is None and not beyond.any():
                     break
                 free = free & ~beyond
             # Where the whole room lies inside the ball there is no λ, and the room is the answer.
-            within = torch.where(weight > 0, space, 0).square().sum(1, keepdim=True) <= eps.square()
+            within = torch.where(weight > 0, rooms, 0).sum(1, keepdim=True) <= eps.square()
             nu = 1 / torch.where(level > 0, level, 1e-30)
         delta = torch.minimum(weight / nu, space)
         dual = (weight * delta - nu * delta.square() / 2).sum(1, keepdim=True) + nu * eps.square() / 2
@@ -202,7 +207,7 @@ class L1:
         return gradient.abs().amax(1)
 
     @staticmethod
-    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+    def project(delta: Tensor, eps: Tensor | float, room: Callable[[Tensor], Tensor]) -> Tensor:
         """The nearest point of ball ∩ box: |d| = min(max(|u| − λ, 0), room), with the λ ≥ 0 that leaves length eps.
 
         That length falls with λ in straight pieces between |u| − room and |u|, where each entry begins
@@ -290,7 +295,7 @@ class L0:
         return gradient.abs().amax(1)
 
     @staticmethod
-    def project(delta: Tensor, eps: Tensor, room: Callable[[Tensor], Tensor]) -> Tensor:
+    def project(delta: Tensor, eps: Tensor | float, room: Callable[[Tensor], Tensor]) -> Tensor:
         """The entries of largest size stay."""
         rank = delta.abs().argsort(dim=1, descending=True).argsort(dim=1)
         return delta * (rank < eps)

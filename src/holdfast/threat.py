@@ -125,9 +125,9 @@ class Threat:
             eps: another radius for each example, (N,); the threat's own by default.
         """
         delta = (x_adv - x).flatten(1)
-        radius = delta.new_full((len(x), 1), self.eps) if eps is None else eps[:, None]
+        radius = self.eps if eps is None else eps[:, None]  # bounds by example are slow to clamp to
         delta = self._norm.project(delta, radius, partial(self._room, x.flatten(1))).view_as(x)
-        return (x + delta).clamp(self.low, self.high)
+        return (x + delta).clamp_(self.low, self.high)
 
     def _room(self, x: Tensor, direction: Tensor) -> Tensor:
         """How far each coordinate can go up, or down where the direction is negative, within the box; where the

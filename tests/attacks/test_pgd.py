@@ -15,7 +15,7 @@ from holdfast import Threat
 from holdfast.attacks import FGSM, PGD, MultiTargeted
 from holdfast.attacks.attack import Targets
 from holdfast.attacks.losses import cross_entropy, until_wrong, until_wrong_towards
-from holdfast.attacks.pgd import choose_target, likeliest
+from holdfast.attacks.pgd import FIELDS, choose_target, coarse_start, likeliest
 from holdfast.layers import Normalize
 from holdfast.search import Steepest, climb
 
@@ -211,3 +211,33 @@ def test_a_share_in_another_norm_is_refused() -> None:
     for attack in (PGD(share=0.1), MultiTargeted(share=0.1)):
         with pytest.raises(ValueError, match=r"share=0.1 is for steps in l1; leave it out for linf"):
             attack(small_cnn(), x, y, Threat("linf", 0.1))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_coarse_start_is_far_away_and_the_same_over_each_field(norm: str) -> None:
+    x = torch.full((3, 2, 10, 8), 0.5)
+    targets = Targets(x, torch.zeros(3).long(), torch.zeros(3, 4), torch.arange(3), 0, 3)
+    threat, every = Threat(norm, {"linf": 0.2, "l2": 1.0, "l1": 6.0}[norm]), torch.arange(3)
+    start = coarse_start(targets, threat)
+    points = start(every, 0)
+    assert torch.allclose(threat.distance(x, points), torch.full((3,), threat.eps), rtol=1e-5)
+    delta = points - x
+    for first, last in ((0, 2), (3, 4), (5, 7), (8, 9)):  # of ten rows in four fields
+        assert torch.equal(delta[:, :, first], delta[:, :, last])
+    assert torch.equal(delta[..., ::2], delta[..., 1::2])
+    assert len(delta[0, 0].unique()) == (2 if norm == "linf" else FIELDS**2)
+    assert not torch.equal(start(every, 1), points)
+    assert not torch.equal(coarse_start(targets, threat, 1)(every, 0), points)
+    assert torch.equal(start(every[1:], 0), points[1:])
+
+
+def test_a_coarse_start_stays_in_the_box_and_of_vectors_is_uniform() -> None:
+    x, y = images(6)
+    model = small_cnn().eval()
+    threat = Threat("linf", 0.4)
+    result = PGD(steps=1, coarse=True)(model, x, y, threat)
+    assert (result.x_adv >= 0).all()
+    assert (result.x_adv <= 1).all()
+    flat = nn.Sequential(nn.Unflatten(1, x.shape[1:]), model)
+    vectors = [PGD(steps=2, coarse=coarse)(flat, x.flatten(1), y, threat).x_adv for coarse in (False, True)]
+    assert torch.equal(*vectors)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from holdfast import Threat
 from holdfast.bounds import bound_margins, region_of, trace
-from holdfast.bounds.ball import ball_margins, certified_gains, cut_balls, estimated_gains, lipschitz_margins
+from holdfast.bounds.ball import ball_margins, cut_balls, lipschitz_margins
+from holdfast.bounds.gains import certified_gains, estimated_gains
 from holdfast.bounds.specification import margin_rows
 from holdfast.norms import L2
 

@@ -71,7 +71,7 @@ def test_bounds_hold_on_their_part_for_all_multipliers_and_slopes() -> None:
             {n: torch.rand(t.shape, generator=generator, dtype=dtype) for n, t in domains.slopes.items()},
             {n: torch.rand(t.shape, generator=generator, dtype=dtype) for n, t in domains.multipliers.items()},
         )
-        lower = parts.quick(domains)
+        lower = parts.bounds(domains)
         values = computed(parts.graph, {0: points})
         largest = torch.einsum("crk,nk->ncr", parts.rows, values[parts.last]) + parts.offsets
         seen = 0

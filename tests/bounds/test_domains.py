@@ -36,4 +36,4 @@ def test_parts_wait_in_little_memory_and_come_back_as_they_were() -> None:
             held = parts.multipliers[source] * signs
             assert torch.allclose(again.multipliers[source] * signs, held, rtol=1e-6)
         # slopes are rounded, but on neurons that are unstable somewhere only by so much
-        assert torch.allclose(branching.quick(again), parts.lower, rtol=1e-2, atol=1e-2)
+        assert torch.allclose(branching.bounds(again), parts.lower, rtol=1e-2, atol=1e-2)

@@ -310,8 +310,17 @@ def test_what_a_trace_could_get_silently_wrong_is_refused() -> None:
 
     refused(DataDependent(), "cannot be traced")
 
-    model, (x, _) = ControlFlow().train(), images(4)
+    model, (x, _) = DataDependent().train(), images(4)
     with batch_statistics(model) as statistics:
         model(x)
-    with pytest.raises(UnsupportedOperator, match="batch statistics of ControlFlow"):
+    with pytest.raises(UnsupportedOperator, match="batch statistics of DataDependent"):
         trace(model, x, statistics)
+
+
+def test_a_forward_that_branches_on_shapes_is_bounded_on_batch_statistics() -> None:
+    (x, _), graphs = images(4), []
+    for model in (Residual().train(), ControlFlow().train()):
+        with batch_statistics(model) as statistics:
+            model(x)
+        graphs.append([type(node.operator) for node in trace(model, x, statistics).nodes])
+    assert graphs[0] == graphs[1]

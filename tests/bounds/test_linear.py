@@ -8,6 +8,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import images, linear_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from holdfast import Threat
 from holdfast.attacks import PGD
 from holdfast.bounds import METHODS, bound_margins, bound_outputs, budget, optimised
+from holdfast.bounds.operators import MaxPool
+from holdfast.bounds.rules import MODULES
 from holdfast.draws import Draws
 from holdfast.layers import MaxMin
 
@@ -343,9 +346,19 @@ def test_what_makes_no_sense_is_said() -> None:
 
 
 @pytest.mark.parametrize("method", ["bcp", "lmt"])
-def test_balls_are_refused_where_the_lipschitz_constant_is_unknown(method: str) -> None:
-    spread = nn.Sequential(nn.AdaptiveMaxPool2d(6), nn.Flatten(), nn.Linear(36, 2)).double()
-    x, y = torch.full((1, 1, 1, 1), 0.5).double(), torch.tensor([0])
+def test_balls_are_refused_where_the_lipschitz_constant_is_unknown(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Largest(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.max_pool2d(x, 3, 1, 1)
+
+    def rule(module: nn.Module) -> MaxPool:
+        return MaxPool(module, lambda x: F.max_pool2d(x, 3, 1, 1, return_indices=True), None)
+
+    spread = nn.Sequential(Largest(), nn.Flatten(), nn.Linear(36, 2)).double()
+    x, y = torch.full((1, 1, 6, 6), 0.5).double(), torch.tensor([0])
+    monkeypatch.setitem(MODULES, Largest, rule)
     with pytest.raises(ValueError, match="no Lipschitz constant"):
         bound_margins(spread, x, y, Threat("l2", 0.3), method)
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from holdfast import Threat
 from holdfast.analysis.lipschitz import network_constant
 from holdfast.bounds import Sum, bound_margins, bound_outputs, region_of, trace
-from holdfast.bounds.ball import certified_gains, lipschitz_constant, lipschitz_radii
+from holdfast.bounds.ball import lipschitz_constant, lipschitz_radii
+from holdfast.bounds.gains import certified_gains
 from holdfast.bounds.specification import interval_margins
 from holdfast.bounds.tail import tail_of
 from holdfast.certify import LipschitzCertifier

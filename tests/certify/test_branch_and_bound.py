@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 
@@ -231,3 +232,35 @@ def test_what_is_finished_is_told_at_once_and_whatever_is_raised_then_ends_the_w
     with pytest.raises(KeyboardInterrupt):
         certifier(model, x, y, threat, on_found=cut)
     assert model.training
+
+
+class Curved(nn.Module):
+    """Nodes that no split of ReLUs makes exact."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        activation = {"tanh": nn.Tanh(), "gelu": nn.GELU(), "relu and sigmoid": nn.ReLU()}[kind]
+        self.first, self.last = nn.Sequential(nn.Linear(2, 6), activation, nn.Linear(6, 6)), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.last(torch.sigmoid(self.first(x)))
+        return found
+
+
+@pytest.mark.parametrize("kind", ["tanh", "gelu", "relu and sigmoid"])
+def test_what_no_relu_decides_is_decided_by_boxes_of_inputs(kind: str) -> None:
+    model, ends = Curved(kind), (-2 * torch.ones(1, 2), 2 * torch.ones(1, 2))
+    row = torch.tensor([[1.0, -1.0]], dtype=torch.float64)
+    axis = torch.linspace(-2, 2, 401, dtype=torch.float64)
+    with torch.no_grad():
+        values = copy.deepcopy(model).double()(torch.cartesian_prod(axis, axis)) @ row[0]
+    lowest = values.min().item()
+    above = verify(model, *ends, row, torch.tensor([1e-3 - lowest], dtype=torch.float64), seconds=30)
+    below = verify(model, *ends, row, torch.tensor([-1e-3 - lowest], dtype=torch.float64), seconds=30)
+    assert above.verdict == "proved"
+    assert 0 < above.bound <= 1e-3 + 1e-9
+    assert above.domains > 0
+    assert below.verdict == "refuted"
+    touching = verify(model, *ends, row, torch.tensor([-lowest], dtype=torch.float64), seconds=1)
+    assert touching.verdict != "proved" or touching.bound <= 1e-4

@@ -140,6 +140,7 @@ def test_answers_at_random_are_told_whatever_is_run(count: int) -> None:
     assert randomness(small_cnn(), x) == []
     (text,) = randomness(Moody(), x)
     assert "answers at random" in text
+    assert "run ladder or apgd with samples=20" in text
     assert text in evaluate(Moody(), x, y, THREAT).summary["warnings"]
 
 

@@ -152,6 +152,12 @@ def test_where_no_attack_was_named_it_was_pgd_until_the_third_form(number: int) 
     assert [one.name for one in EvaluationSettings().attacks] == ["ladder"]
 
 
+def test_square_of_the_fourth_form_could_start_warm() -> None:
+    asked = {"attacks": [{"name": "square", "warm": True, "steps": 3}, {"name": "ladder"}]}
+    attacks = upgrade({"schema": 4, "evaluation": asked})["evaluation"]["attacks"]
+    assert attacks == [{"name": "square", "steps": 3}, {"name": "ladder"}]
+
+
 def test_a_whole_recipe_of_the_first_form_means_what_it_said() -> None:
     whole = resolve("digits", TINY).model_dump(mode="json")
     assert Experiment.model_validate(upgrade(whole)) == resolve("digits", TINY)

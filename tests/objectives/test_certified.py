@@ -13,7 +13,7 @@ from helpers import images, small_cnn
 from torch import Tensor, nn
 
 from holdfast import Threat
-from holdfast.bounds import Interval, bound_margins, region_of, robust_cross_entropy, trace
+from holdfast.bounds import Interval, UnsupportedOperator, bound_margins, region_of, robust_cross_entropy, trace
 from holdfast.bounds.linear import intervals, sweep
 from holdfast.bounds.optimised import one_step_slopes
 from holdfast.bounds.relaxation import slopes_by
@@ -444,3 +444,23 @@ def test_what_is_trained_with_batch_norm_is_bounded_with_the_statistics_of_the_c
         assert abs(loss.total.item() - clean.item()) < 0.7
         loss.total.backward()
         assert model[1].weight.grad.abs().max() > 0
+
+
+class Masked(nn.Module):
+    """A network that says −inf of its last class, by a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, 0.0, -math.inf]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x) + self.mask
+        return logits
+
+
+def test_masks_of_classes_are_refused_where_the_loss_is_on_bounds() -> None:
+    x, y = images(4)
+    for objective in (IBP(), CROWNIBP(), CAP()):
+        with pytest.raises(UnsupportedOperator, match="class 3 are -inf for every example; leave masked classes"):
+            objective.loss(Masked(), x, y.clamp(max=2), Threat("linf", 0.05), Progress.end())

@@ -9,7 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from holdfast.bounds.ball import certified_gains, lipschitz_constant, node_gain
+from holdfast.bounds.ball import lipschitz_constant
+from holdfast.bounds.gains import certified_gains, node_gain
 from holdfast.bounds.graph import trace
 from holdfast.bounds.operators import Affine, LipschitzMap, apply, computed
 from holdfast.draws import Draws

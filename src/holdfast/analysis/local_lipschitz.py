@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from holdfast.bounds.ball import certified_gains, lipschitz_constant
+from holdfast.bounds.ball import lipschitz_constant
+from holdfast.bounds.gains import certified_gains
 from holdfast.bounds.graph import trace
 from holdfast.bounds.operators import UnsupportedOperator
 from holdfast.draws import Draws

@@ -75,8 +75,6 @@ class Targets(NamedTuple):
     open: Tensor | None = None
     """Classes that the model may answer with, as far as certificates and masks tell, the label among them, (N, K)
     bool; all of them where it is None."""
-    best: Tensor | None = None
-    """The strongest points that attacks before found, (N, ...), for one that goes on from there."""
 
     def draws(self, *salt: int, rows: Tensor | None = None) -> Draws:
         """What they, or some of them, draw; another salt gives unrelated numbers."""
@@ -90,7 +88,6 @@ class Targets(NamedTuple):
             logits=self.logits[rows],
             indices=self.indices[rows],
             open=None if self.open is None else self.open[rows],
-            best=None if self.best is None else self.best[rows],
         )
 
 

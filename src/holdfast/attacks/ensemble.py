@@ -37,8 +37,7 @@ class Ensemble(Attack):
                 break
             if not self.suits(part, targets.x, threat):
                 continue
-            here = targets.take(rows)._replace(best=result.x[rows] if number else None)
-            found = part.attempt(model, here, threat)
+            found = part.attempt(model, targets.take(rows), threat)
             if part.minimum_norm:
                 found.finished.logical_and_(threat.distance(targets.x[rows], found.x) <= threat.eps)
                 found.value.fill_(-torch.inf)

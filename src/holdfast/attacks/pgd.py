@@ -25,13 +25,15 @@ from holdfast.attacks.losses import (
     until_wrong,
     until_wrong_towards,
 )
-from holdfast.search import Ascent, Decay, Function, Start, Steepest, ascend
+from holdfast.search import Ascent, Decay, Function, Start, Steepest, ascend, per_example
 from holdfast.threat import Threat
 
 TargetName = Literal["next", "least-likely", "random"]
 Schedule = Literal["constant", "cosine", "geometric"]
 SHARE = 0.01
 """Of the entries, what a step in l_1 moves by default."""
+FIELDS = 4
+"""Along each side of an image: those that change as one in a coarse start."""
 
 
 class _Projected(GradientAttack):
@@ -50,6 +52,9 @@ class _Projected(GradientAttack):
     it is constant."""
     random_start: bool = True
     """Start at a uniform point of the threat set; from the input itself otherwise."""
+    coarse: bool = False
+    """Let a random start lie as far from an image as the threat allows, each of 4 × 4 fields of it changed as one;
+    what are no images start at a uniform point all the same."""
     momentum: float = Field(default=0.0, ge=0)
     """Weight of past gradients, each over its mean absolute value (Dong et al., 2018); 0 for none."""
     share: float | None = Field(default=None, gt=0, le=1)
@@ -64,10 +69,15 @@ class _Projected(GradientAttack):
             targets.x,
             Steepest(threat, threat.eps * self._first_step, self.momentum, self.share or SHARE, self._decay),
             steps=self.steps,
-            start=random_start(targets, threat, salt) if self.random_start else lambda rows, _: targets.x[rows],
+            start=self._start(targets, threat, salt),
             restarts=self.restarts,
             batch_size=targets.batch_size,
         )
+
+    def _start(self, targets: Targets, threat: Threat, salt: int | None) -> Start:
+        if not self.random_start:
+            return lambda rows, _: targets.x[rows]
+        return (coarse_start if self.coarse and targets.x.dim() == 4 else random_start)(targets, threat, salt)
 
     @property
     def _first_step(self) -> float:
@@ -88,6 +98,25 @@ def random_start(targets: Targets, threat: Threat, salt: int | None = None) -> S
     def start(rows: Tensor, restart: int) -> Tensor:
         which = (0, restart) if salt is None else (0, restart, salt)
         return threat.random_point(targets.x[rows], targets.draws(*which, rows=rows))
+
+    return start
+
+
+def coarse_start(targets: Targets, threat: Threat, salt: int | None = None) -> Start:
+    """A point at distance eps from each image (N, C, H, W), moved into the box, where the change is the same over
+    each of 4 × 4 fields of a channel; another one for every restart and salt.
+
+    Networks whose gradients mislead close to the input are broken from far away: Square, too, begins with large
+    areas at the ends of their range.
+    """
+    unit = Threat(threat.norm, 1.0, -math.inf, math.inf)
+
+    def start(rows: Tensor, restart: int) -> Tensor:
+        which, x = (6, restart) if salt is None else (6, restart, salt), targets.x[rows]
+        fields = unit.largest_noise(x.new_zeros(*x.shape[:2], FIELDS, FIELDS), targets.draws(*which, rows=rows))
+        whole = F.interpolate(fields, size=x.shape[2:])
+        length = unit.distance(torch.zeros_like(whole), whole)
+        return threat.project(x, x + whole * per_example(threat.eps / length, x))
 
     return start
 

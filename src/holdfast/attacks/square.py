@@ -35,8 +35,6 @@ class Square(Attack, name="square"):
     """Share of the pixels that the first square covers."""
     rescaled: bool = True
     """Let the squares shrink over however many queries there are; otherwise after the paper's numbers of them."""
-    warm: bool = False
-    """In an ensemble, begin at the best points that the attacks before it found."""
 
     @property
     def title(self) -> str:
@@ -65,7 +63,7 @@ class Square(Attack, name="square"):
     def _search(self, model: nn.Module, targets: Targets, threat: Threat, moves: _Moves) -> Ascent:
         result = Ascent.before(targets.x)
         rows, y = torch.arange(len(targets.x), device=targets.x.device), targets.y
-        best = targets.best if self.warm and targets.best is not None else moves.start()
+        best = moves.start()
         value = targets.x.new_full((len(rows),), -torch.inf)
         for query in range(self.queries):
             points = best if query == 0 else moves.propose(best, self._side(query, targets.x))

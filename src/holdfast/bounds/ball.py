@@ -7,44 +7,44 @@ knows how the coordinates hang together; the box knows each by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import singledispatch
 
 import torch
 from torch import Tensor
 
+from holdfast.bounds.cut import Cut
 from holdfast.bounds.differences import differences, sums
+from holdfast.bounds.gains import Gains, affine_nodes, node_gain
 from holdfast.bounds.heads import constant_of
 from holdfast.bounds.interval import Interval, image
 from holdfast.bounds.operators import (
     Affine,
     Concatenate,
-    Convolution,
     Elementwise,
     Graph,
-    Linear,
     LipschitzMap,
     MaxPool,
     Operator,
     PairwiseMax,
+    Rectifier,
     Sum,
     UnsupportedOperator,
     apply,
     lengths,
-    transposed,
     walk,
 )
 from holdfast.bounds.region import Ball, Region
 from holdfast.bounds.rounding import STEPS, Bound, Rounding
 from holdfast.bounds.specification import margin_rows
 from holdfast.bounds.tail import Tail, tail_of
-from holdfast.layers.operator_norm import convolution_norm, dense_norm, is_small, matrix_norm, power_iteration
+from holdfast.layers.operator_norm import matrix_norm
 from holdfast.norms import L2
 from holdfast.search import per_example
 
-Gains = dict[int, Tensor]
-"""Operator norm of each affine node, by its number."""
+UNASKED_ROUNDS = 4
+"""Of the climb to the worst translation in training, where to ask whether it has arrived is to wait for the device;
+two are usual, and to stop early only loosens."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class CutBall:
 
     def cut(self, reach: Tensor) -> CutBall:
         """With the box narrowed to centre ± reach."""
+        if self.box.rounding is None:
+            return CutBall(self.centre, self.radius, Cut(self.box, self.centre, reach))
         around = Interval(self.centre, reach, self.box.rounding)
         return CutBall(self.centre, self.radius, self.box.intersect(around.lower, around.upper))
 
@@ -103,9 +105,16 @@ def _(operator: Concatenate, gain: None, *values: CutBall) -> CutBall:
 def _image(operator: Operator, gain: Tensor | None, *values: CutBall) -> tuple[CutBall, Tensor]:
     """The ball and the box of a result, each by itself, and what computing the centre may err by, entry by
     entry."""
-    box = image(operator, *(value.box for value in values))
+    box = _box(operator, *(value.box for value in values))
     centre, radius, error = _ball(operator, gain, box.rounding, *((value.centre, value.radius) for value in values))
     return CutBall(centre, radius, box), error
+
+
+def _box(operator: Operator, *values: Interval) -> Interval:
+    """The box of a result."""
+    if isinstance(operator, Rectifier) and not operator.leak and isinstance(values[0], Cut):
+        return values[0].rectified()
+    return image(operator, *values)
 
 
 def _ball(
@@ -161,6 +170,11 @@ def ball_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> Bound
     The centre's own margin less the exact worst translation max ⟨W_j − W_y, p⟩ over ball ∩ box, W the matrix of the
     affine end; sound for any radius that is not too small, and differentiable.
     """
+    return centred_ball_margins(graph, region, y, gains)[0]
+
+
+def centred_ball_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> tuple[Bound, Tensor]:
+    """``ball_margins``, and the margins at ``ball_centre`` that they start from, (N, K−1)."""
     tail, rounding = tail_of(graph, region.box.centre), region.rounding
     values = cut_balls(graph, region, gains, tail.stop)
     end = _End.at(tail, {source: values[source].centre for source in tail.sources}, y)
@@ -173,19 +187,25 @@ def ball_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> Bound
         if rounding is not None:
             room = rounding.up(room)
         radius = known.radius.repeat_interleave(classes)[:, None]
-        reach[source] = L2.support(direction.abs(), radius, room).view_as(end.margins)
+        rounds = UNASKED_ROUNDS if rounding is None and room.device.type != "cpu" else None
+        reach[source] = L2.support(direction.abs(), radius, room, rounds).view_as(end.margins)
     sizes = {source: values[source].centre.abs() + values[source].box.size for source in tail.sources}
-    return end.less(reach, sizes, rounding)
+    return end.less(reach, sizes, rounding), end.margins
 
 
 def lipschitz_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> Bound:
     """The same by the ball alone: z_y − z_j − r ‖W_y − W_j‖₂, the pairwise form of Lipschitz-margin training."""
+    return centred_lipschitz_margins(graph, region, y, gains)[0]
+
+
+def centred_lipschitz_margins(graph: Graph, region: Region, y: Tensor, gains: Gains) -> tuple[Bound, Tensor]:
+    """``lipschitz_margins``, and the margins at ``ball_centre`` that they start from, (N, K−1)."""
     tail, start = tail_of(graph, region.box.centre), _start(region)
     balls = _balls(graph, start.centre, start.radius, gains, region.rounding, tail.stop)
     end = _End.at(tail, {source: balls[source][0] for source in tail.sources}, y)
     reach = {source: balls[source][1][:, None] * lengths(rows) for source, rows in end.rows.items()}
     sizes = {source: balls[source][0].abs() + per_example(*reversed(balls[source])) for source in tail.sources}
-    return end.less(reach, sizes, region.rounding)
+    return end.less(reach, sizes, region.rounding), end.margins
 
 
 def ball_centre(region: Region) -> Tensor:
@@ -216,9 +236,9 @@ def lipschitz_constant(graph: Graph, gains: Gains, like: Tensor) -> Tensor:
     tail = tail_of(graph, like)
     one = torch.ones((), dtype=torch.float64, device=like.device)
     if len(graph.shape(len(graph.nodes))) > 1:  # outputs too many for a matrix
-        return _grown(graph, one, gains | {n: node_gain(graph, n, like) for n in _affine(graph, tail.inner)}, None)[
-            -1
-        ]
+        return _grown(
+            graph, one, gains | {n: node_gain(graph, n, like) for n in affine_nodes(graph, tail.inner)}, None
+        )[-1]
     radii, matrices = _grown(graph, one, gains, tail.stop), tail.matrices(like)
     slack = 1 + 1e-5 * (len(tail.inner) > 1)  # products of matrices in the model's own precision
     each = torch.stack([radii[source] for source in tail.sources])
@@ -319,66 +339,3 @@ def _radius(operator: Operator, gain: Tensor | None, *radii: Tensor) -> Tensor:
     if isinstance(operator, Concatenate):
         return lengths(torch.stack(radii, -1))
     raise UnsupportedOperator(f"{type(operator).__name__} has no Lipschitz constant; crown or ibp may do")
-
-
-def certified_gains(graph: Graph, like: Tensor) -> Gains:
-    """Upper bounds of the operator norms before the affine end, in float64."""
-    return {number: node_gain(graph, number, like) for number in _before_the_end(graph, like)}
-
-
-def estimated_gains(graph: Graph, like: Tensor, iterations: int = 10) -> Gains:
-    """Power iteration: from below, differentiable in the weights; for training losses only."""
-    return {number: _estimated(graph, number, like, iterations) for number in _before_the_end(graph, like)}
-
-
-def _before_the_end(graph: Graph, like: Tensor) -> list[int]:
-    """The affine nodes but those that are merged with the specification."""
-    return _affine(graph, range(tail_of(graph, like).stop))
-
-
-def _affine(graph: Graph, numbers: Iterable[int]) -> list[int]:
-    return [n for n in numbers if isinstance(graph.nodes[n].operator, Affine)]
-
-
-@torch.no_grad()
-def node_gain(graph: Graph, number: int, like: Tensor) -> Tensor:
-    """At least the operator norm of an affine node, in float64."""
-    operator, shape = graph.nodes[number].operator, graph.shape(graph.nodes[number].inputs[0])
-    assert isinstance(operator, Affine)
-    if operator.norm:
-        return like.new_tensor(operator.norm(), dtype=torch.float64)
-    if isinstance(operator, Linear):
-        return matrix_norm(operator.weight)
-    if isinstance(operator, Convolution):
-        exact = Convolution(
-            operator.weight.double(), None, operator.stride, operator.padding, operator.dilation, operator.groups
-        )
-        zero = exact.weight.new_zeros(1, *shape)
-        if is_small(exact.forward, zero):
-            return dense_norm(exact.forward, zero)
-        return convolution_norm(operator.weight, operator.stride, operator.dilation, operator.groups)
-    if operator.absolute is operator.forward:  # it has no weights, and takes any type
-        like = like.double()
-    zero, rounding = like.new_zeros(1, *shape), Rounding.of(like.dtype)
-    outputs = graph.nodes[number].shape
-    share = rounding.gamma(operator.fan_out(outputs) + STEPS)
-    if not operator.entrywise and is_small(operator.forward, zero):
-        # Through the adjoint, in which the bias has no part; in the model's own precision.
-        one = torch.eye(math.prod(outputs), dtype=like.dtype, device=like.device).view(-1, *outputs)
-        rows, sizes = (
-            torch.cat([transposed(function, part, shape).flatten(1) for part in one.split(512)]).double()
-            for function in (operator.forward, operator.absolute)
-        )
-        return matrix_norm(rows) + share * (1 + 1e-6) * sizes.norm()
-    # The largest sums of rows and columns of |W|, in which nothing cancels.
-    share = rounding.gamma(operator.fan_in(shape) + operator.fan_out(outputs) + STEPS)
-    return operator.gain(zero, shape, 2.0).double() * (1 + share)
-
-
-def _estimated(graph: Graph, number: int, like: Tensor, iterations: int) -> Tensor:
-    operator, shape = graph.nodes[number].operator, graph.shape(graph.nodes[number].inputs[0])
-    assert isinstance(operator, Affine)
-    zero = like.new_zeros(1, *shape)
-    if operator.entrywise:
-        return operator.gain(zero, shape, 2.0)
-    return power_iteration(operator.forward, zero, iterations=iterations)

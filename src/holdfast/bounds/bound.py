@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
 
-from holdfast.bounds.ball import Gains, ball_margins, certified_gains, lipschitz_margins
+from holdfast.bounds import budget
+from holdfast.bounds.ball import ball_margins, lipschitz_margins
+from holdfast.bounds.gains import Gains, certified_gains
 from holdfast.bounds.graph import trace
 from holdfast.bounds.heads import margins_after, outputs_after
 from holdfast.bounds.interval import Interval
@@ -18,7 +22,13 @@ from holdfast.bounds.optimised import one_step_slopes, optimised_margins
 from holdfast.bounds.region import Box, Region, region_of, rounded
 from holdfast.bounds.relaxation import SlopeRule, slopes_by
 from holdfast.bounds.rounding import Arithmetic, Bound, Rounding
-from holdfast.bounds.specification import interval_margins, interval_of_rows, interval_values, linear_margins
+from holdfast.bounds.specification import (
+    interval_margins,
+    interval_of_rows,
+    interval_values,
+    linear_bounds,
+    linear_margins,
+)
 from holdfast.component import nearest
 from holdfast.inference import check_inputs, plain_arithmetic, quiet_door
 from holdfast.threat import Threat
@@ -65,12 +75,25 @@ class Bounder:
 
     def bound(self, region: Region, y: Tensor) -> Bound:
         """These, and what rounding took from them where the region accounts for it."""
-        found, heads = self._bound(region, y), self.graph.heads
+        parts = [self._bound(region.take(some), y[some]) for some in self.pieces(region)]
+        found, heads = Bound.joined(parts, 0), self.graph.heads
         return found.through(lambda margins: margins_after(heads, margins)) if heads else found
 
     def outputs(self, region: Region) -> Interval:
         """The interval of every logit, (N, K)."""
-        return outputs_after(self.graph.heads, self._outputs(region))
+        parts = [self._outputs(region.take(some)) for some in self.pieces(region)]
+        return outputs_after(self.graph.heads, Interval.joined(parts))
+
+    def pieces(self, region: Region) -> Sequence[Tensor]:
+        """Numbers of the examples that are bounded together, by the memory that their values take."""
+        like = region.box.centre
+        return torch.arange(len(like), device=like.device).split(self.room(like))
+
+    def room(self, like: Tensor) -> int:
+        """So many examples are bounded together, on the device of a tensor."""
+        entries = [math.prod(self.graph.shape(value)) for value in range(len(self.graph.nodes) + 1)]
+        rows = entries[-1] * max(entries) if self.method.method in ("bcp", "lmt") else 0
+        return max(1, budget.of_sweep(like) // (sum(entries) + rows))
 
     def _bound(self, region: Region, y: Tensor) -> Bound:
         graph, method = self.graph, self.method
@@ -108,8 +131,9 @@ class Bounder:
         if self.method.method not in ("crown-ibp", "crown", "cap"):
             raise ValueError(f"{self.method.method} bounds margins, not single outputs; crown does")
         done = self._sweep(region)
-        both = torch.cat([one, -one]).expand(len(like), -1, -1)
-        lower, upper = done.bound(self.graph, region, len(self.graph.nodes), both).lower.chunk(2, 1)
+        both = torch.cat([one, -one])
+        found = linear_bounds(self.graph, region, done, lambda some: both.expand(len(some), -1, -1), len(both))
+        lower, upper = found.lower.chunk(2, 1)
         crown = Interval.between(lower, -upper, region.rounding)
         return logits.intersect(crown.lower, crown.upper) if self.method.intersect else crown
 

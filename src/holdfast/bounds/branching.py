@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from holdfast.bounds import budget
+from holdfast.bounds.climbing import Climb
 from holdfast.bounds.domains import Domains, Waiting
 from holdfast.bounds.interval import Interval
 from holdfast.bounds.linear import Costs, LinearBound, Relaxations, backward, is_exact
@@ -27,8 +29,8 @@ from holdfast.bounds.region import Box, Region
 from holdfast.bounds.relaxation import Lines, Slopes, adaptive, relax
 from holdfast.bounds.rounding import STEPS, Cost
 
-RATES = {"slopes": 0.1, "multipliers": 0.05, "weights": 0.1}
-"""Of Adam."""
+SELDOM = 64.0
+"""Times the rounding that is met, what is accounted for: a matter of cost, not of soundness."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,18 @@ class Branching:
             ⟨row, logits⟩ + offset > 0.
         offsets: (C, R).
         root: bounds of all C · R rows on the whole region.
+        fast: the same network in a precision in which choices are made; bounds are computed in that of ``graph``.
     """
 
-    def __init__(self, graph: Graph, region: Region, rows: Tensor, offsets: Tensor, root: Optimised) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        region: Region,
+        rows: Tensor,
+        offsets: Tensor,
+        root: Optimised,
+        fast: tuple[Graph, Tensor] | None = None,
+    ) -> None:
         self.graph, self.region, self.rows, self.offsets, self.root = graph, region, rows, offsets, root
         self.last = len(graph.nodes)
         self.rectifiers = [n for n, node in enumerate(graph.nodes) if isinstance(node.operator, Rectifier)]
@@ -70,6 +81,9 @@ class Branching:
         """The nodes that no split makes exact."""
         sources = {n: graph.nodes[n].inputs[0] for n in self.rectifiers}
         self.waiting = Waiting(root, {value: graph.shape(value) for value in self.holder}, sources)
+        known = region, root.values, rows, offsets, sources, self.holder
+        climbing, place = fast or (graph, rows)
+        self.climb = Climb(climbing, *known, place.new_empty(0))
 
     @property
     def batch(self) -> int:
@@ -96,41 +110,33 @@ class Branching:
             zeros,
         )
 
+    @torch.no_grad()
     def bounded(self, domains: Domains, iterations: int, going: Callable[[], bool] = lambda: True) -> Domains:
         """The same with bounds that are no lower, after some steps for slopes, multipliers and weights.
 
         Args:
-            going: asked before each further step.
+            going: asked before each step.
         """
-        learnt = self._learnt(domains, iterations > 0)
-        groups = [{"params": leaves, "lr": RATES[name]} for name, leaves in self._leaves(learnt).items() if leaves]
-        optimizer = torch.optim.Adam(groups) if iterations and groups else None
-        best = domains
-        for step in range(iterations + 1):
-            last = optimizer is None or step == iterations or not going()
-            with torch.set_grad_enabled(not last):
-                lower = self._lower(learnt, self.relaxations(learnt))
-            best = _better(best, learnt, lower.detach())
-            if optimizer is None or last or (best.lower > 0).all():
-                break
-            optimizer.zero_grad()
-            with torch.enable_grad():
-                (-lower.sum()).backward()
-            optimizer.step()
-            self._confine(learnt)
-        return best
+        trial = self.climb.raised(domains, iterations, self._hair, going)
+        return _better(domains, trial, self.bounds(trial))
 
     @torch.no_grad()
-    def quick(self, domains: Domains) -> Tensor:
-        """Bounds without a step, (M,)."""
+    def bounds(self, domains: Domains) -> Tensor:
+        """What their slopes, multipliers and weights give, with all rounding accounted for; (M,)."""
         return self._lower(domains, self.relaxations(domains))
+
+    @cached_property
+    def _hair(self) -> float:
+        """A bound above which what is fast is likely to be right about its sign."""
+        slack, unit = self.root.bound.slack, torch.finfo(self.rows.dtype).eps
+        fast = torch.finfo(self.climb.place.dtype).eps
+        return 0.0 if slack is None else float(slack.max()) * fast / unit / SELDOM
 
     @torch.no_grad()
     def minimisers(self, domains: Domains) -> Tensor:
         """Where in the region's box the linear bounds of the parts are lowest, (M, ...)."""
-        found = self._linear(domains, self.relaxations(domains))
-        box = self.region.box
-        return box.centre - box.radius * found.coefficients[:, 0].sign()
+        box, found = self.region.box, self.climb.linear(domains)
+        return box.centre - box.radius * found.coefficients[:, 0].sign().to(box.centre)
 
     def relaxations(self, domains: Domains) -> Relaxations:
         """Of every node that is not affine, on each of the parts."""
@@ -159,12 +165,6 @@ class Branching:
         upper = torch.where(signs < 0, upper.clamp(max=0), upper)
         return Interval.between(lower, upper, known.rounding)
 
-    def unstable(self, domains: Domains) -> Tensor:
-        """Which neurons may be either, flat over the values that ReLUs read; (M, neurons)."""
-        values = [self.value(domains, source) for source in self.holder]
-        found = [((value.lower < 0) & (value.upper > 0)).flatten(1) for value in values]
-        return torch.cat(found, 1) if found else domains.lower.new_zeros(len(domains), 0, dtype=torch.bool)
-
     @torch.no_grad()
     def choice(self, domains: Domains, candidates: int = 3) -> Tensor:
         """The neuron that each part is split at, (M,), −1 where none is unstable.
@@ -172,13 +172,13 @@ class Branching:
         Of those whose chords cost the bound most (the intercept score of BaBSR, Bunel et al., 2020) the one whose
         halves have the best bounds without a step (filtered smart branching, De Palma et al., 2021).
         """
-        open_ends = self.unstable(domains)
+        open_ends = self.climb.unstable(domains)
         if not open_ends.shape[1]:
             return torch.full_like(domains.clause, -1)
-        scores = self._scores(domains).masked_fill(~open_ends, -torch.inf)
+        scores = self.climb.scores(domains).masked_fill(~open_ends, -torch.inf)
         top = scores.topk(min(candidates, scores.shape[1]), 1)
         trials = [self.split(domains, pick) for pick in top.indices.unbind(1)]
-        halves = self.quick(Domains.joined(trials)).view(len(trials), 2, len(domains)).movedim(2, 0)
+        halves = self.climb.bounds(Domains.joined(trials)).view(len(trials), 2, len(domains)).movedim(2, 0)
         worst = halves.amin(2) + 1e-3 * halves.amax(2).clamp(max=0)
         worst = worst.masked_fill(top.values == -torch.inf, -torch.inf)
         pick = top.indices.gather(1, worst.argmax(1, keepdim=True))[:, 0]
@@ -233,25 +233,7 @@ class Branching:
             multipliers[source], rest = multipliers[source].view_as(zero[source]), rest[len(place) :]
         mean = self.rows.new_tensor(weights)[None] if sum(weights) > 0 else domains.weights
         trial = replace(domains, multipliers=multipliers, weights=mean / mean.sum())
-        return _better(domains, trial, self.quick(trial)), self.rows.new_tensor(x).view(1, *self.graph.input_shape)
-
-    def _scores(self, domains: Domains) -> Tensor:
-        """What the offset of each chord takes from the bound, (M, neurons): its derivative times itself."""
-        lines, offsets = self.relaxations(domains), {}
-        with torch.enable_grad():
-            for source, number in self.holder.items():
-                held = lines[number]
-                assert isinstance(held, Held)
-                offsets[source] = held.lines.upper_offset.detach().requires_grad_(True)
-                lines[number] = replace(held, lines=replace(held.lines, upper_offset=offsets[source]))
-            slopes = torch.autograd.grad(
-                self._lower(domains, lines).sum(), list(offsets.values()), allow_unused=True
-            )
-        found = []
-        for offset, slope in zip(offsets.values(), slopes, strict=True):
-            taken = torch.zeros_like(offset) if slope is None else -slope * offset
-            found.append((taken + 1e-9 * offset).detach().flatten(1))  # any rather than none
-        return torch.cat(found, 1)
+        return _better(domains, trial, self.bounds(trial)), self.rows.new_tensor(x).view(1, *self.graph.input_shape)
 
     def _linear(self, domains: Domains, relaxations: Relaxations) -> LinearBound:
         share = domains.weights / domains.weights.sum(1, keepdim=True)
@@ -278,38 +260,6 @@ class Branching:
     def _unit(self) -> float:
         rounding = self.region.rounding
         return 0.0 if rounding is None else 1.001 * rounding.gamma(1)
-
-    def _learnt(self, domains: Domains, learns: bool) -> Domains:
-        def leaf(tensor: Tensor) -> Tensor:
-            return tensor.clone().requires_grad_(learns)
-
-        return replace(
-            domains,
-            weights=leaf(domains.weights) if domains.weights.shape[1] > 1 else domains.weights,
-            slopes={number: leaf(slope) for number, slope in domains.slopes.items()},
-            multipliers={source: leaf(beta) for source, beta in domains.multipliers.items()},
-        )
-
-    @staticmethod
-    def _leaves(learnt: Domains) -> dict[str, list[Tensor]]:
-        weights = [learnt.weights] if learnt.weights.requires_grad else []
-        return {
-            "slopes": list(learnt.slopes.values()),
-            "multipliers": list(learnt.multipliers.values()),
-            "weights": weights,
-        }
-
-    @staticmethod
-    @torch.no_grad()
-    def _confine(learnt: Domains) -> None:
-        for slope in learnt.slopes.values():
-            slope.clamp_(0, 1)
-        for beta in learnt.multipliers.values():
-            beta.clamp_(min=0)
-        if learnt.weights.requires_grad:
-            learnt.weights.clamp_(min=0)
-            learnt.weights.masked_fill_((learnt.weights.sum(1, keepdim=True) == 0), 1.0)
-            learnt.weights.div_(learnt.weights.sum(1, keepdim=True))
 
 
 def _constantly(slopes: Tensor) -> Slopes:

@@ -56,7 +56,7 @@ class _Reach(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         matrix, radius, y = ctx.saved_tensors
         of_matrix, of_own, of_radius = torch.zeros_like(matrix), [], []
-        for own, r, up in _pieces(matrix, y, radius, upstream):
+        for own, r, up in _pieces(matrix, y, radius, upstream.to(matrix.dtype)):  # autocast lowered the products
             gaps = _gaps(matrix, own)
             if ctx.needs_input_grad[1]:
                 of_radius.append(torch.bmm(up[:, None], gaps.abs())[:, 0])

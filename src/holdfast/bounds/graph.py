@@ -5,23 +5,24 @@ from __future__ import annotations
 import contextlib
 import operator as python
 from collections.abc import Callable, Iterator
-from types import FunctionType
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils import _pytree
 
 from holdfast.bounds.attention import multihead_attention
-from holdfast.bounds.calls import TRACED_THROUGH, Argument, Call, Steps
+from holdfast.bounds.calls import SAME, Argument, Call, Lowered, Several, Steps
 from holdfast.bounds.functions import FUNCTIONS
 from holdfast.bounds.heads import without_heads
 from holdfast.bounds.interval import Interval, rule
 from holdfast.bounds.kinds import batch_norm
 from holdfast.bounds.operators import (
     Affine,
+    Elementwise,
     Graph,
     Monotone,
     Node,
@@ -33,15 +34,21 @@ from holdfast.bounds.operators import (
     walk,
 )
 from holdfast.bounds.rules import MODULES, REGISTERED
+from holdfast.bounds.tracing import calls_of, refuse_what_tracing_skips, uncompiled, without_compilation
 from holdfast.bounds.trial import try_once
+from holdfast.bounds.twins import TWINS
 from holdfast.fold import BATCH_NORMS
-from holdfast.inference import copied_inputs, eval_mode, masked_classes, weights_named
+from holdfast.inference import eval_mode, masked_classes, weights_named
+from holdfast.layers import InPieces
 
 _TAKE_INPLACE = {"relu", "relu6", "leaky_relu", "hardtanh", "elu", "dropout"}
-_SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "__len__"}
+_SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "__len__", "is_floating_point"}
+_SHAPE_FUNCTIONS = {len, torch.numel, torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default}
 
 Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
 """Mean and biased variance that each BatchNorm saw in a training forward."""
+Maker = Callable[[Statistics], Operator]
+"""Makes an operator again, of the weights of the moment."""
 
 
 def trace(
@@ -65,78 +72,51 @@ def trace(
         UnsupportedOperator: an operator without a bound rule, by module path and name; or a module whose
             normalised form does not reproduce its own output.
     """
-    model = getattr(model, "_orig_mod", model)  # under torch.compile
-    _refuse_what_tracing_skips(model)
-    with outside_inference_mode():
-        sample = x[[0, -1]].detach().clone() if len(x) else x.new_zeros(2, *x.shape[1:])
-    with eval_mode(model), torch.no_grad():
-        try:
-            root, calls = model, _Tracer(autowrap_functions=_own_functions()).trace(model)
-            inputs: list[Any] = [sample]
-        except UnsupportedOperator:
-            raise
-        except Exception as fault:  # whatever a foreign forward does to symbolic values
-            if statistics:
-                raise UnsupportedOperator(
-                    f"bounds on the batch statistics of {type(model).__name__} need a forward that torch.fx can "
-                    f"trace: {fault}"
-                ) from fault
-            root, inputs = _export(model, sample, fault)
-            calls = root.graph
-    normaliser = _Normaliser(root, calls, sample, statistics)
-    with weights_named(model, sample), eval_mode(model), outside_inference_mode():
-        normaliser.run(*inputs)
-        graph = without_heads(Graph(normaliser.nodes[: normaliser.last], tuple(sample.shape[1:])))
-        if statistics is None and len(x):
+    graph, _ = traced(model, x, statistics)
+    if statistics is None and len(x):
+        model = without_compilation(model)
+        with uncompiled(), weights_named(model, x), eval_mode(model), outside_inference_mode():
             _check(graph, model, torch.cat([x.detach(), *(box or ())]))
     return graph
 
 
-class _Proxy(fx.Proxy):
-    """Writes ``h += x`` down as what it is; fx by itself would take it for ``h = h + x``."""
-
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", python.iadd, (self, other), {})
-
-    def __isub__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", python.isub, (self, other), {})
-
-    def __imul__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", python.imul, (self, other), {})
-
-    def __itruediv__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", python.itruediv, (self, other), {})
-
-
-class _Tracer(fx.Tracer):
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        kind = type_before_parametrizations(m)
-        return kind in MODULES or (kind not in TRACED_THROUGH and super().is_leaf_module(m, module_qualified_name))
+def traced(model: nn.Module, x: Tensor, statistics: Statistics | None) -> tuple[Graph, list[Maker | None]]:
+    """``trace`` without the comparison, and how its operators are made again; None where that takes a new trace."""
+    model = without_compilation(model)
+    refuse_what_tracing_skips(model)
+    with outside_inference_mode():
+        size = max((module.size for module in model.modules() if isinstance(module, InPieces)), default=2)
+        sample = x[[0, -1]][torch.arange(size) % 2].detach().clone() if len(x) else x.new_zeros(size, *x.shape[1:])
+    with uncompiled():
+        with eval_mode(model), torch.no_grad():
+            whole = model.network if isinstance(model, InPieces) else model
+            root, calls, inputs = calls_of(whole, sample, whole=bool(statistics))
+        normaliser = _Normaliser(root, calls, sample, statistics)
+        with weights_named(model, sample), eval_mode(model), outside_inference_mode():
+            _refuse_masks(normaliser.run(*inputs))
+            kept = _needed(normaliser.nodes, normaliser.last)
+            graph = without_heads(_pruned(normaliser.nodes, kept, tuple(sample.shape[1:])))
+    return graph, [normaliser.makers[value - 1] for value in kept][: len(graph.nodes)]
 
 
-def _own_functions() -> tuple[Callable[..., Any], ...]:
-    """Functions in Python with a rule, which are not to be traced through."""
-    return tuple(kind for kind in REGISTERED if isinstance(kind, FunctionType))
+def _needed(nodes: list[Node], last: int) -> list[int]:
+    """The values that the last one follows from, itself among them, but for the inputs."""
+    wanted = {last}
+    for number in range(last - 1, -1, -1):
+        if number + 1 in wanted:
+            wanted.update(nodes[number].inputs)
+    return sorted(wanted - {0})
 
 
-def _export(model: nn.Module, sample: Tensor, fault: Exception) -> tuple[fx.GraphModule, list[Any]]:
-    """The graph of ``torch.export``, which follows Python control flow that symbolic tracing cannot."""
-    try:
-        program = torch.export.export(model, (sample,))
-    except Exception as second:
-        raise UnsupportedOperator(
-            f"{type(model).__name__} cannot be traced: {fault} (torch.export: {str(second).splitlines()[0]})"
-        ) from second
-    state = {**program.state_dict, **program.constants}
-    state.update(dict(model.named_parameters()) | dict(model.named_buffers()))
-    inputs = [
-        sample if spec.kind.name == "USER_INPUT" else state[str(spec.target)]
-        for spec in program.graph_signature.input_specs
-    ]
-    return program.graph_module, inputs
+def _pruned(nodes: list[Node], kept: list[int], input_shape: tuple[int, ...]) -> Graph:
+    """The nodes of these values alone."""
+    numbers = {old: new for new, old in enumerate([0, *kept])}
+    found = [nodes[value - 1] for value in kept]
+    return Graph([replace(node, inputs=tuple(numbers[i] for i in node.inputs)) for node in found], input_shape)
+
+
+_Numbers = int | None | tuple[Any, ...]
+"""Of the value that a call makes, or of each of several; None for a result without a rule."""
 
 
 class _Normaliser(fx.Interpreter):
@@ -147,13 +127,18 @@ class _Normaliser(fx.Interpreter):
         self.extra_traceback = False
         self.sample, self.statistics = sample, statistics
         self.nodes: list[Node] = []
-        self.value_of: dict[fx.Node, int] = {}
+        self.makers: list[Maker | None] = []
+        """Of each node."""
+        self.value_of: dict[fx.Node, _Numbers] = {}
         self.order = {node: number for number, node in enumerate(calls.nodes)}
+        self.read = _read(node for node in calls.nodes if node.op == "output" or self._is_in_place(node))
         self.last = 0
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "output":
             return self._output(n)
+        if n not in self.read and n.op != "placeholder":
+            return None
         shared = self._values_sharing_memory(n) if self._is_in_place(n) else []
         value = super().run_node(n)
         if n.op == "placeholder":
@@ -161,41 +146,91 @@ class _Normaliser(fx.Interpreter):
                 self.value_of[n] = 0
             return value
         leaves = _pytree.tree_leaves((n.args, n.kwargs))
-        sources = [leaf for leaf in leaves if isinstance(leaf, fx.Node) and leaf in self.value_of]
-        if n.target is python.getitem and sources and isinstance(self.env[sources[0]], tuple):
-            if n.args[1] != 0:
-                raise UnsupportedOperator(
-                    f"no bound rule at {_place(n)}: only the first of several results has one"
-                )
-            self.value_of[n] = self.value_of[sources[0]]
+        if _asks_for_shape(n) or not any(isinstance(leaf, fx.Node) and leaf in self.value_of for leaf in leaves):
             return value
-        if sources and not _asks_for_shape(n):
-            try:
-                self._refuse_hidden_change(n, shared)
-                operator = self._operator(n, value)
-                if isinstance(operator, Affine | Monotone) and len(sources) > 1:
-                    raise UnsupportedOperator("more than one of its arguments depends on the input")
-                result = value[0] if isinstance(value, tuple) and isinstance(operator, Steps) else value
-                if not isinstance(result, Tensor) or result.shape[:1] != self.sample.shape[:1]:
-                    raise UnsupportedOperator("it does not keep the batch dimension first")
-                if isinstance(operator, Softmax) and operator.dim % result.dim() == 0:
-                    raise UnsupportedOperator("a softmax over the examples of the batch has no rule")
-            except UnsupportedOperator as fault:
-                raise UnsupportedOperator(f"no bound rule at {_place(n)}: {fault}") from None
-            self.value_of[n] = self._written_down(operator, sources, _place(n), result)
+        try:
+            self._refuse_hidden_change(n, shared)
+            self.value_of[n] = self._one_of_several(n, value) if self._selects(n) else self._lowered(n, value)
+        except UnsupportedOperator as fault:
+            raise UnsupportedOperator(f"no bound rule at {_place(n)}: {fault}") from None
         return value
 
-    def _written_down(self, operator: Operator, sources: list[fx.Node], place: str, value: Tensor) -> int:
-        """The number of the value that the nodes of an operator, or of several in its place, end in."""
-        numbers = [self.value_of[source] for source in sources]
-        if not isinstance(operator, Steps):
-            self.nodes.append(Node(operator, tuple(numbers), place, tuple(value.shape[1:])))
-            return len(self.nodes)
-        values = [self.env[source] for source in sources]
-        for step, inputs in operator.steps:
-            values.append(apply(step, *(values[i] for i in inputs)))
-            self.nodes.append(Node(step, tuple(numbers[i] for i in inputs), place, tuple(values[-1].shape[1:])))
-            numbers.append(len(self.nodes))
+    def _selects(self, n: fx.Node) -> bool:
+        """Whether a call takes one or more of the results of an earlier one."""
+        several = n.args and isinstance(n.args[0], fx.Node) and isinstance(self.value_of.get(n.args[0]), tuple)
+        return bool(several) and n.op == "call_function" and n.target in (python.getitem, getattr)
+
+    def _one_of_several(self, n: fx.Node, value: Any) -> _Numbers:
+        (source, *_), kept = n.args, {}
+        assert isinstance(source, fx.Node)
+        numbers = self.value_of[source]
+        assert isinstance(numbers, tuple)
+        kept = {id(part): number for part, number in zip(self.env[source], numbers, strict=True)}
+        if isinstance(value, Tensor):
+            return kept[id(value)]
+        return tuple(kept[id(part)] for part in value)
+
+    def _lowered(self, n: fx.Node, value: Any) -> _Numbers:
+        """The numbers of the values that a call makes, whose operators are written down."""
+        sources: list[int] = []
+        samples: list[Tensor] = []
+
+        def argument(value: Any, number: _Numbers) -> Any:
+            if isinstance(number, tuple):
+                return tuple(argument(*pair) for pair in zip(value, number, strict=True))
+            if number is None:
+                raise UnsupportedOperator("it reads where the largest entries are, for which there is no rule")
+            sources.append(number)
+            samples.append(value)
+            return Argument(value, len(sources) - 1)
+
+        def given(node: fx.Node) -> Any:
+            value = self.env[node]
+            return argument(value, self.value_of[node]) if node in self.value_of else value
+
+        args, kwargs = fx.node.map_arg((n.args, n.kwargs), given)
+        made = self._made(n, args, kwargs, value)
+        if isinstance(made, Several):
+            pairs = list(zip(made.parts, value, strict=True))
+            for result in [result for part, result in pairs if part is not None]:
+                self._refuse_result(result)
+            return tuple(part and self._one(n, part, sources, samples, result) for part, result in pairs)
+        self._refuse_result(value)
+        if isinstance(made, Softmax) and made.dim % value.dim() == 0:
+            raise UnsupportedOperator("a softmax over the examples of the batch has no rule")
+        return self._one(n, made, sources, samples, value)
+
+    def _one(self, n: fx.Node, made: Operator, sources: list[int], samples: list[Tensor], result: Tensor) -> int:
+        if isinstance(made, Steps):
+            return self._steps(n, made, sources, samples)
+        if isinstance(made, Affine | Monotone | Elementwise) and len(sources) > 1:
+            raise UnsupportedOperator("more than one of its arguments depends on the input")
+        return self._written(n, made, tuple(sources), result, alone=True)
+
+    def _refuse_result(self, result: Any) -> None:
+        if not isinstance(result, Tensor) or result.shape[:1] != self.sample.shape[:1]:
+            raise UnsupportedOperator("it does not keep the batch dimension first")
+        if result.dtype != self.sample.dtype:
+            raise UnsupportedOperator(
+                f"it changes the precision, {self.sample.dtype} to {result.dtype}; give the inputs and the whole "
+                "network in one"
+            )
+
+    def _written(
+        self, n: fx.Node, operator: Operator, inputs: tuple[int, ...], result: Tensor, *, alone: bool = False
+    ) -> int:
+        if operator is SAME:
+            return inputs[0]
+        self.makers.append(self._maker(n, operator, alone))
+        self.nodes.append(Node(operator, inputs, _place(n), tuple(result.shape[1:])))
+        return len(self.nodes)
+
+    def _steps(self, n: fx.Node, steps: Steps, sources: list[int], samples: list[Tensor]) -> int:
+        numbers, values = list(sources), list(samples)
+        for operator, places in steps.steps:
+            with torch.no_grad():
+                values.append(apply(operator, *(values[place] for place in places)))
+            numbers.append(self._written(n, operator, tuple(numbers[place] for place in places), values[-1]))
         return numbers[-1]
 
     def _values_sharing_memory(self, n: fx.Node) -> list[fx.Node]:
@@ -221,7 +256,7 @@ class _Normaliser(fx.Interpreter):
         asked = bool(n.kwargs.get("inplace")) or (name in _TAKE_INPLACE and any(a is True for a in n.args[1:]))
         return named or asked or n.target in (python.iadd, python.isub, python.imul, python.itruediv)
 
-    def _operator(self, n: fx.Node, value: Any) -> Operator:
+    def _made(self, n: fx.Node, args: Any, kwargs: Any, value: Any) -> Lowered:
         if n.op == "call_module":
             module = self.fetch_attr(str(n.target))
             if module._forward_hooks or module._forward_pre_hooks:
@@ -230,28 +265,47 @@ class _Normaliser(fx.Interpreter):
             if kind in BATCH_NORMS:
                 mean, var = (self.statistics or {}).get(module, (module.running_mean, module.running_var))
                 return batch_norm(module, mean, var)
-            if kind is nn.MultiheadAttention:
-                sources = [leaf for leaf in _pytree.tree_leaves((n.args, n.kwargs)) if leaf in self.value_of]
-                shapes = [tuple(self.env[source].shape[1:]) for source in sources]
-                return multihead_attention(
-                    module, shapes, {**n.kwargs, "attn_mask": n.kwargs.get("attn_mask", n.args[3:] or None)}
-                )
+            if kind in TWINS:
+                function, rest = TWINS[kind](module)
+                return FUNCTIONS[function](Call(function, (*args, *rest), kwargs, value))
+            if kind is nn.MultiheadAttention and kind not in MODULES:
+                return multihead_attention(module, args, kwargs)
             if kind in MODULES:
                 return self._tried(n, kind, MODULES[kind](module), module)
             raise UnsupportedOperator(_remedy(kind.__name__))
-        function: Any = getattr(Tensor, str(n.target)) if n.op == "call_method" else n.target
-        if function not in FUNCTIONS:
-            raise UnsupportedOperator(_remedy(_name(function)))
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        activations = {id(self.env[source]) for source in n.all_input_nodes if source in self.value_of}
-        args, kwargs = _pytree.tree_map(lambda a: Argument(a) if id(a) in activations else a, (args, kwargs))
-        call = Call(function, args, kwargs, value)
-        return self._tried(n, function, FUNCTIONS[function](call), call)
+        called: Any = getattr(Tensor, str(n.target)) if n.op == "call_method" else n.target
+        rule = FUNCTIONS.get(called) or FUNCTIONS.get(getattr(called, "overloadpacket", None))
+        if rule is None:
+            raise UnsupportedOperator(_remedy(_name(called)))
+        call = Call(called, args, kwargs, value)
+        return self._tried(n, called, rule(call), call)
 
-    def _tried(self, n: fx.Node, kind: Any, operator: Operator, function: Callable[[Tensor], Tensor]) -> Operator:
+    def _maker(self, n: fx.Node, operator: Operator, alone: bool) -> Maker | None:
+        """How an operator of a call is made in a later step; it may be one of several."""
+        if n.op == "call_module":
+            module = self.fetch_attr(str(n.target))
+            kind = type_before_parametrizations(module)
+            own = (module.running_mean, module.running_var) if kind in BATCH_NORMS else ()
+            if own:
+                return lambda statistics: batch_norm(module, *statistics.get(module, own))
+            if kind not in TWINS:
+                return (lambda statistics: cast(Operator, MODULES[kind](module))) if alone else None
+            fixed = not module.state_dict()
+        else:
+            read = [leaf for leaf in _pytree.tree_leaves((n.args, n.kwargs)) if isinstance(leaf, fx.Node)]
+            others = _pytree.tree_leaves([self.env[leaf] for leaf in read if leaf not in self.value_of])
+            fixed = not any(isinstance(value, Tensor) for value in others)
+        return partial(_unchanged, operator) if fixed else None
+
+    def _tried(self, n: fx.Node, kind: Any, operator: Lowered, function: Callable[[Tensor], Any]) -> Lowered:
         """The operator, which is tried if its rule is a user's and it has one input; in training it is not."""
         sources = [source for source in n.all_input_nodes if source in self.value_of]
-        if kind in REGISTERED and self.statistics is None and len(sources) == 1:
+        if (
+            kind in REGISTERED
+            and not isinstance(operator, Steps | Several)
+            and self.statistics is None
+            and len(sources) == 1
+        ):
             registered = f"the rule registered for {_name(kind)}"
             try:
                 try_once(operator, function, self.env[sources[0]])
@@ -264,17 +318,33 @@ class _Normaliser(fx.Interpreter):
     def _output(self, n: fx.Node) -> Any:
         result = n.args[0]
         result = result[0] if isinstance(result, tuple | list) and len(result) == 1 else result
-        if not isinstance(result, fx.Node) or not self.value_of.get(result):
-            raise UnsupportedOperator("the module does not end in one tensor of logits computed from its input")
-        self.last = self.value_of[result]
-        return self.env[result]
+        if isinstance(result, fx.Node) and isinstance(number := self.value_of.get(result), int) and number:
+            self.last = number
+            return self.env[result]
+        raise UnsupportedOperator("the module does not end in one tensor of logits computed from its input")
+
+
+def _read(ends: Iterator[fx.Node]) -> set[fx.Node]:
+    """These nodes and all that they follow from."""
+    read: set[fx.Node] = set()
+    pending = list(ends)
+    while pending:
+        node = pending.pop()
+        if node not in read:
+            read.add(node)
+            pending += node.all_input_nodes
+    return read
+
+
+def _unchanged(operator: Operator, statistics: Statistics) -> Operator:
+    return operator
 
 
 def _asks_for_shape(n: fx.Node) -> bool:
     """Whether a call returns the shape of an activation, not something computed from its values."""
     if n.op == "call_function" and n.target is getattr:
         return n.args[1] in ("shape", "dtype", "device", "ndim")
-    return n.op == "call_method" and n.target in _SHAPE_METHODS
+    return n.target in (_SHAPE_METHODS if n.op == "call_method" else _SHAPE_FUNCTIONS)
 
 
 def _place(n: fx.Node) -> str:
@@ -299,20 +369,9 @@ def _remedy(name: str) -> str:
     )
 
 
-def _refuse_what_tracing_skips(model: nn.Module) -> None:
-    before = set(model._forward_pre_hooks.values()) - {copied_inputs}
-    if model._forward_hooks or before or _global_forward_hooks or _global_forward_pre_hooks:
-        raise UnsupportedOperator("the module has forward hooks, which bounds cannot see; remove them")
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UnsupportedOperator(
-                f"TorchScript hides the operators of {name or 'the module itself'!r}; give the module that it was "
-                "made from"
-            )
-        if "forward" in vars(module):
-            raise UnsupportedOperator(
-                f"the forward of {name or 'the module itself'!r} was replaced on the instance"
-            )
+def _refuse_masks(logits: Tensor) -> None:
+    if masks := masked_classes(logits):
+        raise UnsupportedOperator(f"bounds have no word for -inf: {masks}")
 
 
 def _check(graph: Graph, model: nn.Module, points: Tensor) -> None:
@@ -325,8 +384,6 @@ def _check(graph: Graph, model: nn.Module, points: Tensor) -> None:
     points = torch.cat([points, scattered])
     with torch.no_grad():
         logits = model(points.clone())
-        if masks := masked_classes(logits):
-            raise UnsupportedOperator(f"bounds have no word for -inf: {masks}")
         try:
             traced = walk(graph, {0: Interval.point(points)}, lambda number, operator, *v: rule(operator, *v))[
                 len(graph.nodes)

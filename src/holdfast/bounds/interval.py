@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, singledispatch
 
@@ -45,6 +46,14 @@ class Interval:
     @classmethod
     def point(cls, x: Tensor, rounding: Rounding | None = None) -> Interval:
         return cls(x, torch.zeros_like(x), rounding)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Interval]) -> Interval:
+        """Those of several examples, in order."""
+        names = ("centre", "radius") if parts[0].rounding is None else ("centre", "radius", "lower", "upper")
+        centre, radius, *ends = (torch.cat([getattr(part, name) for part in parts]) for name in names)
+        joined = cls(centre, radius, parts[0].rounding)
+        return joined._with_ends(*ends) if ends else joined
 
     def take(self, rows: Tensor) -> Interval:
         """Those of some examples."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -203,6 +203,19 @@ SQRT = Steep(torch.sqrt, Bends(lambda v: v.rsqrt() / 2, (), (-1,)), "sqrt", leas
 RSQRT = Steep(
     torch.rsqrt, Bends(lambda v: -v.rsqrt().pow(3) / 2, (), (1,)), "rsqrt", least=0.0, start=0.0, hole=0.0
 )
+
+
+def transposed_convolution(weight: Tensor, bias: Tensor | None, rest: Sequence[Any]) -> Operator:
+    """In one or two dimensions; the rest is stride, padding, output padding, groups, dilation."""
+    if weight.dim() not in (3, 4):
+        raise UnsupportedOperator(f"a transposed convolution in {weight.dim() - 2} dimensions has no rule")
+    function: Any = F.conv_transpose1d if weight.dim() == 3 else F.conv_transpose2d
+    return Affine(
+        lambda x: function(x, weight, bias, *rest),
+        lambda radius: function(radius, weight.abs(), None, *rest),
+        summands=max(weight[0].numel(), weight[:, 0].numel()),
+        offsets=None if bias is None else lambda x: scaled_to(x, bias.abs())[None],
+    )
 
 
 def max_pool_of(size: Any, stride: Any, dilation: Any, dims: int, rest: Callable[..., Any]) -> Operator:

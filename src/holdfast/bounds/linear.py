@@ -244,6 +244,11 @@ class Sweep:
         """Lower bounds (N, S) of the functions a (N, S, ...) of a value."""
         return backward(graph, self.relaxations, value, a, self.costs).minimum(region)
 
+    def take(self, rows: Tensor) -> Sweep:
+        """What it knows of some examples, for passes from what comes last."""
+        relaxations = {number: relaxation.take(rows) for number, relaxation in self.relaxations.items()}
+        return Sweep({}, relaxations, self.costs and self.costs.take(rows))
+
     def patch_bound(self, region: Region, patches: Patches) -> Bound:
         """Those (P, 2 S) of the neurons at P positions and of their negatives."""
         costs, a = self.costs and self.costs.cut(patches), patches.start(region.box.centre)

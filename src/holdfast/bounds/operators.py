@@ -317,6 +317,8 @@ class Graph:
     input_shape: Shape
     heads: tuple[Softmax, ...] = ()
     """What the network makes of the logits in the end, first to last; see ``holdfast.bounds.heads``."""
+    structure: dict[str, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What was found out about it that hangs on no weight."""
 
     def shape(self, value: int) -> Shape:
         """Of one example's value."""

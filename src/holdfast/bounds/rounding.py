@@ -9,7 +9,7 @@ number each beside. That is so of products of matrices and of direct convolution
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -83,6 +83,12 @@ class Bound(NamedTuple):
         """What a computation of more precision may still reach: where that is too little, it need not be made."""
         return self.lower if self.slack is None else self.lower + REACH * self.slack
 
+    @classmethod
+    def joined(cls, parts: Sequence[Bound], dim: int) -> Bound:
+        """Those of several examples, or functions, in order."""
+        slacks = [part.slack for part in parts if part.slack is not None]
+        return cls(torch.cat([part.lower for part in parts], dim), torch.cat(slacks, dim) if slacks else None)
+
     def through(self, function: Callable[[Tensor], Tensor]) -> Bound:
         """What it says of a rising function, which takes care of its own rounding."""
         lower = function(self.lower)
@@ -116,4 +122,7 @@ class Cost(NamedTuple):
 
 def dots(a: Tensor, b: Tensor) -> Tensor:
     """⟨a, b⟩ for (N, S, ...) and (N, ...), (N, S)."""
-    return torch.bmm(a.flatten(2), b.flatten(1)[:, :, None])[:, :, 0]
+    a, b = a.flatten(2), b.flatten(1)
+    if a.shape[1] == 1:  # a product of matrices is slow here, above all backward
+        return (a * b[:, None]).sum(2)
+    return torch.bmm(a, b[:, :, None])[:, :, 0]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast.bounds.activations import SMOOTH_MODULES
+from holdfast.bounds.calls import SAME, Lowered
 from holdfast.bounds.functions import FUNCTIONS
 from holdfast.bounds.kinds import (
     ABS,
@@ -25,13 +26,13 @@ from holdfast.bounds.kinds import (
     max_pool_of,
     scaled_to,
     softplus,
+    transposed_convolution,
 )
 from holdfast.bounds.operators import (
     Affine,
     Convolution,
     Linear,
     LipschitzMap,
-    MaxPool,
     Operator,
     PairwiseMax,
     Softmax,
@@ -39,6 +40,7 @@ from holdfast.bounds.operators import (
     moved,
     positive,
 )
+from holdfast.bounds.twins import TWINS
 from holdfast.fold import BATCH_NORMS
 from holdfast.layers import (
     Abs,
@@ -93,12 +95,8 @@ def _products(weight: Tensor, mode: str, padding: Sequence[int]) -> int:
 
 
 def _transposed_convolution(module: Any) -> Operator:
-    function = {nn.ConvTranspose1d: F.conv_transpose1d, nn.ConvTranspose2d: F.conv_transpose2d}[type(module)]
     rest = module.stride, module.padding, module.output_padding, module.groups, module.dilation
-    return Affine(
-        lambda x: function(x, module.weight, module.bias, *rest),
-        lambda radius: function(radius, module.weight.abs(), None, *rest),
-    )
+    return transposed_convolution(module.weight, module.bias, rest)
 
 
 def _upsampling(module: nn.Upsample) -> Operator:
@@ -114,14 +112,6 @@ def _max_pool_module(module: Any) -> Operator:
     rest = module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode, True
     dims = 1 if isinstance(module, nn.MaxPool1d) else 2
     return max_pool_of(module.kernel_size, module.stride, module.dilation, dims, lambda x: function(x, *rest))
-
-
-def _adaptive_max_pool_module(module: Any) -> Operator:
-    function: Any = F.adaptive_max_pool1d if isinstance(module, nn.AdaptiveMaxPool1d) else F.adaptive_max_pool2d
-    size = module.output_size
-    sizes = (size,) if isinstance(size, int) else tuple(size)
-    overlap = 1 if set(sizes) == {1} else None
-    return MaxPool(lambda x: function(x, size), lambda x: function(x, size, True), overlap)
 
 
 def _normalize(module: Normalize) -> Operator:
@@ -161,18 +151,15 @@ def _centering(module: BatchCentering) -> Operator:
     return Affine(lambda x: x - scaled_to(x, mean), lambda radius: radius, entrywise=True)
 
 
-def _dropout(module: Any) -> Operator:
-    return moved(lambda x: x)  # bounds are those of the network in eval mode
-
-
 def _average_pool_module(module: nn.AvgPool2d) -> Operator:
     return average_pool_with(module.divisor_override, module)
 
 
-MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
+MODULES: dict[type[nn.Module], Callable[[Any], Lowered]] = {
     nn.Linear: lambda module: Linear(module.weight, module.bias),
     Normalize: _normalize,
     MaxMin: lambda module: PairwiseMax(module),
+    GroupSort: lambda module: PairwiseMax(module) if module.size == 2 else _one_lipschitz(module),
     Abs: lambda module: ABS,
     BatchCentering: _centering,
     **dict.fromkeys([AOLConv2d, BCOPConv2d, LinearResidualConv2d], _effective_convolution),
@@ -192,7 +179,7 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
         ],
         _bounded,
     ),
-    **dict.fromkeys([GroupSort, Householder, NActivation, L2NormPool2d], _one_lipschitz),
+    **dict.fromkeys([Householder, NActivation, L2NormPool2d], _one_lipschitz),
     **dict.fromkeys([FirstChannels, ZeroChannelConcatenation], moved),
     **dict.fromkeys([nn.Conv1d, nn.Conv2d], _convolution),
     **dict.fromkeys([nn.ConvTranspose1d, nn.ConvTranspose2d], _transposed_convolution),
@@ -212,13 +199,21 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operator]] = {
     nn.AvgPool2d: lambda module: _average_pool_module(module),
     nn.Upsample: _upsampling,
     **dict.fromkeys([nn.MaxPool1d, nn.MaxPool2d], _max_pool_module),
-    **dict.fromkeys([nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d], _adaptive_max_pool_module),
     **dict.fromkeys([nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d], positive),
-    **dict.fromkeys(
-        [nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d], moved
-    ),
+    **dict.fromkeys([nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle], moved),
     **dict.fromkeys([nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d], positive),
-    **dict.fromkeys([nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout], _dropout),
+    **dict.fromkeys(
+        [
+            nn.Identity,
+            nn.Dropout,
+            nn.Dropout1d,
+            nn.Dropout2d,
+            nn.Dropout3d,
+            nn.AlphaDropout,
+            nn.FeatureAlphaDropout,
+        ],
+        lambda module: SAME,  # bounds are those of the network in eval mode
+    ),
 }
 """Operator of a leaf module, by its exact type; BatchNorm apart, which needs the statistics of the pass."""
 
@@ -245,8 +240,8 @@ def register(kind: Any, rule: Callable[[Any], Operator]) -> None:
     Raises:
         ValueError: there is a rule already.
     """
-    rules: dict[Any, Callable[[Any], Operator]] = MODULES if isinstance(kind, type) else FUNCTIONS
-    if kind in rules or kind in BATCH_NORMS:
+    rules: dict[Any, Callable[[Any], Lowered]] = MODULES if isinstance(kind, type) else FUNCTIONS
+    if kind in rules or kind in BATCH_NORMS or kind in TWINS:
         raise ValueError(f"{kind!r} has a bound rule already")
     rules[kind] = rule
     REGISTERED.add(kind)

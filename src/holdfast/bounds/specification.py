@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -9,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from holdfast.bounds import budget
 from holdfast.bounds.differences import combined, differences, reach, sums
 from holdfast.bounds.interval import Interval
 from holdfast.bounds.linear import Sweep, intervals
@@ -148,8 +151,31 @@ def _interval_of(graph: Graph, region: Region, values: dict[int, Interval], aske
 
 def linear_margins(graph: Graph, region: Region, done: Sweep, y: Tensor) -> Bound:
     """Lower bounds of z_y − z_j for the classes j ≠ y ascending, (N, K−1), by one backward pass."""
-    rows = margin_rows(y, graph.shape(len(graph.nodes))[0], region.box.centre.dtype)
-    return done.bound(graph, region, len(graph.nodes), rows)
+    classes, like = graph.shape(len(graph.nodes))[0], region.box.centre
+    return linear_bounds(graph, region, done, lambda some: margin_rows(y[some], classes, like.dtype), classes - 1)
+
+
+def linear_bounds(
+    graph: Graph, region: Region, done: Sweep, rows: Callable[[Tensor], Tensor], functions: int
+) -> Bound:
+    """Lower bounds of functions of the logits, (N, M), by a backward pass; where nothing is differentiated a few of
+    them at a time.
+
+    Args:
+        rows: numbers of n examples ↦ their functions (n, M, ...).
+        functions: M.
+    """
+    last, like = len(graph.nodes), region.box.centre
+    room = max(1, budget.of_pass(like) // max(math.prod(graph.shape(value)) for value in range(last + 1)))
+    everyone = torch.arange(len(like), device=like.device)
+    if torch.is_grad_enabled() or len(like) * functions <= room:
+        return done.bound(graph, region, last, rows(everyone))
+    found = []
+    for some in everyone.split(max(1, room // max(1, functions))):
+        part, place = done.take(some), region.take(some)
+        pieces = [part.bound(graph, place, last, a) for a in rows(some).split(room, 1)]
+        found.append(Bound.joined(pieces, 1))
+    return Bound.joined(found, 0)
 
 
 def fused_robust_sum(graph: Graph, region: Region, done: Sweep, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -109,6 +109,13 @@ def tail_of(graph: Graph, like: Tensor) -> Tail:
     What only gathers entries in front of the rest (a flatten, an average over windows apart) stays outside: bounds
     of its result are as good, and there are fewer of them.
     """
+    if "tail" not in graph.structure:
+        graph.structure["tail"] = _ends(graph, like)
+    return Tail(graph, *graph.structure["tail"])
+
+
+def _ends(graph: Graph, like: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The sources and the inner nodes of ``tail_of``."""
     wanted, sources, inner = {len(graph.nodes)}, set(), []
     for number in range(len(graph.nodes) - 1, -1, -1):
         if number + 1 not in wanted:
@@ -127,7 +134,7 @@ def tail_of(graph: Graph, like: Tensor) -> Tail:
         if alone and gathers(node.operator, graph.shape(source), node.shape, like):
             inner.remove(number)
             sources = sources - {source} | {number + 1}
-    return Tail(graph, tuple(sorted(sources)), tuple(reversed(inner)))
+    return tuple(sorted(sources)), tuple(reversed(inner))
 
 
 def gathers(operator: Operator, before: Shape, after: Shape, like: Tensor) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ from holdfast.bounds import Bounder, BoundMethod, region_of
 from holdfast.bounds.operators import OutsideDomain
 from holdfast.bounds.relaxation import SlopeRule
 from holdfast.bounds.rounding import Rounding
-from holdfast.certify.certificate import Deterministic, Examples, Findings, by_class
+from holdfast.certify.certificate import Deterministic, Examples, Findings, Tell, by_class
 from holdfast.certify.double import in_float64
 from holdfast.threat import Threat
 
@@ -63,6 +63,21 @@ class BoundCertifier(Deterministic, name="bounds"):
     def finds_radii(self) -> bool:
         expensive = any(stage.expensive for stage in self._stages())
         return self.radius_search == "always" or (self.radius_search == "cheap" and not expensive)
+
+    def findings(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        seed: int,
+        batch_size: int,
+        tell: Tell,
+        numbers: Tensor,
+    ) -> Iterator[tuple[Tensor, Findings]]:
+        """In batches no larger than what is bounded together, so that progress is told as it is made."""
+        room = Bounder(self.traced(model, x[:1], threat), self._stages()[-1]).room(x)
+        return super().findings(model, x, y, threat, seed, min(batch_size, room), tell, numbers)
 
     def prover(self, model: nn.Module, x: Tensor, threat: Threat) -> Callable[[Examples], Findings]:
         # Of other backends nobody can ask which convolutions they choose; the CPU takes what is theirs.

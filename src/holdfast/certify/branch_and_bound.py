@@ -23,8 +23,9 @@ from holdfast.bounds.rounding import Rounding
 from holdfast.bounds.specification import margin_rows
 from holdfast.certify.bounds import BoundCertifier
 from holdfast.certify.certificate import Certifier, Deterministic, Findings, Tell
+from holdfast.certify.clock import Clock
 from holdfast.certify.counterexample import Falsifier
-from holdfast.certify.decision import Clock, Verification, decided
+from holdfast.certify.decision import Fast, Verification, decided
 from holdfast.certify.double import in_float64
 from holdfast.inference import door, frozen_eval, plain_arithmetic
 from holdfast.threat import Threat
@@ -78,7 +79,7 @@ def verify(
         clauses, constants = clauses.to(place), constants.to(place)
         box = ends[0].to(place.device), ends[1].to(place.device)
         falsifier = Falsifier(model, network.graph, like, box, clauses, constants)
-        found = decided(network.graph, region, clauses, constants, falsifier, clock)
+        found = decided(network.graph, region, clauses, constants, falsifier, clock, network.fast)
     return replace(found, seconds=time.perf_counter() - started)
 
 
@@ -120,6 +121,8 @@ class _Network(NamedTuple):
     graph: Graph
     place: Tensor
     """Of the type and on the device that the inputs go to."""
+    fast: Fast | None
+    """In the model's own precision, where it is another."""
 
     @classmethod
     def of(cls, model: nn.Module, x: Tensor, ends: tuple[Tensor, Tensor]) -> _Network:
@@ -127,7 +130,12 @@ class _Network(NamedTuple):
             exact, place = in_float64(model, x)
         except ValueError:  # it cannot be copied
             exact, place = model, x.new_empty(0)
-        return cls(trace(exact, x.to(place), box=(ends[0].to(place), ends[1].to(place))), place)
+        graph, fast = trace(exact, x.to(place), box=(ends[0].to(place), ends[1].to(place))), None
+        if place.dtype != x.dtype and place.device == x.device:
+            own = trace(model, x, box=(ends[0].to(x), ends[1].to(x)))
+            alike = [node.inputs for node in own.nodes] == [node.inputs for node in graph.nodes]
+            fast = (own, x.new_empty(0)) if alike else None
+        return cls(graph, place, fast)
 
 
 class _Cheap(BoundCertifier):
@@ -142,8 +150,8 @@ class BranchAndBoundCertifier(Deterministic, name="branch-and-bound"):
     bounded by crown and alpha-crown, and then split.
 
     Complete for networks of ReLUs and affine layers in l_inf, given the time and but for margins as small as
-    rounding. Where the answer is no, the certificate holds the counterexample. Deterministic, apart from where the
-    clock ends it.
+    rounding; of others boxes of inputs are halved, which decides what has few inputs. Where the answer is no,
+    the certificate holds the counterexample. Deterministic, apart from where the clock ends it.
     """
 
     seconds: PositiveFloat = 10.0
@@ -159,7 +167,7 @@ class BranchAndBoundCertifier(Deterministic, name="branch-and-bound"):
 
     @property
     def brief(self) -> BranchAndBoundCertifier:
-        return self.model_copy(update={"seconds": min(self.seconds, 0.1)})
+        return self.model_copy(update={"seconds": min(self.seconds, 1.0)})
 
     def findings(
         self,
@@ -216,7 +224,7 @@ class BranchAndBoundCertifier(Deterministic, name="branch-and-bound"):
 
     def _decided(self, network: _Network, model: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Verification:
         """Of one image."""
-        clock, (graph, place) = Clock.of(self.seconds), network
+        clock, (graph, place, fast) = Clock.of(self.seconds), network
         region = region_of(x.to(place), threat, rounding=Rounding.of(place.dtype))
         classes = graph.shape(len(graph.nodes))[0]
         rows = margin_rows(y.to(place.device), classes, place.dtype)[0][:, None]
@@ -228,7 +236,7 @@ class BranchAndBoundCertifier(Deterministic, name="branch-and-bound"):
         ball = None if threat.is_box else (centre, threat)
         offsets = rows.new_zeros(rows.shape[:2])
         falsifier = Falsifier(model, graph, x[:0], (low, high), rows, offsets, ball=ball, strictly=True)
-        found = decided(graph, region, rows, offsets, falsifier, clock)
+        found = decided(graph, region, rows, offsets, falsifier, clock, fast)
         if not graph.heads or not math.isfinite(found.bound):
             return found
         margins = rows.new_full((1, len(rows)), found.bound)

@@ -178,7 +178,8 @@ class Certifier(Component, family="certifiers"):
 
     @property
     def brief(self) -> Certifier:
-        """What stands for it in a rehearsal, where it would take its time: itself, or the same in less."""
+        """What stands for it where it would have to run many times, as at the radii of a curve, or in a rehearsal:
+        itself, or where it takes its time the same in less."""
         return self
 
     @property

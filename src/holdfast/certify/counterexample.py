@@ -62,6 +62,10 @@ class Falsifier:
         clause = worst.repeat_interleave(restarts)
         return self.confirmed(self.descended(x.repeat(len(worst), *[1] * (x.dim() - 1)), clause, steps, 0.25))
 
+    def from_points(self, x: Tensor, clause: Tensor, steps: int = 40, reach: float = 0.1) -> Tensor | None:
+        """A counterexample (1, ...) on the way down from each of some points (n, ...), to the clause of each."""
+        return self.confirmed(self.descended(self.feasible(x.double()), clause, steps, reach))
+
     def descended(self, x: Tensor, clause: Tensor, steps: int, reach: float) -> Tensor:
         """The lowest points (n, ...) on the way of signed gradient steps down the largest row of each one's clause.
 

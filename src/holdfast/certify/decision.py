@@ -17,9 +17,11 @@ from holdfast.bounds.domains import Domains, Packed
 from holdfast.bounds.linear import sweep
 from holdfast.bounds.operators import Graph
 from holdfast.bounds.optimised import optimised
-from holdfast.bounds.region import Region
+from holdfast.bounds.region import Box, Region
 from holdfast.bounds.relaxation import adaptive
+from holdfast.certify.clock import Clock
 from holdfast.certify.counterexample import Falsifier
+from holdfast.certify.input_splits import InputSearch
 
 Verdict = Literal["proved", "refuted", "undecided"]
 Method = Literal["attack", "crown", "alpha-crown", "branch-and-bound"]
@@ -34,6 +36,10 @@ STEP_COST = 4
 """Times what CROWN takes, a gradient step of all its slopes; a quarter of the steps shall fit."""
 TRIED = 8
 """Of the worst parts so many minimisers are descended from."""
+NEARBY = 8, 0.05
+"""The steps of it, and the reach of the first."""
+FEW = 32
+"""Of so many inputs the boxes are split from the start, where the network is more than ReLUs and affine layers."""
 
 
 @dataclass(frozen=True)
@@ -56,51 +62,59 @@ class Verification:
     """What came last."""
 
 
-@dataclass(frozen=True)
-class Clock:
-    """The time that is left."""
-
-    end: float
-    """As ``time.perf_counter`` counts."""
-
-    @classmethod
-    def of(cls, seconds: float | None) -> Clock:
-        """None for no limit."""
-        return cls(math.inf if seconds is None else time.perf_counter() + seconds)
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return self.end - time.perf_counter()
-
-    def part(self, share: float) -> Clock:
-        """A share of what is left."""
-        now = time.perf_counter()
-        return Clock(now + share * (self.end - now))
-
-    def going(self) -> bool:
-        """Whether some is left."""
-        return self.left > 0
+Fast = tuple[Graph, Tensor]
+"""A network in a precision that is fast, and an empty tensor of it."""
 
 
 def decided(
-    graph: Graph, region: Region, rows: Tensor, offsets: Tensor, falsifier: Falsifier, clock: Clock
+    graph: Graph,
+    region: Region,
+    rows: Tensor,
+    offsets: Tensor,
+    falsifier: Falsifier,
+    clock: Clock,
+    fast: Fast | None = None,
 ) -> Verification:
     """Whether each clause (C, R, K) has a positive row on the region.
 
     A short attack, CROWN, a longer attack, slopes, and parts: each where those before it do not decide.
     """
     began = time.perf_counter()
-    found = _whole(graph, region, rows, offsets, falsifier, clock.part(ROOT_SHARE))
+    found = _whole(graph, region, rows, offsets, falsifier, clock.part(ROOT_SHARE), fast)
     spent = time.perf_counter() - began
     if isinstance(found, Branching):
         with torch.no_grad():
-            found = Search(found, falsifier, clock).run()
+            found = _in_parts(found, falsifier, clock)
     return replace(found, root_seconds=spent)
 
 
+def _in_parts(branching: Branching, falsifier: Falsifier, clock: Clock) -> Verification:
+    """By parts that ReLUs make, and by boxes of inputs where there is more than ReLUs: from the start where inputs
+    are few."""
+    region, found = branching.region, None
+    few = math.prod(branching.graph.input_shape) <= FEW
+    boxes = isinstance(region, Box) and bool(branching.others)
+    if not boxes or (branching.rectifiers and not few):
+        found = Search(branching, falsifier, clock).run()
+        if not boxes or found.verdict != "undecided":
+            return found
+    assert isinstance(region, Box)
+    halved = InputSearch(branching.graph, region, branching.rows, branching.offsets, falsifier, clock).run()
+    domains, bound = halved.boxes + (found.domains if found else 0), halved.bound
+    if halved.counterexample is not None:
+        return Verification("refuted", halved.counterexample, bound, domains, 0.0)
+    known = branching.whole().lower.amin().item() if found is None else found.bound
+    return Verification("proved" if bound > 0 else "undecided", None, max(bound, known), domains, 0.0)
+
+
 def _whole(
-    graph: Graph, region: Region, rows: Tensor, offsets: Tensor, falsifier: Falsifier, clock: Clock
+    graph: Graph,
+    region: Region,
+    rows: Tensor,
+    offsets: Tensor,
+    falsifier: Falsifier,
+    clock: Clock,
+    fast: Fast | None,
 ) -> Verification | Branching:
     """What is decided without parts, or the bounds to begin with."""
     if (x := falsifier.search(restarts=1, steps=10)) is not None:
@@ -111,10 +125,15 @@ def _whole(
     first = optimised(graph, region, functions, 0, enough=lambda _: True, base=base, limit=0)
     assert first is not None  # of one example
     swept = before - clock.left if clock.end < math.inf else 0.0
-    branching = Branching(graph, region, rows, offsets, first)
-    if (bound := branching.whole().lower.amin().item()) > 0:
+    branching = Branching(graph, region, rows, offsets, first, fast)
+    whole = branching.whole()
+    if (bound := whole.lower.amin().item()) > 0:
         return Verification("proved", None, bound, 0, 0.0, by="crown")
-    if (x := falsifier.search()) is not None:
+    open_ends = whole.take(whole.lower <= 0)
+    # Where a network is flat around the centre, gradients there say little of its far corners.
+    if (x := falsifier.from_points(branching.minimisers(open_ends), open_ends.clause)) is None:
+        x = falsifier.search()
+    if x is not None:
         return Verification("refuted", x, -math.inf, 0, 0.0, by="attack")
     limit = ROOT_SLOPES if STEP_COST * ROOT_STEPS / 4 * swept < clock.left else 0
     pace = _Pace(clock)
@@ -124,7 +143,7 @@ def _whole(
 
     root = optimised(graph, region, functions, ROOT_STEPS, enough=enough, base=base, limit=limit)
     assert root is not None
-    branching = Branching(graph, region, rows, offsets, root)
+    branching = Branching(graph, region, rows, offsets, root, fast)
     if (bound := branching.whole().lower.amin().item()) > 0:
         return Verification("proved", None, bound, 0, 0.0, by="alpha-crown")
     return branching
@@ -204,7 +223,7 @@ class Search:
 
     def _attacked(self, domains: Domains) -> Tensor | None:
         x = self.branching.minimisers(domains)
-        return self.falsifier.confirmed(self.falsifier.descended(x.double(), domains.clause, 5, 0.02))
+        return self.falsifier.from_points(x, domains.clause, *NEARBY)
 
     def _leaf(self, domain: Domains) -> Tensor | None:
         """What the linear program of a part says: a counterexample, or that the part is done or stuck."""

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from holdfast.bounds.ball import certified_gains, lipschitz_radii
+from holdfast.bounds.ball import lipschitz_radii
+from holdfast.bounds.gains import certified_gains
 from holdfast.bounds.rounding import Rounding
 from holdfast.certify.certificate import Deterministic, Examples, Findings, by_class, strictly_within
 from holdfast.certify.double import in_float64

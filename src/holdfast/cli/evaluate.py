@@ -17,7 +17,8 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            help="A run (its folder or name), a file of weights, a .onnx file, or package.module:factory."
+            help="A run (its folder or name), a file of weights, a network in a file (ONNX, .pt2, TorchScript), "
+            "or package.module:factory."
         ),
     ],
     overrides: Annotated[
@@ -89,17 +90,16 @@ def foreign_model(model: str, architecture: str | None) -> dict[str, Any] | None
         FileNotFoundError: an architecture for a file that is not there.
         ValueError: a file of another kind, or an architecture for a file that needs none.
     """
-    from holdfast.models.weights import refuse_networks
+    from holdfast.models.weights import NETWORKS, network_in
 
     file = Path(model)
     if architecture and not file.is_file():
         raise FileNotFoundError(f"there is no file {model}")
-    if file.is_file() and file.suffix.lower() == ".onnx":
+    if file.is_file() and (name := network_in(file)):
         if architecture:
-            raise ValueError(f"{model} is an ONNX network with layers of its own: leave --architecture out")
-        return {"name": "onnx", "path": model}
+            raise ValueError(f"{model} is {NETWORKS[name]} with layers of its own: leave --architecture out")
+        return {"name": name, "path": model}
     if file.is_file():
-        refuse_networks(file)
         return {"name": architecture, "weights": model}
     return {"name": model} if ":" in model else None
 

@@ -41,9 +41,10 @@ def _names(text: str) -> list[str]:
 
 def _chosen(runs: Path, where: str, of: str) -> list[Record]:
     from holdfast.experiments.records import record as store
+    from holdfast.experiments.records import selection
 
     found = store.read_records(runs, of)
-    return store.select(found, where) if where else found
+    return selection.select(found, where) if where else found
 
 
 def _compared(
@@ -123,13 +124,13 @@ def scatter(
 ) -> None:
     """A point for every run."""
     with answer_for() as progress:
-        from holdfast.experiments.records import record as store
+        from holdfast.experiments.records import selection
         from holdfast.plots.results import scatter_figure
 
         names, groups = _names(y), _names(by)
         records = [one for one in _chosen(runs, where, of) if one.status in ("finished", "old")]
-        store.check_keys(records, [x, *names, *groups])
-        rows = [row for row in store.rows(records, [x, *names, *groups]) if None not in row[1 : 2 + len(names)]]
+        selection.check_keys(records, [x, *names, *groups])
+        rows = [row for row in selection.rows(records, [x, *names, *groups]) if None not in row[1 : 2 + len(names)]]
         if not rows:
             raise ValueError(f"no finished run has {x} and {y}")
         import pandas as pd
@@ -172,7 +173,7 @@ def curve(
 ) -> None:
     """Certified and attacked accuracy against the radius, several runs over one another."""
     with answer_for():
-        from holdfast.experiments.records import record as store
+        from holdfast.experiments.records import selection
         from holdfast.experiments.records.comparison import read_curves
         from holdfast.plots.results import curves_figure
 
@@ -180,7 +181,7 @@ def curve(
         if names:
             records = [_named(records, name) for name in names]
         groups = _names(by)
-        store.check_keys(records, groups)
+        selection.check_keys(records, groups)
         curves = read_curves(records, groups)
         import pandas as pd
 
@@ -211,7 +212,7 @@ def table_(
 ) -> None:
     """Means over seeds with 95 % intervals; --output writes .csv and .tex."""
     with answer_for() as progress:
-        from holdfast.experiments.records.record import latex
+        from holdfast.experiments.records.selection import latex
         from holdfast.files import write_text
         from holdfast.numbers import Mean
 

@@ -48,10 +48,11 @@ def runs(
     """
     with answer_for() as progress:
         from holdfast.experiments.records import record as store
+        from holdfast.experiments.records import selection
 
         found = store.read_records(runs, of)
-        chosen = store.select(found, where) if where else found
-        chosen = store.order(chosen, sort) if sort else chosen
+        chosen = selection.select(found, where) if where else found
+        chosen = selection.order(chosen, sort) if sort else chosen
         keys = [key.strip() for key in columns.split(",")] if columns else list(SHOWN)
         shown = {one.values.get("evaluation.data.name") for one in chosen} - {None}
         if shown and not columns:  # not on the data that was trained on
@@ -59,14 +60,14 @@ def runs(
         if not columns and any("note" in one.values for one in chosen):
             keys.append("note")
         if columns:
-            store.check_keys(found, keys)
+            selection.check_keys(found, keys)
         headings = ["run", "", *(SHOWN.get(key, key) for key in keys)]
         count = (
             f"{len(chosen)} runs in {runs}" if len(chosen) == len(found) else f"{len(chosen)} of {len(found)} runs"
         )
         print_table(count, headings, [_row(record, keys) for record in chosen])
         if export:
-            _export(chosen, keys if columns else sorted(store.known_keys(chosen)), export)
+            _export(chosen, keys if columns else sorted(selection.known_keys(chosen)), export)
             progress.stage(f"{len(chosen)} runs in {export}")
         if delete:
             _delete(chosen, runs, yes)
@@ -88,13 +89,13 @@ def _cell(key: str, value: Any) -> str:
 
 
 def _export(records: Sequence[Record], keys: Sequence[str], path: Path) -> None:
-    from holdfast.experiments.records import record as store
+    from holdfast.experiments.records import selection
     from holdfast.files import whole_file, write_text
 
-    lines = list(store.rows(records, keys))
+    lines = list(selection.rows(records, keys))
     if path.suffix == ".tex":
         write_text(
-            path, store.latex(["run", *keys], [["–" if v is None else str(v) for v in row] for row in lines], 0)
+            path, selection.latex(["run", *keys], [["–" if v is None else str(v) for v in row] for row in lines], 0)
         )
         return
     if path.suffix not in (".csv", ".parquet"):

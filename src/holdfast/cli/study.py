@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +20,19 @@ from holdfast.cli.sweep import (
     show_plan,
 )
 from holdfast.cli.train import Overrides, RunsOption
+
+if TYPE_CHECKING:
+    from holdfast.experiments.studies.claims import Answered
+
+
+def print_claims(claims: Sequence[Answered], *, smoke: bool) -> None:
+    """Each with its answer, or that a smoke test answers none."""
+    if claims and smoke:
+        print(f"a smoke test: {len(claims)} claims are answered at --scale 1")
+        return
+    for one in claims:
+        print(f"{one.answer}: {one.claim.says}")
+        print(f"    {one.claim.condition}: {one.interval}{f'; {one.why}' if one.why else ''}")
 
 
 def study(
@@ -80,6 +94,7 @@ def study(
         print_table(chosen.title, report.headings, report.rows)
         for one in () if digits and not chosen.staircase else chosen.published:
             print(f"{'published' if one.verified else 'unverified'}: {one.source}")
+        print_claims(report.claims, smoke=digits and scale < 1)
         for figure in report.figures:
             print(figure)
         print(report.folder)

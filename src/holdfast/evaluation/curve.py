@@ -41,10 +41,10 @@ def sandwich_curve(
 
     At the evaluation's own eps it shows the evaluation's own numbers of these images, at 0 the standard accuracy.
     At other radii certifiers are asked again about what their radii leave open, and attacks that are not
-    minimum-norm run once more, those of thousands of passes in a cheaper form (``Attack.brief``): below eps on what
-    they broke at eps, beyond it on what stands; never on what is deterministically certified there. Without attacks
-    ``attacked`` is known at 0 and eps only, if there; with others than the evaluation's it may lie lower at eps.
-    ``certified`` is NaN where nothing but estimates were made, or sequential smoothing leaves a radius open.
+    minimum-norm run once more: below eps on what they broke at eps, beyond it on what stands; never on what is
+    deterministically certified there. Those that take their time are asked in a cheaper form (``brief``). Without
+    attacks ``attacked`` is known at 0 and eps only, if there; with others than the evaluation's it may lie lower at
+    eps. ``certified`` is NaN where nothing but estimates were made, or sequential smoothing leaves a radius open.
 
     Args:
         model: the classifier that the evaluation is about, ``evaluation.subject``.
@@ -78,7 +78,7 @@ def sandwich_curve(
     for name in proofs:
         if (vain := in_vain(table, name)) and name in evaluation.certifiers:
             radius, unproven = (table[column].to_numpy().copy() for column in (f"{name}.radius", vain))
-            ask = partial(ask_at, evaluation.certifiers[name], model, x, y, threat, radii, radius, unproven)
+            ask = partial(ask_at, evaluation.certifiers[name].brief, model, x, y, threat, radii, radius, unproven)
             broken = np.asarray(table.get(f"{name}.distance", np.inf))  # no attack's, which may find it wrong
             ask(broken=broken, told=partial(note, name), seed=seed, batch_size=batch_size)
             table = table.assign(**{f"{name}.radius": radius, vain: unproven})

@@ -80,7 +80,7 @@ def randomness(model: nn.Module, x: Tensor) -> list[str]:
             return []
     return [
         "the model answers at random: the same inputs gave other logits twice. Accuracies are draws, and "
-        "attacks need averaged gradients: run autoattack with version=rand, or apgd with samples=20"
+        "attacks need averaged gradients: run ladder or apgd with samples=20, or autoattack with version=rand"
     ]
 
 

@@ -11,6 +11,7 @@ from holdfast.layers.lot import LOTConv2d
 from holdfast.layers.normalize import Normalize
 from holdfast.layers.operator_norm import operator_norm
 from holdfast.layers.orthogonal import BCOPConv2d, BjorckLinear
+from holdfast.layers.pieces import InPieces
 from holdfast.layers.residual import CPLConv2d, CPLLinear, SLLConv2d, SLLLinear
 from holdfast.layers.soc import SOCConv2d
 
@@ -30,6 +31,7 @@ __all__ = [
     "FirstChannels",
     "GroupSort",
     "Householder",
+    "InPieces",
     "L2NormPool2d",
     "LOTConv2d",
     "LinearResidualConv2d",

@@ -176,6 +176,33 @@ def _gram_error(matrices: Tensor) -> Tensor:
     return (4 * long + 16 * short + 16) * UNIT * matrices.abs().square().sum((-2, -1))
 
 
+def start_of_iteration(zero: Tensor) -> Tensor:
+    """Where a power iteration begins, by default: the same normal draws for all that have this shape."""
+    return torch.randn(zero.shape, generator=torch.Generator().manual_seed(0)).to(zero)
+
+
+def norm_from(
+    left: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor], *, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """``power_iteration`` of a linear map from where an earlier one ended: the norm, and where this one ends.
+
+    Half an iteration was made by the application that gave ``left``, so that one costs two applications.
+
+    Args:
+        left: a left singular vector of the map as it was, (1, ...), of any length.
+    """
+    with torch.no_grad():
+        for _ in range(iterations - 1):
+            left = forward(_unit(adjoint(left)))
+        right = _unit(adjoint(left))
+    image = forward(right)
+    return image.norm(), image.detach()
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return vector / vector.norm().clamp(min=1e-30)
+
+
 def power_iteration(forward: Callable[[Tensor], Tensor], zero: Tensor, *, iterations: int) -> Tensor:
     """An estimate from below of a linear (or affine) map's norm, differentiable in the map.
 
@@ -185,8 +212,7 @@ def power_iteration(forward: Callable[[Tensor], Tensor], zero: Tensor, *, iterat
     Args:
         zero: an input (1, ...).
     """
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(zero.shape, generator=generator).to(zero)
+    v = start_of_iteration(zero)
     with torch.no_grad():
         offset = forward(zero)
     for _ in range(iterations):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,11 @@ class SOCConv2d(LipschitzConv2d):
         draws = torch.randn(sum(sides), generator=torch.Generator().manual_seed(0))
         self.register_buffer("power_vectors", draws)
         self.register_buffer("started", torch.tensor(False))
+        self._started = False  # the buffer says so: to read it is to wait for the device
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._started = False
+        super()._load_from_state_dict(*args, **kwargs)
 
     def initial_weight(self) -> Tensor:
         return nn.init.xavier_normal_(torch.empty(self.width, self.width, *self.kernel_size))
@@ -92,20 +98,22 @@ class SOCConv2d(LipschitzConv2d):
 
     def _estimated(self, kernel: Tensor) -> Tensor:
         """The smallest of four norms by power iteration from saved vectors: one step, 50 the first time."""
+        self._started = self._started or bool(self.started)
         matrices = matricisations(kernel)
         vectors = list(self.power_vectors.to(kernel).split(self._sides))
         sigmas = []
         for number, matrix in enumerate(matrices):
             with torch.no_grad():
                 left = vectors[number]
-                for _ in range(1 if self.started else 50):
+                for _ in range(1 if self._started else 50):
                     right = nn.functional.normalize(matrix.T @ left, dim=0)
                     left = nn.functional.normalize(matrix @ right, dim=0)
                 vectors[number] = left
             sigmas.append(left @ matrix @ right)
         with torch.no_grad():
             self.power_vectors.copy_(torch.cat(vectors))
-            self.started.fill_(True)
+            if not self._started:
+                self.started.fill_(True)
         return torch.stack(sigmas).amin()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -65,22 +65,30 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     model.load_state_dict(state)
 
 
-def refuse_networks(path: Path) -> None:
-    """Raises ValueError where a file holds a whole network of some other format, not weights; says which."""
+NETWORKS = {
+    "onnx": "an ONNX network",
+    "torch-export": "a program of torch.export",
+    "torchscript": "a TorchScript module",
+}
+"""Files that hold a network with its layers, by the name of the model that reads them."""
+
+
+def network_in(path: Path) -> str | None:
+    """One of ``NETWORKS``; None for weights, or for anything else."""
     if path.suffix.lower() == ".onnx":
-        raise ValueError(f"{path} is an ONNX network, not weights: {{name: onnx, path: {path}}} is the model of it")
+        return "onnx"
     names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
-    exported = path.suffix == ".pt2" or any(name.endswith("archive_format") for name in names)
-    scripted = any(name.endswith("/constants.pkl") for name in names)
-    if exported or scripted:
-        kind, load = (
-            ("program of torch.export", "torch.export.load")
-            if exported
-            else ("TorchScript module", "torch.jit.load")
-        )
+    if path.suffix.lower() == ".pt2" or any(name.endswith("archive_format") for name in names):
+        return "torch-export"
+    return "torchscript" if any(name.endswith("/constants.pkl") for name in names) else None
+
+
+def refuse_networks(path: Path) -> None:
+    """Raises ValueError where a file holds a whole network, not weights; says which."""
+    if name := network_in(path):
         raise ValueError(
-            f"{path} holds a {kind}, not weights: save its state_dict() for --architecture, or give "
-            f"package.module:function that returns what {load} reads"
+            f"{path} is {NETWORKS[name]} with layers of its own, not weights: "
+            f"{{name: {name}, path: {path}}} is the model of it"
         )
 
 

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,15 @@ from holdfast.bounds import (
     UnsupportedOperator,
     batch_statistics,
     region_of,
-    trace,
+    robust_cross_entropy,
 )
+from holdfast.bounds.carried import trace_step
 from holdfast.bounds.graph import Statistics
 from holdfast.bounds.specification import interval_values
 from holdfast.component import PositiveNumber
 from holdfast.fold import BATCH_NORMS
 from holdfast.inference import mix_seed
+from holdfast.layers import Normalize
 from holdfast.objectives.objective import Loss, Perturbing, Progress, labels_only
 from holdfast.threat import Threat
 
@@ -63,6 +65,8 @@ class Robust:
     """(N,)."""
     values: dict[int, Interval] | None = None
     """The intervals on the way, where the loss has them."""
+    margins: Tensor | None = None
+    """Of the network at the clean inputs, (N, K−1), where the loss comes across them."""
 
 
 class CertifiedTraining(Perturbing):
@@ -95,6 +99,9 @@ class CertifiedTraining(Perturbing):
     """What the regulariser leaves alone: intervals up to 1 / tolerance times as wide as the input's, and ratios of
     active to inactive neurons down to it."""
 
+    meets_inputs: ClassVar[bool] = False
+    """Whether ``robust`` computes the margins of the clean inputs where the region is a ball around them."""
+
     def initialise(self, model: nn.Module, seed: int) -> None:
         if self.initialisation == "shi":
             wide_initialisation(model, seed)
@@ -121,18 +128,23 @@ class CertifiedTraining(Perturbing):
         parts: dict[str, Tensor] = {}
         statistics: Statistics = {}
         natural = None
-        if kappa > 0 or any(isinstance(module, BATCH_NORMS) for module in model.modules()):
+        met = kappa < 1 and self.meets_inputs and threat.norm == "l2" and has_one_mode(model)
+        if (kappa > 0 and not met) or any(isinstance(module, BATCH_NORMS) for module in model.modules()):
             with batch_statistics(model) as statistics:
                 natural = F.cross_entropy(model(x), y, reduction="none").mean()
             parts = {"cross_entropy": natural.detach()}
             if kappa == 1:
                 return Loss(natural, parts)
-        now, graph = self.at(threat, ramp), trace(model, x, statistics)
+        now, graph = self.at(threat, ramp), trace_step(model, x, statistics)
         if not all(head.log for head in graph.heads):
             raise UnsupportedOperator("the loss is taken of logits and has a softmax itself: leave the model's out")
         batch = Batch(model, graph, x, y, now, ramp, progress, x_adv)
         robust = self.robust(batch)
         mean = robust.loss.mean()
+        if kappa > 0 and natural is None:
+            assert robust.margins is not None
+            natural = robust_cross_entropy(robust.margins).mean()
+            parts["cross_entropy"] = natural.detach()
         # A term of weight 0 is left out: no forward is made and nothing differentiated for it alone.
         total = mean if natural is None or kappa == 0 else kappa * natural + (1 - kappa) * mean
         parts["robust_cross_entropy"] = mean.detach()
@@ -163,6 +175,18 @@ class CertifiedTraining(Perturbing):
         """0 until the warm-up ends, 1 from ``ramp_end`` on, growing between."""
         share = progress.ramp(self.ramp_end, self.warmup)
         return share if self.ramp_shape == "linear" else smoothed(share)
+
+
+_ONE_MODE = (
+    nn.Sequential, nn.Conv2d, nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Flatten, nn.Identity, nn.MaxPool2d, nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d, Normalize,
+)  # fmt: skip
+
+
+def has_one_mode(model: nn.Module) -> bool:
+    """Whether a network is sure to compute in train mode what it does in eval mode: it is made of torch's own plain
+    layers alone."""
+    return all(type(module) in _ONE_MODE for module in model.modules())
 
 
 def smoothed(share: float, middle: float = 0.25) -> float:

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from pydantic import PositiveInt
 from torch import Tensor
 
 from holdfast.bounds import robust_cross_entropy
-from holdfast.bounds.ball import Gains, ball_centre, ball_margins, ball_radii, estimated_gains, lipschitz_margins
+from holdfast.bounds.ball import ball_centre, ball_radii, centred_ball_margins, centred_lipschitz_margins
+from holdfast.bounds.carried import saved_vectors
+from holdfast.bounds.gains import Gains, estimated_gains
 from holdfast.bounds.operators import run
 from holdfast.bounds.tail import tail_of
 from holdfast.objectives.certified import Batch, CertifiedTraining, Robust
 
 
 class _PowerIteration(CertifiedTraining):
-    """What they share: operator norms by power iteration, in each step from the same start.
+    """What they share: operator norms by power iteration, in a training from where the step before ended.
 
     That they come from below does no harm in a loss; certificates take upper bounds.
     """
 
     power_iterations: PositiveInt = 10
-    """Per layer and step."""
+    """Per layer in the first step, and wherever the loss is asked outside of a training."""
+    further_iterations: PositiveInt = 1
+    """Per layer in each later step."""
 
     def gains(self, batch: Batch) -> Gains:
-        return estimated_gains(batch.graph, batch.x, self.power_iterations)
+        saved, further = saved_vectors(), self.further_iterations
+        return estimated_gains(batch.graph, batch.x, self.power_iterations, saved=saved, further=further)
 
     def reach(self, batch: Batch, logits: Tensor, own: Tensor) -> Tensor:
         """r ‖W_j − W_k‖₂, by how much z_j − z_k may change within the radius, (N, K).
@@ -46,20 +53,22 @@ class BCP(_PowerIteration, name="bcp"):
     The worst translation is exact; the original stops after one round of clipping, and its κ ends below 0.
     """
 
+    meets_inputs: ClassVar[bool] = True
+
     def robust(self, batch: Batch) -> Robust:
-        return Robust(
-            robust_cross_entropy(ball_margins(batch.graph, batch.region, batch.y, self.gains(batch)).lower)
-        )
+        bound, margins = centred_ball_margins(batch.graph, batch.region, batch.y, self.gains(batch))
+        return Robust(robust_cross_entropy(bound.lower), margins=margins)
 
 
 class LMT(_PowerIteration, name="lmt"):
     """Lipschitz-margin training (Tsuzuku et al., 2018) in its pairwise form: the cross-entropy of z_y and
     z_j + r ‖W_j − W_y‖₂, r the radius times the operator norms before the last layer."""
 
+    meets_inputs: ClassVar[bool] = True
+
     def robust(self, batch: Batch) -> Robust:
-        return Robust(
-            robust_cross_entropy(lipschitz_margins(batch.graph, batch.region, batch.y, self.gains(batch)).lower)
-        )
+        bound, margins = centred_lipschitz_margins(batch.graph, batch.region, batch.y, self.gains(batch))
+        return Robust(robust_cross_entropy(bound.lower), margins=margins)
 
 
 class GloRo(_PowerIteration, name="gloro"):

@@ -36,6 +36,8 @@ class Checkpoint:
     """What mixed precision remembers between steps."""
     stretches: list[dict[str, Any]] = field(default_factory=list)
     """One record for each start and resumption so far."""
+    carried: dict[str, Any] = field(default_factory=dict)
+    """What the objective carries from step to step: see ``holdfast.bounds.carried``."""
 
     def save(self, path: Path) -> None:
         """Write the file whole, or leave the previous one."""

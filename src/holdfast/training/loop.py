@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.data import Images
-from holdfast.inference import mix_seed, own_inputs
-from holdfast.layers import shared_weights
+from holdfast.inference import mix_seed
 from holdfast.listeners import Observer, Reporter
 from holdfast.objectives import Objective, Progress
 from holdfast.threat import Threat
@@ -25,6 +24,7 @@ from holdfast.training.engine import RunningEngine
 from holdfast.training.optimizers import Optimizer, set_rate
 from holdfast.training.plan import Training
 from holdfast.training.schedules import Schedule
+from holdfast.training.step import Finite, Tally, TrainingStep
 from holdfast.training.stretches import by_process, stretch
 
 MOST_SECONDS_UNSAVED = 5
@@ -36,27 +36,6 @@ costs each of them as much as a step. The running average of a BatchNorm in trai
 
 class TrainingDiverged(ArithmeticError):
     """The loss became NaN or inf; the last checkpoint is from before."""
-
-
-class _TrainingStep(nn.Module):
-    """One forward: the loss of one batch. A module, so that the engine can wrap all of it at once."""
-
-    def __init__(self, model: nn.Module, objective: Objective, threat: Threat, l1: float) -> None:
-        super().__init__()
-        self.model, self.objective, self.threat, self.l1 = model, objective, threat, l1
-
-    def forward(self, x: Tensor, y: Tensor, *progress: Any) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
-        with shared_weights(), own_inputs(self.model):
-            loss = self.objective.loss(self.model, x, y, self.threat, Progress(*progress))
-        if not self.l1:
-            return loss.total, loss.parts, loss.x_adv
-        size = torch.stack([weight.abs().sum() for weight in _weights(self.model)]).sum()
-        return loss.total + self.l1 * size, {**loss.parts, "l1": size.detach()}, loss.x_adv
-
-
-def _weights(model: nn.Module) -> list[Tensor]:
-    """Those of dense and convolutional layers, which are matrices or more; biases and norms are vectors."""
-    return [p for name, p in model.named_parameters() if name.rpartition(".")[2] == "weight" and p.dim() > 1]
 
 
 class _Best:
@@ -100,21 +79,6 @@ def _deterministic() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn)
         memory.fill_uninitialized_memory = fill
-
-
-class _Tally:
-    """Sums over an epoch's images of the loss and its parts; a part may be absent from some steps."""
-
-    def __init__(self, sums: dict[str, Tensor]) -> None:
-        self.sums = dict(sums)
-
-    def add(self, values: dict[str, Tensor], count: int) -> None:
-        for name, value in values.items():
-            new = torch.stack([value * count, torch.full_like(value, count)])
-            self.sums[name] = self.sums[name] + new if name in self.sums else new
-
-    def over_processes(self, engine: RunningEngine) -> dict[str, Tensor]:
-        return {name: engine.sum(value) for name, value in self.sums.items()}
 
 
 def fit(
@@ -183,7 +147,8 @@ class _Fitting:
         self.model, self.images = model, images.to(engine.device)
         self.settings, self.schedule, self.training = optimizer, schedule, training
         self.engine, self.seed = engine, seed
-        step_module = _TrainingStep(model, objective, threat, training.l1)
+        step_module = TrainingStep(model.to(engine.device), objective, threat, training.l1)
+        self.carried, self.finite = step_module.carried, Finite(engine)
         self.step_module, self.optimizer = engine.prepare(step_module, optimizer.build(model))
         self.average = WeightAverage(training.averaging, model) if training.averaging else None
         self.best = _Best(training, {})
@@ -193,13 +158,14 @@ class _Fitting:
         self.step = self.saved = 0
         self.saved_at = 0.0
         self.perturbs = False  # whether the objective trains on perturbed inputs
-        self.tally, self.seconds = _Tally({}), 0.0  # of the epoch under way
+        self.tally, self.seconds = Tally({}), 0.0  # of the epoch under way
         self.seen: list[list[dict[str, Any]]] = []  # of it, by each observer of every process, before a cut
 
     def load(self, checkpoint: Checkpoint) -> None:
         self.model.load_state_dict(checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.engine.load(checkpoint.precision)
+        self.carried.load(checkpoint.carried)
         if self.average:
             self.average.load(checkpoint.average)
         self.best = _Best(self.training, checkpoint.best)
@@ -208,14 +174,14 @@ class _Fitting:
         if checkpoint.partial:
             self.seconds = checkpoint.partial["seconds"]
             if self.engine.leads:  # the sums are those of all processes together
-                self.tally = _Tally(checkpoint.partial["sums"])
+                self.tally = Tally(checkpoint.partial["sums"])
                 self.seen = checkpoint.partial.get("observers", [])
 
     def checkpoint(self, **partial: Any) -> Checkpoint:
         states = self.model.state_dict(), self.optimizer.state_dict(), self.history
         average = self.average.state() if self.average else {}
-        precision = self.engine.state()
-        return Checkpoint(*states, average, self.best.state, self.step, partial, precision, self.stretches)
+        rest = self.engine.state(), self.stretches, self.carried.state()
+        return Checkpoint(*states, average, self.best.state, self.step, partial, *rest)
 
     @property
     def ended(self) -> bool:
@@ -250,7 +216,7 @@ class _Fitting:
                         self.best.offer(self.model, record)
                 record["seconds"] += time.perf_counter() - started
             self.history.append(engine.of_first(record))
-            self.tally, self.seconds, self.saved = _Tally({}), 0.0, self.step
+            self.tally, self.seconds, self.saved = Tally({}), 0.0, self.step
             kept = self.training.keep_every and epoch % self.training.keep_every == 0
             late = time.monotonic() - self.saved_at > MOST_SECONDS_UNSAVED
             if save and engine.leads and (due or kept or late or self.ended):
@@ -313,7 +279,7 @@ class _Fitting:
             engine.seed(mix_seed(self.seed, self.step, 3, share.start))  # for Dropout and the like
             first = self.step - self.step % plan.replays  # every replay sees the same augmented images
             x, y = training.prepare(x, y, len(self.images.classes), mix_seed(self.seed, first, 2, share.start))
-            loss, x_adv = self.train_step(x, y, progress, len(share), batch)
+            loss, x_adv = self.train_step(x, y, progress, len(share))
             self.perturbs = x_adv is not None
             for observer in self.observers if len(share) else ():
                 observer.observe(x, y, x_adv, progress.alone)
@@ -329,10 +295,12 @@ class _Fitting:
             due = training.checkpoint_every and self.step - self.saved >= training.checkpoint_every
             due = due and self.step % plan.replays == 0  # what moves from replay to replay is in no checkpoint
             if save and due and number + done < plan.of_epoch(epoch):
+                self.stop_unless_finite(self.finite.ask())
                 self.saved = self.step
                 sums, states = self.tally.over_processes(engine), self.seen_by_all()
                 if engine.leads:
                     save(self.checkpoint(sums=sums, seconds=self.seconds, observers=states))
+        self.stop_unless_finite(self.finite.ask())
         record |= {"step": self.step, "lr": self.settings.lr * self.schedule.factor(progress.step, plan.steps)}
         for name, (total, count) in self.tally.over_processes(engine).items():
             record[name] = (total / count).item()
@@ -346,19 +314,27 @@ class _Fitting:
         """Of each observer the states in all processes."""
         return [self.engine.gathered(observer.state()) for observer in self.observers]
 
-    def train_step(
-        self, x: Tensor, y: Tensor, progress: Progress, count: int, batch: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def stop_unless_finite(self, found: tuple[int, float] | None) -> None:
+        if found is None:
+            return
+        step, loss = found
+        epoch, number = divmod(step, self.plan.per_epoch)
+        batches = self.images.order(epoch, self.seed).split(self.training.batch_size)
+        raise TrainingDiverged(
+            f"the loss is {loss} at epoch {epoch + 1}, step {number + 1} of {self.plan.of_epoch(epoch)}; the batch "
+            f"was training images {batches[number // self.plan.replays].tolist()}"
+        )
+
+    def train_step(self, x: Tensor, y: Tensor, progress: Progress, count: int) -> tuple[Tensor, Tensor | None]:
         """One batch; its gradient, and with the last batch of its group the optimiser's step."""
         engine, group = self.engine, self.plan.group(self.step)
         with nullcontext() if group.last else engine.accumulating(self.step_module):
-            loss, parts, x_adv = self.step_module(x, y, *astuple(progress))
-            if not engine.all(torch.isfinite(loss)):
-                epoch, number = divmod(self.step, self.plan.per_epoch)
-                raise TrainingDiverged(
-                    f"the loss is {engine.sum(loss.detach()).item()} at epoch {epoch + 1}, step {number + 1} of "
-                    f"{self.plan.of_epoch(epoch)}; the batch was training images {batch.tolist()}"
-                )
+            try:
+                loss, parts, x_adv = self.step_module(x, y, *astuple(progress))
+            except Exception:  # of weights that are NaN since a step that nobody has asked about
+                self.stop_unless_finite(self.finite.ask(here=True))
+                raise
+            self.stop_unless_finite(self.finite.note(loss, self.step))
             if group.first:
                 self.optimizer.zero_grad()
             # The processes' gradients are averaged; together they are to be the mean over the group's images.

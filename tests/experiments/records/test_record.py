@@ -11,8 +11,9 @@ import pytest
 from helpers import write_run
 
 from holdfast.experiments import Run
-from holdfast.experiments.records import record as store
-from holdfast.experiments.records.record import Record, flatten, read_records, select
+from holdfast.experiments.records import selection
+from holdfast.experiments.records.record import Record, flatten, read_records
+from holdfast.experiments.records.selection import select
 
 REFERENCE = Path(__file__).parents[2] / "reference"
 
@@ -129,7 +130,7 @@ def test_unknown_names_and_broken_conditions_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected a number"):
         select(records, "standard>high")
     with pytest.raises(ValueError, match="no run has 'standrd'"):
-        store.order(records, "-standrd")
+        selection.order(records, "-standrd")
 
 
 def test_names_and_values_may_hold_commas_and_operators() -> None:
@@ -144,8 +145,8 @@ def test_names_and_values_may_hold_commas_and_operators() -> None:
 
 def test_sorting_puts_what_is_missing_last() -> None:
     records = [Record(Path(name), "finished", {"x": value}) for name, value in (("a", 2), ("b", None), ("c", 10))]
-    assert [one.name for one in store.order(records, "x")] == ["a", "c", "b"]
-    assert [one.name for one in store.order(records, "-x")] == ["c", "a", "b"]
+    assert [one.name for one in selection.order(records, "x")] == ["a", "c", "b"]
+    assert [one.name for one in selection.order(records, "-x")] == ["c", "a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from holdfast.experiments.records.record import Record, check_keys
+from holdfast.experiments.records.record import Record
+from holdfast.experiments.records.selection import check_keys
 from holdfast.numbers import Mean
 
 Direction = Literal["max", "min"]

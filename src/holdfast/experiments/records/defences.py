@@ -9,7 +9,7 @@ import pandas as pd
 
 from holdfast.experiments.records.comparison import by_recipe, labels, mean_of
 from holdfast.experiments.records.record import Record
-from holdfast.experiments.records.record import latex as latex_table
+from holdfast.experiments.records.selection import latex as latex_table
 from holdfast.numbers import Mean, scale_of
 
 COLUMNS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +15,11 @@ from holdfast.analysis.staircase import SHIFT, STAIRS, staircase
 from holdfast.component import parse_number
 from holdfast.experiments.analyses import SeparationAnalysis
 from holdfast.experiments.records.comparison import compare, read_curves
-from holdfast.experiments.records.record import Record, latex, read_record
+from holdfast.experiments.records.record import Record, read_record
+from holdfast.experiments.records.selection import latex
 from holdfast.experiments.runs.analysis import analyze
 from holdfast.experiments.runs.folder import Run
+from holdfast.experiments.studies.claims import Answered, answer
 from holdfast.experiments.studies.study import Published, Study, View
 from holdfast.experiments.sweeps.sweep import Planned
 from holdfast.files import write_text
@@ -29,6 +32,9 @@ from holdfast.plots.results import bars_figure, curves_figure, lines_figure, sca
 from holdfast.plots.staircase import staircase_figure
 from holdfast.threat import Threat
 
+STAIRCASE_SEEDS = (1, 2, 3)
+"""Of the samples that are fitted; the first is that of the figure."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -38,6 +44,7 @@ class Report:
     headings: list[str]
     rows: list[list[str]]
     figures: list[Path] = field(default_factory=list)
+    claims: list[Answered] = field(default_factory=list)
 
 
 def report_study(
@@ -56,6 +63,7 @@ def report_study(
         records = [part for one in records for part in _by_radius(one, radii.y[0])]
     table = _table(study, records, [*labels, "radius"] if radii else labels)
     report = _write(study, folder, table, [*labels, "radius"] if radii else labels, digits)
+    _answer(report, study, records)
     for number, view in enumerate(study.views, start=1):
         report.figures.extend(_draw([] if digits else study.published, view, number, records, labels, folder))
     return report
@@ -94,7 +102,9 @@ def report_separation(
     table = pd.DataFrame(rows, columns=["data set", "seeds", *study.columns])
     for key, part in study.columns.items():
         table[part], table[f"{part}_half"], table[f"{part}_n"] = table[key], float("nan"), 1
-    return _write(study, folder, table, ["data set"], digits)
+    report = _write(study, folder, table, ["data set"], digits)
+    _answer(report, study, [_row(row) for row in rows])
+    return report
 
 
 def report_staircase(study: Study, folder: Path, *, scale: float, reporter: Reporter) -> Report:
@@ -102,15 +112,33 @@ def report_staircase(study: Study, folder: Path, *, scale: float, reporter: Repo
     sizes = sorted({max(40, round(scale * size)) for size in study.staircase})
     if sizes != study.staircase:
         reporter.stage(f"scale {scale:g}: {study.staircase} points → {sizes}")
-    table, curves = staircase(sizes)
-    for key in study.columns.values():
-        table[f"{key}_half"], table[f"{key}_n"] = float("nan"), 1
-    table = table.assign(seeds=1)
-    report = _write(study, folder, table, ["points", "method"], False)
+    fits = [staircase(sizes, seed=seed) for seed in STAIRCASE_SEEDS]
+    curves = fits[0][1]
+    rows = pd.concat([one.assign(seed=seed) for seed, (one, _) in zip(STAIRCASE_SEEDS, fits, strict=True)])
+    found: list[dict[str, Any]] = []
+    for (points, method), group in rows.groupby(["points", "method"], sort=False):
+        row: dict[str, Any] = {"points": points, "method": method, "seeds": len(group)}
+        for key in study.columns.values():
+            row |= {key + part: value for part, value in Mean.of(group[key].to_numpy()).columns.items()}
+        found.append(row)
+    report = _write(study, folder, pd.DataFrame(found), ["points", "method"], False)
+    _answer(report, study, [_row({str(k): v for k, v in row.items()}) for row in rows.to_dict("records")])
     shown = ["natural", "llr", "adversarial", "clean-plus-adversarial (1)", "trades (6)"]
     save_figure(staircase_figure(curves, STAIRS.tolist(), SHIFT, shown), folder / "staircase", curves)
     report.figures.append(folder / "staircase.png")
     return report
+
+
+def _answer(report: Report, study: Study, records: Sequence[Record]) -> None:
+    """The study's claims by these runs, beside the table and in ``claims.json``."""
+    report.claims.extend(answer(claim, records, best=study.best) for claim in study.claims)
+    if report.claims:
+        write_text(report.folder / "claims.json", json.dumps([one.plain for one in report.claims], indent=1) + "\n")
+
+
+def _row(values: dict[str, Any]) -> Record:
+    """A row of a table that no run stands behind, for claims."""
+    return Record(Path(" ".join(map(str, values.values()))), "finished", values)
 
 
 def _label_names(study: Study) -> set[str]:

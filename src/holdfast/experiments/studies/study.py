@@ -13,6 +13,7 @@ from pydantic import ValidationError, model_validator
 
 from holdfast.component import Settings, explain, nearest
 from holdfast.experiments.recipes.overrides import apply_all, parse_yaml
+from holdfast.experiments.studies.claims import Claim
 from holdfast.experiments.sweeps.axes import Axis, Listed, parse_axis
 from holdfast.experiments.sweeps.sweep import Planned, plan
 
@@ -29,6 +30,8 @@ class Digits(Settings):
     cases: Choices = {}
     set: dict[str, Any] = {}
     """Overrides after all others."""
+    seeds: int | None = None
+    """As many as a claim needs; as on the study's own data by default."""
 
 
 class StudySweep(Settings):
@@ -90,6 +93,8 @@ class Study(Settings):
     """Where settings differ within a row, the best by this name is taken."""
     views: list[View] = []
     published: list[Published] = []
+    claims: list[Claim] = []
+    """What the paper says, as questions that the runs answer."""
     note: str = ""
     """What is different from the publication."""
 
@@ -162,7 +167,7 @@ def plan_study(
             one.recipe,
             axes,
             trials=shrinking.number("trials", one.trials, 3) if one.trials else 0,
-            seeds=shrinking.number("seeds", one.seeds, 1),
+            seeds=shrinking.number("seeds", (digits and one.digits.seeds) or one.seeds, 1),
             finish=shrinking.apply,
         )
         found += [replace(run, labels=one.labels | run.labels) for run in planned]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import math
-import operator
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.component import parse_number
+from holdfast.experiments.formulas import compute
 from holdfast.experiments.recipes.overrides import parse_yaml
 
 _CALL = re.compile(r"(range|uniform|loguniform|of)\((.*)\)\s*", re.DOTALL)
@@ -60,8 +60,18 @@ class Derived:
     def value(self, settings: Mapping[str, Any]) -> float:
         """By the settings that stand before it; a whole number where it is one."""
         text = f"{self.key}=of({self.formula})"
+
+        def number(key: str) -> float:
+            value: Any = settings
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, Mapping) else None
+            try:
+                return parse_number(value)
+            except ValueError:
+                raise ValueError(f"{text}: {key} is {value!r}, not a number") from None
+
         try:
-            found = float(_compute(ast.parse(self.formula, mode="eval").body, settings, text))
+            found = float(compute(self.formula, number, _FUNCTIONS, text))
         except (TypeError, OverflowError) as fault:
             raise ValueError(f"{text}: {fault}") from fault
         if not math.isfinite(found):
@@ -135,42 +145,7 @@ def _range(inside: str, text: str) -> list[float]:
     return [int(number) if float(number).is_integer() else float(f"{number:.12g}") for number in numbers]
 
 
-_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Pow: operator.pow,
-}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"round": round, "min": min, "max": max}
-
-
-def _compute(node: ast.expr, settings: Mapping[str, Any], text: str) -> float:
-    """A formula of numbers, dotted keys and arithmetic; nothing else is understood, and nothing is executed."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
-        return node.value
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        left, right = (float(_compute(one, settings, text)) for one in (node.left, node.right))
-        try:
-            return _OPERATORS[type(node.op)](left, right)
-        except (ArithmeticError, OverflowError) as fault:
-            raise ValueError(f"{text}: {fault}") from fault
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        return -_compute(node.operand, settings, text)
-    known = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS
-    if known and isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        return _FUNCTIONS[node.func.id](*(_compute(one, settings, text) for one in node.args))
-    if isinstance(node, ast.Name | ast.Attribute):
-        key = ast.unparse(node)
-        value: Any = settings
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        try:
-            return parse_number(value)
-        except ValueError:
-            raise ValueError(f"{text}: {key} is {value!r}, not a number") from None
-    raise ValueError(f"{text} is no formula: numbers, dotted keys, + - * / // **, round, min and max")
 
 
 def in_words(value: Any) -> str:
