@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast.bounds.calls import Argument, Call, Rows, Steps
+from holdfast.bounds.calls import Argument, Call, Rows, Several, Steps
 from holdfast.bounds.normalised import layer_norm, rms_norm
 from holdfast.bounds.operators import Affine, Linear, Operator, Shape, Softmax, UnsupportedOperator, moved
 from holdfast.bounds.products import Product, joined
@@ -50,20 +50,21 @@ def _attended(q: Shape, k: Shape, v: Shape, scale: float | None = None) -> list[
 
 
 def multihead_attention(
-    module: nn.MultiheadAttention, shapes: list[Shape], settings: Mapping[str, object]
-) -> Operator:
-    """The first result of a module on query, key and value of these shapes of an example.
+    module: nn.MultiheadAttention, args: Sequence[object], settings: Mapping[str, object]
+) -> Several:
+    """What a module makes of query, key and value (N, T, E); its weights have no rule.
 
     Args:
         settings: what else it is called with.
     """
+    shapes = [tuple(each.value.shape[1:]) for each in args if isinstance(each, Argument)]
     if not module.batch_first or module.bias_k is not None or module.add_zero_attn or module.in_proj_weight is None:
         raise UnsupportedOperator(
             "multi-head attention has a rule with batch_first, one width and neither bias_kv nor a zero of its own"
         )
     masks = (settings.get(name) for name in ("key_padding_mask", "attn_mask", "is_causal"))
     plain = all(mask is None or mask is False for mask in masks)
-    if not plain or len(shapes) != 3 or any(len(shape) != 2 for shape in shapes):
+    if not plain or not len(args) == len(shapes) == 3 or any(len(shape) != 2 for shape in shapes):
         raise UnsupportedOperator("multi-head attention has a rule on q, k and v (N, T, E) alone, without a mask")
     heads, width = module.num_heads, module.head_dim
     weights = module.in_proj_weight.chunk(3)
@@ -78,7 +79,8 @@ def multihead_attention(
     inner = _attended(q, k, v)
     steps += [(operator, tuple(number + 6 for number in numbers)) for operator, numbers in inner]
     steps.append((together, (2 + len(steps),)))
-    return Steps((*steps, (Linear(module.out_proj.weight, module.out_proj.bias), (2 + len(steps),))))
+    steps.append((Linear(module.out_proj.weight, module.out_proj.bias), (2 + len(steps),)))
+    return Several((Steps(tuple(steps)), None))
 
 
 _aten = torch.ops.aten

@@ -269,14 +269,11 @@ class _Normaliser(fx.Interpreter):
             if kind in BATCH_NORMS:
                 mean, var = (self.statistics or {}).get(module, (module.running_mean, module.running_var))
                 return batch_norm(module, mean, var)
-            if kind is nn.MultiheadAttention:
-                given = [leaf for leaf in _pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Argument)]
-                shapes = [tuple(each.value.shape[1:]) for each in given]
-                settings = {**kwargs, "attn_mask": kwargs.get("attn_mask", args[3:] or None)}
-                return Several((multihead_attention(module, shapes, settings), None))
             if kind in TWINS:
                 function, rest = TWINS[kind](module)
                 return FUNCTIONS[function](Call(function, (*args, *rest), kwargs, value))
+            if kind is nn.MultiheadAttention and kind not in MODULES:
+                return multihead_attention(module, args, kwargs)
             if kind in MODULES:
                 return self._tried(n, kind, MODULES[kind](module), module)
             raise UnsupportedOperator(_remedy(kind.__name__))
