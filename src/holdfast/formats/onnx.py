@@ -13,7 +13,8 @@ import torch
 from torch import fx, nn
 
 from holdfast.component import nearest
-from holdfast.formats.nodes import OPERATORS, Call, Value, Writer
+from holdfast.formats.nodes import OPERATORS
+from holdfast.formats.writing import Call, Value, Writer
 from holdfast.models import Model
 from holdfast.models.model import Shape
 
