@@ -20,6 +20,7 @@ from holdfast.bounds.functions import FUNCTIONS
 from holdfast.bounds.heads import without_heads
 from holdfast.bounds.interval import Interval, rule
 from holdfast.bounds.kinds import batch_norm
+from holdfast.bounds.nodes import asks_for_shape, name_of, place_of, read_by, remedy
 from holdfast.bounds.operators import (
     Affine,
     Elementwise,
@@ -42,8 +43,6 @@ from holdfast.inference import eval_mode, masked_classes, weights_named
 from holdfast.layers import InPieces
 
 _TAKE_INPLACE = {"relu", "relu6", "leaky_relu", "hardtanh", "elu", "dropout"}
-_SHAPE_METHODS = {"size", "dim", "ndimension", "numel", "__len__", "is_floating_point"}
-_SHAPE_FUNCTIONS = {len, torch.numel, torch.ops.aten.sym_size.int, torch.ops.aten.sym_numel.default}
 
 Statistics = dict[nn.Module, tuple[Tensor, Tensor]]
 """Mean and biased variance that each BatchNorm saw in a training forward."""
@@ -131,7 +130,7 @@ class _Normaliser(fx.Interpreter):
         """Of each node."""
         self.value_of: dict[fx.Node, _Numbers] = {}
         self.order = {node: number for number, node in enumerate(calls.nodes)}
-        self.read = _read(node for node in calls.nodes if node.op == "output" or self._is_in_place(node))
+        self.read = read_by(node for node in calls.nodes if node.op == "output" or self._is_in_place(node))
         self.last = 0
 
     def run_node(self, n: fx.Node) -> Any:
@@ -146,13 +145,13 @@ class _Normaliser(fx.Interpreter):
                 self.value_of[n] = 0
             return value
         leaves = _pytree.tree_leaves((n.args, n.kwargs))
-        if _asks_for_shape(n) or not any(isinstance(leaf, fx.Node) and leaf in self.value_of for leaf in leaves):
+        if asks_for_shape(n) or not any(isinstance(leaf, fx.Node) and leaf in self.value_of for leaf in leaves):
             return value
         try:
             self._refuse_hidden_change(n, shared)
             self.value_of[n] = self._one_of_several(n, value) if self._selects(n) else self._lowered(n, value)
         except UnsupportedOperator as fault:
-            raise UnsupportedOperator(f"no bound rule at {_place(n)}: {fault}") from None
+            raise UnsupportedOperator(f"no bound rule at {place_of(n)}: {fault}") from None
         return value
 
     def _selects(self, n: fx.Node) -> bool:
@@ -226,7 +225,7 @@ class _Normaliser(fx.Interpreter):
         if operator is SAME:
             return inputs[0]
         self.makers.append(self._maker(n, operator, alone))
-        self.nodes.append(Node(operator, inputs, _place(n), tuple(result.shape[1:])))
+        self.nodes.append(Node(operator, inputs, place_of(n), tuple(result.shape[1:])))
         return len(self.nodes)
 
     def _steps(self, n: fx.Node, steps: Steps, sources: list[int], samples: list[Tensor]) -> int:
@@ -276,11 +275,11 @@ class _Normaliser(fx.Interpreter):
                 return multihead_attention(module, args, kwargs)
             if kind in MODULES:
                 return self._tried(n, kind, MODULES[kind](module), module)
-            raise UnsupportedOperator(_remedy(kind.__name__))
+            raise UnsupportedOperator(remedy(kind.__name__))
         called: Any = getattr(Tensor, str(n.target)) if n.op == "call_method" else n.target
         rule = FUNCTIONS.get(called) or FUNCTIONS.get(getattr(called, "overloadpacket", None))
         if rule is None:
-            raise UnsupportedOperator(_remedy(_name(called)))
+            raise UnsupportedOperator(remedy(name_of(called)))
         call = Call(called, args, kwargs, value)
         return self._tried(n, called, rule(call), call)
 
@@ -307,7 +306,7 @@ class _Normaliser(fx.Interpreter):
         if isinstance(operator, Several) or len(sources) != 1 or self.statistics is not None:
             return operator
         if kind in REGISTERED:
-            registered = f"the rule registered for {_name(kind)}"
+            registered = f"the rule registered for {name_of(kind)}"
             try:
                 try_once(operator, function, self.env[sources[0]])
             except UnsupportedOperator as fault:
@@ -325,49 +324,8 @@ class _Normaliser(fx.Interpreter):
         raise UnsupportedOperator("the module does not end in one tensor of logits computed from its input")
 
 
-def _read(ends: Iterator[fx.Node]) -> set[fx.Node]:
-    """These nodes and all that they follow from."""
-    read: set[fx.Node] = set()
-    pending = list(ends)
-    while pending:
-        node = pending.pop()
-        if node not in read:
-            read.add(node)
-            pending += node.all_input_nodes
-    return read
-
-
 def _unchanged(operator: Operator, statistics: Statistics) -> Operator:
     return operator
-
-
-def _asks_for_shape(n: fx.Node) -> bool:
-    """Whether a call returns the shape of an activation, not something computed from its values."""
-    if n.op == "call_function" and n.target is getattr:
-        return n.args[1] in ("shape", "dtype", "device", "ndim")
-    return n.target in (_SHAPE_METHODS if n.op == "call_method" else _SHAPE_FUNCTIONS)
-
-
-def _place(n: fx.Node) -> str:
-    stack = n.meta.get("nn_module_stack")
-    path = str(n.target) if n.op == "call_module" else (list(stack.values())[-1][0] if stack else "")
-    return repr(path or "the module itself") + ("" if n.op == "call_module" else f" ({n.name})")
-
-
-def _name(kind: Any) -> str:
-    """As somebody writes it who registers a rule."""
-    if isinstance(kind, torch._ops.OpOverload):
-        return f"torch.ops.{kind}"
-    name: str = getattr(kind, "__name__", str(kind))
-    method = getattr(kind, "__qualname__", "").startswith(("TensorBase.", "Tensor."))
-    return f"torch.Tensor.{name}" if method else name
-
-
-def _remedy(name: str) -> str:
-    return (
-        f"operator {name} is unknown; holdfast.bounds.register({name}, rule) teaches it, for a function that "
-        "increases in every input with the rule holdfast.bounds.Monotone"
-    )
 
 
 def _refuse_masks(logits: Tensor) -> None:
