@@ -16,9 +16,9 @@ from torch.utils import _pytree
 
 from holdfast.bounds.attention import multihead_attention
 from holdfast.bounds.calls import SAME, Argument, Call, Lowered, Several, Steps
+from holdfast.bounds.checks import check, refuse_masks
 from holdfast.bounds.functions import FUNCTIONS
 from holdfast.bounds.heads import without_heads
-from holdfast.bounds.interval import Interval, rule
 from holdfast.bounds.kinds import batch_norm
 from holdfast.bounds.nodes import asks_for_shape, name_of, place_of, read_by, remedy
 from holdfast.bounds.operators import (
@@ -32,14 +32,13 @@ from holdfast.bounds.operators import (
     UnsupportedOperator,
     apply,
     outside_inference_mode,
-    walk,
 )
 from holdfast.bounds.rules import MODULES, REGISTERED
 from holdfast.bounds.tracing import calls_of, refuse_what_tracing_skips, uncompiled, without_compilation
 from holdfast.bounds.trial import try_once
 from holdfast.bounds.twins import TWINS
 from holdfast.fold import BATCH_NORMS
-from holdfast.inference import eval_mode, masked_classes, weights_named
+from holdfast.inference import eval_mode, weights_named
 from holdfast.layers import InPieces
 
 _TAKE_INPLACE = {"relu", "relu6", "leaky_relu", "hardtanh", "elu", "dropout"}
@@ -75,7 +74,7 @@ def trace(
     if statistics is None and len(x):
         model = without_compilation(model)
         with uncompiled(), weights_named(model, x), eval_mode(model), outside_inference_mode():
-            _check(graph, model, torch.cat([x.detach(), *(box or ())]))
+            check(graph, model, torch.cat([x.detach(), *(box or ())]))
     return graph
 
 
@@ -92,7 +91,7 @@ def traced(model: nn.Module, x: Tensor, statistics: Statistics | None) -> tuple[
             root, calls, inputs = calls_of(whole, sample, whole=bool(statistics))
         normaliser = _Normaliser(root, calls, sample, statistics)
         with weights_named(model, sample), eval_mode(model), outside_inference_mode():
-            _refuse_masks(normaliser.run(*inputs))
+            refuse_masks(normaliser.run(*inputs))
             kept = _needed(normaliser.nodes, normaliser.last)
             graph = without_heads(_pruned(normaliser.nodes, kept, tuple(sample.shape[1:])))
     return graph, [normaliser.makers[value - 1] for value in kept][: len(graph.nodes)]
@@ -326,48 +325,6 @@ class _Normaliser(fx.Interpreter):
 
 def _unchanged(operator: Operator, statistics: Statistics) -> Operator:
     return operator
-
-
-def _refuse_masks(logits: Tensor) -> None:
-    if masks := masked_classes(logits):
-        raise UnsupportedOperator(f"bounds have no word for -inf: {masks}")
-
-
-def _check(graph: Graph, model: nn.Module, points: Tensor) -> None:
-    """The graph at single points must be the module, also in a batch of another size than the sample's.
-
-    Where it gives NaN or inf, as a weight may, no bound comes of it.
-    """
-    generator = torch.Generator().manual_seed(0)
-    scattered = points[:1] + torch.randn(6, *points.shape[1:], generator=generator).to(points)
-    points = torch.cat([points, scattered])
-    with torch.no_grad():
-        logits = model(points.clone())
-        try:
-            traced = walk(graph, {0: Interval.point(points)}, lambda number, operator, *v: rule(operator, *v))[
-                len(graph.nodes)
-            ].centre
-            for head in graph.heads:
-                traced = apply(head, traced)
-        except RuntimeError as fault:
-            raise UnsupportedOperator(
-                f"{type(model).__name__} computes something from the size of the batch: {fault}"
-            ) from fault
-    if traced.shape != logits.shape or not torch.allclose(
-        traced, logits.where(traced.isfinite(), traced), rtol=0, atol=_rounding(logits), equal_nan=True
-    ):
-        raise UnsupportedOperator(
-            f"the operators traced from {type(model).__name__} do not reproduce its output; does its forward "
-            "change a tensor in place that it reads again, or depend on the values it is given?"
-        )
-
-
-def _rounding(logits: Tensor) -> float:
-    """What two orders of the same arithmetic may differ by: little of the spread, less of the size."""
-    finite = logits[logits.isfinite()].double()
-    if not len(finite):
-        return 0.0
-    return float(1e-3 * (finite - finite.mean()).abs().max() + 1e-5 * finite.abs().max())
 
 
 @contextlib.contextmanager
