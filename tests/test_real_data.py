@@ -34,6 +34,7 @@ def test_certified_training_on_a_part_of_mnist(tmp_path: Path) -> None:
         "training.batch_size=64",
         "evaluation.examples=500",
         "evaluation.attacks=[{name: pgd, steps: 20}]",
+        "evaluation.certifiers=[{name: bounds, method: ibp}]",
         "evaluation.curve_points=0",
         runs=tmp_path,
     )
