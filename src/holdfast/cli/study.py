@@ -90,7 +90,8 @@ def study(
             finished = [one.planned for one in outcomes if one.status == "finished"]
             if not finished:
                 leave_with(outcomes)
-            report = report_study(chosen, finished, runs, folder, digits=digits)
+            missing = [one.planned for one in outcomes if one.status != "finished"]
+            report = report_study(chosen, finished, runs, folder, digits=digits, missing=missing)
         print_table(chosen.title, report.headings, report.rows)
         for one in () if digits and not chosen.staircase else chosen.published:
             print(f"{'published' if one.verified else 'unverified'}: {one.source}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,31 @@ def test_of_several_settings_the_best_by_validation_counts() -> None:
     ]
     found = answer(claim, runs, best="last.validation_certified")
     assert (found.answer, found.number.value) == ("seen", 1.0)
+
+
+def test_what_has_no_answer_is_not_made_up() -> None:
+    cells = {"n": {"of": "size", "along": "size"}, "certified": {"of": "certified", "along": "size"}}
+    claim = Claim.model_validate({"says": "Grows.", "cells": cells, "number": "last(certified)", "above": 0.1})
+    single = [record(seed, size=60, certified=0.5) for seed in range(3)]
+    assert answer(claim, single).answer == "seen"  # a row of one is a row
+    slope = claim.model_copy(update={"number": "slope(n, certified)"})
+    assert answer(slope, single).answer == "open"
+    ratio = {"a": {"of": "a"}, "b": {"of": "b"}}
+    claim = Claim.model_validate({"says": "Less.", "cells": ratio, "number": "a / b", "below": 1})
+    runs = [record(seed, a=0.5, b=b) for seed, b in enumerate((1.0, 0.9, 0.0))]
+    assert (answer(claim, runs).answer, answer(claim, runs[:2]).number.n) == ("open", 2)
+    twice = [record(0, a=1, b=2, run="x"), record(0, a=1, b=2, run="y")]
+    with pytest.raises(ValueError, match="which is meant"):
+        answer(claim, twice)
+    unfinished = [replace(one, status="failed") for one in single]
+    assert answer(better(), unfinished).answer == "open"
+
+
+def test_the_best_is_not_one_without_a_validation() -> None:
+    claim = Claim.model_validate({"says": "Fast.", "cells": {"rate": {"of": "lr"}}, "number": "rate", "above": 0.5})
+    runs = [record(0, lr=0.1), record(0, lr=1.0, v=0.6), record(0, lr=2.0, v=0.1), record(0, lr=0.2)]
+    assert answer(claim, runs, best="v").number.value == 1.0
+    assert answer(claim, runs[::-1], best="v").number.value == 1.0
 
 
 @pytest.mark.parametrize(

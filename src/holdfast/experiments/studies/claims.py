@@ -113,16 +113,22 @@ class Answered:
 def answer(claim: Claim, records: Sequence[Record], *, best: str = "") -> Answered:
     """What these runs say of it: the formula is computed for each seed by itself, the answer is of the mean's 95 %
     interval (Student's t). Seen or not seen where all of it lies on one side, open where it holds both, or where
-    there is one seed only and the number is not exact.
+    there is one seed only and the number is not exact. A seed of which a row is missing does not count; where the
+    formula has no value for one, nothing is answered.
 
     Args:
+        records: of whole seeds; what is not finished is left out.
         best: of several settings in one row, that of the largest number of this name counts (``Study.best``).
     """
     seeds: dict[Any, list[Record]] = {}
     for one in records:
-        seeds.setdefault(one.values.get("seed"), []).append(one)
+        if one.status in ("finished", "old"):
+            seeds.setdefault(one.values.get("seed"), []).append(one)
     values = [_number(claim, found, best) for found in seeds.values()]
-    return judged(claim, Mean.of([value for value in values if value is not None]))
+    known = [value for value in values if value is not None]
+    if not np.isfinite(known).all():
+        return Answered(claim, "open", Mean.of([]), f"{claim.number} has no value for every seed")
+    return judged(claim, Mean.of(known))
 
 
 def judged(claim: Claim, number: Mean) -> Answered:
@@ -150,19 +156,19 @@ def _seeds_needed(number: Mean, lead: float) -> str:
 
 
 def _number(claim: Claim, records: Sequence[Record], best: str) -> float | None:
-    """Of one seed's runs; None where a row is missing."""
+    """Of one seed's runs; None where a row is missing, NaN or inf where the formula has no value."""
     found = {name: _cells(cells, records, best) for name, cells in claim.cells.items()}
     if any(len(values) == 0 or np.isnan(values).any() for values in found.values()):
         return None
 
     def lookup(name: str) -> Any:
-        values = found[name]
-        return values if len(values) > 1 else values[0]
+        return found[name] if claim.cells[name].along else found[name][0]  # numpy's, which divides by 0
 
-    value = np.asarray(compute(claim.number, lookup, FUNCTIONS), dtype=float)
+    with np.errstate(all="ignore"):
+        value = np.asarray(compute(claim.number, lookup, FUNCTIONS), dtype=float)
     if value.size != 1:
         raise ValueError(f"{claim.number} is {value.size} numbers, and a claim is about one")
-    return float(value) if np.isfinite(value) else None
+    return value.item()
 
 
 def _cells(cells: Cells, records: Sequence[Record], best: str) -> np.ndarray:
@@ -170,20 +176,23 @@ def _cells(cells: Cells, records: Sequence[Record], best: str) -> np.ndarray:
     for one in records:
         if not all(_same(one.values.get(key), value) for key, value in cells.where.items()):
             continue
-        place = str(one.values.get(cells.along)) if cells.along else one.name
-        if best and not cells.along:
-            place = ""
-        if place not in rows or (best and _value(one, best) > _value(rows[place], best)):
+        place = str(one.values.get(cells.along)) if cells.along else ""
+        if place in rows and not best:
+            raise ValueError(f"{cells.of}: several runs of a seed fit {cells.where or 'all rows'}; which is meant?")
+        if place not in rows or not _value(one, best) <= _value(rows[place], best):
             rows[place] = one
     chosen = list(rows.values())
     if cells.along:
-        chosen.sort(key=lambda one: _value(one, cells.along))
+        chosen.sort(key=lambda one: (_value(one, cells.along), str(one.values.get(cells.along))))
     return np.array([_value(one, cells.of) for one in chosen])
 
 
 def _value(record: Record, key: str) -> float:
-    value = record.values.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
+    """A number, or a fraction as text; NaN where there is none."""
+    try:
+        return float(parse_number(record.values.get(key)))
+    except ValueError:
+        return float("nan")
 
 
 def _same(own: Any, asked: Any) -> bool:

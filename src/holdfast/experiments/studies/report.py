@@ -48,9 +48,19 @@ class Report:
 
 
 def report_study(
-    study: Study, planned: Sequence[Planned], runs: Path, folder: Path, *, digits: bool = False
+    study: Study,
+    planned: Sequence[Planned],
+    runs: Path,
+    folder: Path,
+    *,
+    digits: bool = False,
+    missing: Sequence[Planned] = (),
 ) -> Report:
-    """Table and figures of the runs that are finished; published curves are of the study's own data only."""
+    """Table and figures of the runs that are finished; published curves are of the study's own data only.
+
+    Args:
+        missing: runs of the study that are not: the claims are answered by the seeds that have all of theirs.
+    """
     words = list(dict.fromkeys(key for one in planned for key in one.labels if key in _label_names(study)))
     records = []
     for one in planned:
@@ -63,7 +73,8 @@ def report_study(
         records = [part for one in records for part in _by_radius(one, radii.y[0])]
     table = _table(study, records, [*labels, "radius"] if radii else labels)
     report = _write(study, folder, table, [*labels, "radius"] if radii else labels, digits)
-    _answer(report, study, records)
+    lacking = {one.experiment.seed for one in missing}
+    _answer(report, study, [one for one in records if one.values.get("seed") not in lacking])
     for number, view in enumerate(study.views, start=1):
         report.figures.extend(_draw([] if digits else study.published, view, number, records, labels, folder))
     return report
