@@ -179,7 +179,7 @@ def _cells(cells: Cells, records: Sequence[Record], best: str) -> np.ndarray:
         place = str(one.values.get(cells.along)) if cells.along else ""
         if place in rows and not best:
             raise ValueError(f"{cells.of}: several runs of a seed fit {cells.where or 'all rows'}; which is meant?")
-        if place not in rows or not _value(one, best) <= _value(rows[place], best):
+        if place not in rows or np.fmax(_value(rows[place], best), _value(one, best)) != _value(rows[place], best):
             rows[place] = one
     chosen = list(rows.values())
     if cells.along:
