@@ -276,3 +276,12 @@ def test_branch_and_bound_of_a_transformer_is_never_wrong() -> None:
     assert small.verified.all()
     large = certifier(model, x, y, Threat("linf", 0.3))
     assert not large.verified.any()
+
+
+def test_squares_that_overflow_are_no_bound() -> None:
+    model = nn.Sequential(nn.Linear(1, 2, bias=False), nn.LayerNorm(2))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1e20], [-1e20]]))
+    one = torch.ones(1, 1)
+    lower, upper = bound_outputs(model, one, (-one, one), method="ibp")
+    assert not ((lower > -1) | (upper < 1)).any()

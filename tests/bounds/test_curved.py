@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast import Threat
-from holdfast.bounds import Interval, UnsupportedOperator, bound_margins
+from holdfast.bounds import Interval, UnsupportedOperator, bound_margins, bound_outputs
 from holdfast.bounds.curved import Bent, Curved, Steep, bent
 from holdfast.bounds.interval import rule
 from holdfast.bounds.kinds import (
@@ -188,3 +189,34 @@ def test_margins_hold_and_moved_tangents_beat_those_at_the_middle(activation: ty
         logits = model((x + 0.2 * (2 * torch.rand(x.shape) - 1).sign()).clamp(0, 1))
         margins = (logits.gather(1, y[:, None]) - logits).masked_fill(torch.eye(3)[y].bool(), torch.inf)
         assert (margins.amin(1) >= alpha.amin(1)).all()
+
+
+def test_a_touching_point_is_never_rounded_into_another_piece() -> None:
+    """At 3 the slope of hardswish jumps from 1.5 to 1: a tangent of the last piece is no line below the others."""
+
+    class Tilted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([F.hardswish(x) - 1.48 * x, 0 * x], 1)
+
+    low, high = torch.tensor([[-2.506099438095093]]), torch.tensor([[3.0]])
+    y = torch.tensor([0])
+    found = bound_margins(Tilted(), low, y, (low, high), "alpha-crown", intersect=False, iterations=25)
+    grid = (low + (high - low) * torch.linspace(0, 1, 20001)[:, None]).double()
+    assert found.item() <= Tilted()(grid)[:, 0].min().item() + 1e-6
+
+
+def test_an_interval_without_an_end_is_refused_where_a_hole_may_be() -> None:
+    class Inverse(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.pow(3).reciprocal()
+
+    low, high = torch.tensor([[-1.0], [1e150]], dtype=torch.float64)[:, None]
+    with pytest.raises(UnsupportedOperator, match="not defined"):
+        bound_outputs(Inverse(), low, (low, high), method="ibp")
+
+
+def test_the_chord_of_hardsigmoid_goes_from_kink_to_kink() -> None:
+    low, high = torch.tensor([[-3.0]]), torch.tensor([[3.0]])
+    lower, upper = bound_outputs(nn.Hardsigmoid(), low, (low, high), method="crown", intersect=False)
+    assert lower.item() == pytest.approx(0, abs=1e-5)
+    assert upper.item() == pytest.approx(1, abs=1e-5)

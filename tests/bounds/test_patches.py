@@ -11,7 +11,7 @@ from helpers import Largest, images
 from torch import Tensor, nn
 
 from holdfast import Threat
-from holdfast.bounds import bound_margins, region_of, trace
+from holdfast.bounds import bound_margins, bound_outputs, region_of, trace
 from holdfast.bounds.fields import Plan, Window, by_channel, pool_geometry
 from holdfast.bounds.interval import Interval
 from holdfast.bounds.linear import sweep
@@ -205,3 +205,38 @@ def test_dense_branches_that_are_added_begin_with_rows_of_both(monkeypatch: pyte
     assert torch.allclose(
         bound_margins(model, x, y, Threat("linf", 0.2), "crown", arithmetic=None), found, atol=1e-12
     )
+
+
+def test_maps_of_two_sizes_do_not_share_a_mask() -> None:
+    """Equal windows on a map and on the map without its last row and column."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Conv2d(1, 1, 3, 2, 1, bias=False) for _ in range(2))
+            self.last = nn.Linear(16, 2)
+            with torch.no_grad():
+                self.a.weight.fill_(0.5)
+                self.b.weight.fill_(1.0)
+                self.last.weight.fill_(1.0)
+                self.last.bias.zero_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last((self.a(x[..., :7, :7]) + self.b(x)).relu().flatten(1))
+
+    model, x = Two(), torch.ones(1, 1, 8, 8)
+    for intersect in (True, False):
+        _, upper = bound_outputs(model, x, (-x, x), method="crown", intersect=intersect)
+        assert (upper >= model(x)).all()
+        assert (upper <= model(x) * 1.001).all()
+
+
+def test_a_dilated_convolution_before_a_tightened_value() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=2, dilation=2), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(3 * 144, 2)).double()
+    x = torch.rand(2, 1, 12, 12, dtype=torch.float64)
+    lower, upper = bound_outputs(model, x, (x - 0.02, x + 0.02), method="crown")
+    for _ in range(20):
+        z = model(x + 0.04 * (torch.rand_like(x) - 0.5))
+        assert ((z >= lower) & (z <= upper)).all()

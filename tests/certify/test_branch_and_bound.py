@@ -264,3 +264,52 @@ def test_what_no_relu_decides_is_decided_by_boxes_of_inputs(kind: str) -> None:
     assert below.verdict == "refuted"
     touching = verify(model, *ends, row, torch.tensor([-lowest], dtype=torch.float64), seconds=1)
     assert touching.verdict != "proved" or touching.bound <= 1e-4
+
+
+class Overflowing(nn.Module):
+    """1e300 − exp(1000 x₀), behind a ReLU or not."""
+
+    def __init__(self, inputs: int, relu: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, 1, bias=False).double()
+        self.relu = relu
+        with torch.no_grad():
+            self.first.weight.zero_()
+            self.first.weight[0, 0] = 1000.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.first(x)
+        return 1e300 - (z.relu() if self.relu else z).exp()
+
+
+@pytest.mark.parametrize(("inputs", "relu"), [(1, False), (1, True), (40, True)])
+def test_what_overflows_is_never_proved(inputs: int, relu: bool) -> None:
+    box = torch.ones(1, inputs, dtype=torch.float64)
+    found = verify(Overflowing(inputs, relu), -box, box, torch.ones(1, 1), torch.zeros(1), seconds=5)
+    assert found.verdict != "proved"
+    assert not found.bound > 0
+
+
+@pytest.mark.parametrize("kind", [nn.Sigmoid, nn.ReLU])
+def test_a_weight_that_is_nan_is_never_proved(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), kind(), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.nan
+    box = torch.ones(1, 2)
+    found = verify(model, -box, box, torch.tensor([[1.0, -1.0]]), torch.tensor([9.0]), seconds=5)
+    assert found.verdict == "undecided"
+
+
+def test_a_norm_keeps_its_eps_in_float64() -> None:
+    """None is the eps of the inputs' precision: in float64 another network, which says nothing of this one."""
+    model = nn.Sequential(nn.RMSNorm(1, elementwise_affine=False), nn.Linear(1, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0], [0.0]]))
+        model[1].bias.copy_(torch.tensor([-0.2, 0.0]))
+    x, y, threat = torch.tensor([[5.1e-4]]), torch.tensor([0]), Threat("linf", 4.95e-4)
+    assert model(torch.tensor([[2e-5]]))[0, 0] < 0  # in the set, and wrong
+    for certifier in (BranchAndBoundCertifier(seconds=2), BoundCertifier(method="crown", float64="always")):
+        assert certifier(model, x, y, threat).status[0] != "verified"
+    low, high = torch.full((1, 1), 2e-5), torch.full((1, 1), 4e-5)
+    assert verify(model, low, high, torch.tensor([[1.0, -1.0]]), torch.zeros(1), seconds=2).verdict != "proved"

@@ -94,7 +94,7 @@ class Branching:
     def whole(self) -> Domains:
         """The region itself, once for each clause."""
         bounds = self.root.bound.lower.view(self.rows.shape[:2]) + self.offsets
-        bounds = bounds - STEPS * self._unit * (bounds.abs() + 2 * self.offsets.abs())
+        bounds = _known(bounds - STEPS * self._unit * (bounds.abs() + 2 * self.offsets.abs()))
         lower, best = bounds.max(1)
         clause = torch.arange(len(self.rows), device=self.rows.device)
         place = clause * self.rows.shape[1] + best[clause]
@@ -222,6 +222,8 @@ class Branching:
             function, end = _affine(backward(self.graph, inner, source, a.view(1, len(place), *signs.shape[1:])))
             functions.append(function)
             ends.append(end)
+        if not all(np.isfinite(array).all() for array in (rows, constants, *functions, *ends)):
+            return None
         solved = _program(rows, constants, np.concatenate(functions), np.concatenate(ends), self.region.box)
         if solved is None:
             return None
@@ -254,7 +256,7 @@ class Branching:
         size = self.root.base.values[self.last].size.flatten(1)[0]
         terms = (share * (self.rows[domains.clause].abs() @ size + 2 * offsets.abs())).sum(1)
         error = (self.rows.shape[1] + len(size) + STEPS) * self._unit * (terms + found.abs())
-        return lower - 2 * error.detach()
+        return _known(lower - 2 * error.detach())
 
     @property
     def _unit(self) -> float:
@@ -264,6 +266,11 @@ class Branching:
 
 def _constantly(slopes: Tensor) -> Slopes:
     return lambda _: slopes
+
+
+def _known(bounds: Tensor) -> Tensor:
+    """What is NaN or infinite, as after an overflow, is no bound."""
+    return torch.where(bounds.isfinite(), bounds, -torch.inf)
 
 
 def _better(best: Domains, trial: Domains, lower: Tensor) -> Domains:

@@ -68,7 +68,7 @@ class Steep(Operator):
         outside = value.lower < self.start
         if self.hole is not None:
             outside = outside | ((value.lower <= self.hole) & (value.upper >= self.hole))
-        outside = outside & (value.radius > 0)
+        outside = outside & ~(value.radius == 0)  # also where it is NaN, of an infinite end
         if outside.any():
             low, high = (float(end.detach()[outside][0]) for end in (value.lower, value.upper))
             raise OutsideDomain(
@@ -180,6 +180,7 @@ class Bent:
         """Slope and offset of the lines below (sign 1) or above (−1)."""
         touch = self.below if sign > 0 else self.above
         at = touch.low + place * (touch.high - touch.low)
+        at = torch.minimum(torch.maximum(at, touch.low), touch.high)  # a rounding beyond may be another piece
         slope = torch.where(touch.tangent, self.operator.bends.derivative(at), self.chord)
         gap = sign * (self.operator.function(at) - slope * at)
         return slope, sign * self._least(sign, slope, touch, gap)

@@ -191,7 +191,7 @@ HARDSWISH = Curved(
         lambda v: torch.where(v < -3, 0.0, torch.where(v > 3, 1.0, v / 3 + 0.5)).to(v), (-3.0, 3.0), (0, 1, 0)
     ),
 )
-HARDSIGMOID = straight(F.hardsigmoid, (-3.0, 3.0), lambda v: (v.abs() < 3).to(v) / 6, 1 / 6)
+HARDSIGMOID = straight(F.hardsigmoid, (-3.0, 3.0), lambda v: (v.abs() <= 3).to(v) / 6, 1 / 6)
 ABS = straight(torch.abs, (0.0,), torch.sign, 1.0, turns=(0.0,))
 EXP = Steep(torch.exp, Bends(torch.exp, (), (1,)), "exp", least=0.0)
 LOG = Steep(torch.log, Bends(torch.reciprocal, (), (-1,)), "log", start=0.0, hole=0.0)

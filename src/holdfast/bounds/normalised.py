@@ -50,7 +50,8 @@ def _(operator: RootMeanSquare, value: Interval) -> Interval:
     all_ = all_ - most + share * all_
 
     def end(c: Tensor, others: Tensor) -> Tensor:
-        return c * ((c.square() + others) / n + operator.eps).rsqrt()
+        size = (c.square() + others) / n + operator.eps
+        return c * torch.where(size.isfinite(), size, torch.nan).rsqrt()  # what overflows is no bound
 
     lower, upper = end(low, torch.where(low >= 0, all_, fewest)), end(high, torch.where(high >= 0, fewest, all_))
     if rounding is not None:
@@ -216,6 +217,10 @@ def rms_norm(call: Call) -> Operator:
     def rule(
         input: Argument, normalized_shape: tuple[int, ...], weight: Tensor | None = None, eps: float | None = None
     ) -> Operator:
+        if eps is None and input.value.dtype == torch.float64:
+            raise UnsupportedOperator(
+                "eps=None is another number in float64 than in float32, which the network may be from; give eps"
+            )
         floor = torch.finfo(input.value.dtype).eps if eps is None else eps
         steps = [RootMeanSquare(len(normalized_shape), floor), scaling(weight, None)]
         return Steps(tuple((step, (number,)) for number, step in enumerate(steps)))

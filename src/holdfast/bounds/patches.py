@@ -93,7 +93,8 @@ class Patches(Maps):
         super().__init__(plan.graph)
         self.plan, self.owner, self.position = plan, owner, position
         self.channel = torch.cat([channel, channel], 1)
-        self._masks: dict[Window, Tensor | None] = {}
+        self._masks: dict[tuple[Window, Shape], Tensor | None] = {}
+        """By the window and the size of the map that it is on."""
         self._hot: dict[int, Tensor] = {}
         """By the number of the value, coefficients (P, 2 S) where they are of one entry of the channel each."""
 
@@ -119,7 +120,7 @@ class Patches(Maps):
             return [a * channels[0][:, None, None]]
         if not windowed or not isinstance(operator, Convolution):
             return super().parts(number, a)
-        if hot is not None and operator.groups == 1:
+        if hot is not None and operator.groups == 1 and set(operator.dilation) == {1}:
             pulled = operator.weight[self.channel] * hot[:, :, None, None, None]
         else:
             function, rest = F.conv_transpose2d, (operator.stride, 0, 0, operator.groups, operator.dilation)
@@ -223,14 +224,15 @@ class Patches(Maps):
     def _mask(self, number: int) -> Tensor | None:
         """1 where a window (P, 1, 1, h, w) that an operator reads is on the map, None where all of them are."""
         window, shape = self.plan.parts[number, 0], self.graph.shape(self.graph.nodes[number].inputs[0])
-        if window not in self._masks:
+        key = window, shape[1:]
+        if key not in self._masks:
             inside = []
             for i, corner in enumerate(self.corner(window)):
                 at = corner[:, None] + torch.arange(window.size[i], device=self.owner.device)
                 inside.append((at >= 0) & (at < shape[1 + i]))
             mask = (inside[0][:, :, None] & inside[1][:, None, :])[:, None, None]
-            self._masks[window] = None if bool(mask.all()) else mask
-        return self._masks[window]
+            self._masks[key] = None if bool(mask.all()) else mask
+        return self._masks[key]
 
     def _whole(self, part: Tensor, window: Window, shape: Shape) -> Tensor:
         """Patches put on maps (C, H, W) of zeros."""

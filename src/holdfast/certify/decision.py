@@ -129,7 +129,7 @@ def _whole(
     whole = branching.whole()
     if (bound := whole.lower.amin().item()) > 0:
         return Verification("proved", None, bound, 0, 0.0, by="crown")
-    open_ends = whole.take(whole.lower <= 0)
+    open_ends = whole.take(~(whole.lower > 0))
     # Where a network is flat around the centre, gradients there say little of its far corners.
     if (x := falsifier.from_points(branching.minimisers(open_ends), open_ends.clause)) is None:
         x = falsifier.search()

@@ -24,5 +24,8 @@ def in_float64(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
         double = in_double(model)
     except RuntimeError as fault:  # of deepcopy, about tensors that are no leaves
         raise ValueError(f"{type(model).__name__} cannot be copied to float64: {fault}") from fault
+    for module in double.modules():
+        if isinstance(module, nn.RMSNorm) and module.eps is None:
+            module.eps = torch.finfo(x.dtype).eps  # None is that of the inputs' precision
     device = x.device if x.device.type in ("cpu", "cuda") else torch.device("cpu")
     return double.to(device), torch.empty(0, dtype=torch.float64, device=device)

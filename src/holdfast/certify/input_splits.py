@@ -75,7 +75,7 @@ class InputSearch:
         box = Box(Interval.between(lower, upper, self.box.rounding))
         bounds, worst, coefficients = self._bounds(box)
         self.boxes += len(bounds)
-        open_ends = (bounds <= 0).nonzero().squeeze(1)
+        open_ends = (~(bounds > 0)).nonzero().squeeze(1)
         self.settled = min([self.settled, *bounds[bounds > 0].tolist()])
         if not len(open_ends):
             return None
@@ -111,6 +111,7 @@ class InputSearch:
         rounding = box.rounding
         unit = 0.0 if rounding is None else 1.001 * rounding.gamma(1)
         found = found - STEPS * unit * (found.abs() + 2 * self.offsets.abs())
+        found = torch.where(found.isfinite(), found, -torch.inf)  # what overflows is no bound
         largest, row = found.max(2)
         bounds, worst = largest.min(1)
         a = self.rows[worst, row.gather(1, worst[:, None])[:, 0]][:, None]
