@@ -65,6 +65,28 @@ def test_sums_are_those_of_every_step_whatever_parts_it_has() -> None:
     assert all(torch.equal(sums[name], again[name]) for name in sums)
 
 
+def test_processes_that_have_seen_other_parts_add_each_to_its_own() -> None:
+    """As after a resumption, where the leader begins with a checkpoint's sums and the others with none."""
+    parts = {name: torch.tensor(float(number)) for number, name in enumerate(["loss", *"abcdefgh"])}
+    tallies = [Tally({"gone": torch.tensor([7.0, 4.0], dtype=torch.float64)}), Tally({}), Tally({})]
+    tallies[0].add(parts, 2)
+    tallies[1].add(dict(reversed(parts.items())), 2)
+    assert tallies[1].names == list(parts)[::-1]  # no order that differs from process to process
+    given: list[Tensor] = []
+
+    def together(value: Tensor) -> Tensor:
+        given.append(value)
+        return torch.stack(given).sum(0)
+
+    names = [tally.names for tally in tallies]
+    engine: Any = SimpleNamespace(device=torch.device("cpu"), gathered=lambda value: names, sum=together)
+    sums = [tally.over_processes(engine) for tally in tallies][-1]
+    assert {name: value.tolist() for name, value in sums.items()} == {
+        "gone": [7.0, 4.0],
+        **{name: [4 * value.item(), 4.0] for name, value in parts.items()},
+    }
+
+
 @pytest.fixture
 def breaking() -> Iterator[CrossEntropy]:
     """A loss that is infinite at one step, and from then on an error."""

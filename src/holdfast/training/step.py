@@ -50,9 +50,9 @@ class Tally:
         self.counts = [float(count) for _, count in sums.values()]
 
     def add(self, values: dict[str, Tensor], count: int) -> None:
-        for name in values.keys() - set(self.names):
-            self.names.append(name)
-            self.counts.append(0.0)
+        new = [name for name in values if name not in self.names]
+        self.names += new
+        self.counts += [0.0] * len(new)
         each = list(values.values())
         if self.totals is None:
             self.totals = torch.zeros(0, dtype=torch.float64, device=each[0].device)
@@ -66,11 +66,15 @@ class Tally:
         ]
 
     def over_processes(self, engine: RunningEngine) -> dict[str, Tensor]:
-        """The sums of all processes, and of how many images; (2,) each."""
-        if self.totals is None:
+        """The sums of all processes, and of how many images; (2,) each. One may know parts that others do not."""
+        names = list(dict.fromkeys(name for own in engine.gathered(self.names) for name in own))
+        if not names:
             return {}
-        both = engine.sum(torch.stack([self.totals, self.totals.new_tensor(self.counts)], 1))
-        return dict(zip(self.names, both, strict=True))
+        both = torch.zeros(len(names), 2, dtype=torch.float64, device=engine.device)
+        if self.totals is not None:
+            places = [names.index(name) for name in self.names]
+            both[places] = torch.stack([self.totals, self.totals.new_tensor(self.counts)], 1)
+        return dict(zip(names, engine.sum(both), strict=True))
 
 
 class Finite:
