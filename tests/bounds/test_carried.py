@@ -120,6 +120,17 @@ def test_saved_vectors_follow_the_norms_from_below() -> None:
     assert all(torch.isclose(norms[n], fixed[n], rtol=0.03) for n in norms if not graph.nodes[n].operator.entrywise)
 
 
+def test_saved_vectors_of_a_layer_that_begins_at_zero_follow_it_from_there() -> None:
+    torch.manual_seed(0)
+    model, (x, _), saved = small_cnn(batch_norm=False), images(), {}
+    nn.init.zeros_(model[0].weight)
+    assert estimated_gains(trace(model, x), x, saved=saved)[0] == 0
+    nn.init.normal_(model[0].weight)
+    for _ in range(60):
+        norms = estimated_gains(trace(model, x), x, saved=saved)
+    assert norms[0] >= 0.95 * certified_gains(trace(model, x), x)[0]
+
+
 def test_a_step_of_bcp_makes_few_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     real = nn.functional.conv2d
