@@ -48,6 +48,7 @@ from holdfast.training import (
     Training,
     TrainingDiverged,
     fit,
+    loop,
 )
 from holdfast.training.checkpoint import Checkpoint
 from holdfast.training.engine import Engine
@@ -458,6 +459,17 @@ def test_batch_norm_is_estimated_anew_after_every_epoch(images: ImageSet) -> Non
     parts = images.batch(images.order(0, 5))[0].split(16)
     assert means == pytest.approx([torch.stack([x.mean() for x in parts]).mean().item()] * 2)
     assert model[0].running_mean.item() == means[-1]
+
+
+def test_the_time_of_estimating_batch_norm_anew_is_the_trainings(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(loop, "estimate_batch_norm", lambda *_: clock.append(clock.pop() + 60.0))
+    training = {"reestimate_batch_norm": True, "minutes": 1.5}
+    history = run(images, small_cnn(), 5, training=training)
+    assert [(record["train_seconds"], record["seconds"]) for record in history] == [(60, 60)] * 3
 
 
 def test_the_sum_of_absolute_weights_is_added_to_the_loss(images: ImageSet) -> None:

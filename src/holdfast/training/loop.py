@@ -203,8 +203,6 @@ class _Fitting:
         while not engine.of_first(self.ended):
             epoch = self.step // self.plan.per_epoch + 1
             record = {"epoch": epoch, **self.train_epoch(save, reporter)}
-            if self.training.reestimate_batch_norm:
-                estimate_batch_norm(self.model, self.forwards(), engine.sum)
             due = epoch % self.training.validate_every == 0 or epoch == self.plan.epochs or "out_of_time" in record
             if validates and due:
                 started = time.perf_counter()
@@ -308,6 +306,9 @@ class _Fitting:
             if engine.leads:
                 observer.begin(epoch + 1, seen)
                 record |= observer.record()
+        if training.reestimate_batch_norm:
+            estimate_batch_norm(self.model, self.forwards(), engine.sum)
+            self.seconds = time.perf_counter() - started
         return record | {"train_seconds": self.seconds, "seconds": time.perf_counter() - started}
 
     def seen_by_all(self) -> list[list[dict[str, Any]]]:
