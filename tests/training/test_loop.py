@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -470,6 +471,23 @@ def test_the_time_of_estimating_batch_norm_anew_is_the_trainings(
     training = {"reestimate_batch_norm": True, "minutes": 1.5}
     history = run(images, small_cnn(), 5, training=training)
     assert [(record["train_seconds"], record["seconds"]) for record in history] == [(60, 60)] * 3
+
+
+def test_a_batch_too_small_for_one_process_is_left_out_by_all(images: ImageSet) -> None:
+    """11 images in batches of 4 leave one of 3, of which two processes have one and two."""
+    data = ImageSet(images.images[:11], images.labels[:11], images.classes)
+    numbers = []
+    for number in range(2):
+        settings = CrossEntropy(), THREAT, SGD(lr=0.1), Constant(), Training(batch_size=4)
+        fitting = loop._Fitting(small_cnn(), data, *settings, Engine(accelerator="cpu").start(), 0, ())
+        engine: Any = SimpleNamespace(
+            processes=2,
+            share=lambda count, number=number: range(count * number // 2, count * (number + 1) // 2),
+            seed=torch.manual_seed,
+        )
+        fitting.engine = engine
+        numbers.append(len(list(fitting.forwards())))
+    assert numbers == [2, 2]
 
 
 def test_the_sum_of_absolute_weights_is_added_to_the_loss(images: ImageSet) -> None:

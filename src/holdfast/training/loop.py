@@ -246,8 +246,8 @@ class _Fitting:
         step = max(plan.group(self.step - 1).step, 0)
         size = max(training.batch_size, 2 * engine.processes)
         batches = self.images.order(0, self.seed).split(size)[:most]
-        # A share of one image has no variance and is left out.
-        batches = [batch for batch in batches if len(engine.share(len(batch))) > 1]
+        # A share of one image has no variance; all processes leave its batch out, as SyncBatchNorm waits for each.
+        batches = [batch for batch in batches if len(batch) // engine.processes > 1]
         stream = self.images.stream([_own(batch, engine) for batch in batches])
         for number, (batch, (x, y)) in enumerate(zip(batches, stream, strict=True)):
             first, seed = engine.share(len(batch)).start, mix_seed(self.seed, number, 15)
