@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.bounds.carried import Carried, carrying
-from holdfast.inference import own_inputs
+from holdfast.inference import eval_mode, own_inputs
 from holdfast.layers import shared_weights
 from holdfast.objectives import Objective, Progress
 from holdfast.threat import Threat
@@ -24,6 +24,9 @@ class TrainingStep(nn.Module):
 
     def __init__(self, model: nn.Module, objective: Objective, threat: Threat, l1: float) -> None:
         super().__init__()
+        with torch.no_grad(), eval_mode(model):  # in which no power iteration of a layer goes on
+            if l1 and not _weights(model):
+                raise ValueError(f"training.l1={l1} needs a layer with a weight of two dimensions or more")
         self.model, self.objective, self.threat, self.l1 = model, objective, threat, l1
         self.carried = Carried()
 
@@ -37,8 +40,14 @@ class TrainingStep(nn.Module):
 
 
 def _weights(model: nn.Module) -> list[Tensor]:
-    """Those of dense and convolutional layers, which are matrices or more; biases and norms are vectors."""
-    return [p for name, p in model.named_parameters() if name.rpartition(".")[2] == "weight" and p.dim() > 1]
+    """Those of dense and convolutional layers, which are matrices or more; biases and norms are vectors.
+
+    Of a parametrised layer what it computes with, of ours the free one; one that several layers share counts once.
+    """
+    found = [getattr(module, "weight", None) for module in model.modules()]
+    return list(
+        {id(weight): weight for weight in found if isinstance(weight, Tensor) and weight.dim() > 1}.values()
+    )
 
 
 class Tally:
