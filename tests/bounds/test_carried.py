@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from helpers import images, small_cnn
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from holdfast import Threat
 from holdfast.bounds import batch_statistics, trace
@@ -13,9 +17,9 @@ from holdfast.bounds import carried as module
 from holdfast.bounds.ball import cut_balls
 from holdfast.bounds.carried import Carried, carrying, trace_step
 from holdfast.bounds.gains import certified_gains, estimated_gains
-from holdfast.bounds.operators import run
+from holdfast.bounds.operators import UnsupportedOperator, run
 from holdfast.bounds.region import region_of
-from holdfast.layers import AOLConv2d
+from holdfast.layers import AOLConv2d, MaxMin
 from holdfast.objectives import BCP, Progress
 
 
@@ -46,7 +50,7 @@ def networks() -> dict[str, nn.Module]:
     return {
         "batch norm": small_cnn(),
         "lipschitz": nn.Sequential(AOLConv2d(1, 2), nn.ReLU(), nn.Flatten(), nn.Linear(128, 4)),
-        "parametrised": nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, 4))),
+        "parametrised": nn.Sequential(nn.Flatten(), weight_norm(nn.Linear(64, 4))),
         "functions": Scaled(),
         "computed": Computed(),
         "in its own module": nn.Sequential(
@@ -92,6 +96,16 @@ def test_a_trace_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(made) == 1
     carried.trace(model, torch.cat([x, x], 3), {})  # of another size
     assert len(made) == 2
+    made.clear()
+    model = nn.Sequential(AOLConv2d(1, 2), MaxMin(), nn.Flatten(), weight_norm(nn.Linear(128, 4)))
+    for _ in range(3):
+        run(carried.trace(model, x, {}), x)
+        moved(model)
+    assert len(made) == 1
+    own = Scaled()
+    for _ in range(3):  # a forward of somebody's own may hang on anything
+        carried.trace(own, x, {})
+    assert len(made) == 4
 
 
 def test_what_changed_beside_the_weights_is_traced_again() -> None:
@@ -101,6 +115,84 @@ def test_what_changed_beside_the_weights_is_traced_again() -> None:
     assert torch.equal(run(carried.trace(model, x, {}), x), model(x))
     model.inner = nn.Linear(64, 4)
     assert torch.equal(run(carried.trace(model, x, {}), x), model(x))
+
+
+class Tempered(nn.Module):
+    """Its forward reads a buffer as a number, settings out of a dictionary and a list, and a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(64, 4)
+        self.register_buffer("temperature", torch.ones(()))
+        self.settings, self.factors, self.function = {"scale": 1.0}, [1.0], torch.relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.settings["scale"] * self.factors[0] * float(self.temperature)
+        return self.function(self.inner(x.flatten(1))) * scale
+
+
+CHANGES: dict[str, Callable[[Tempered], object]] = {
+    "a buffer": lambda model: model.temperature.fill_(2.0),
+    "a dictionary": lambda model: model.settings.update(scale=3.0),
+    "a list": lambda model: model.factors.insert(0, 4.0),
+    "a function": lambda model: setattr(model, "function", torch.sigmoid),
+    "a parameter of a child": lambda model: nn.init.zeros_(model.inner.bias),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.Sequential], ids=["itself", "within"])
+def test_whatever_a_forward_reads_is_that_of_the_moment(
+    change: Callable[[Tempered], object], wrap: Callable[[nn.Module], nn.Module]
+) -> None:
+    (x, _), carried, inner = images(), Carried(), Tempered()
+    model = wrap(inner)
+    for _ in range(2):
+        carried.trace(model, x, {})
+    change(inner)
+    assert torch.equal(run(carried.trace(model, x, {}), x), model(x))
+
+
+def repeated() -> nn.Sequential:
+    torch.manual_seed(0)
+    hidden = nn.Linear(64, 64)
+    return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), hidden, nn.Linear(64, 4))
+
+
+def halved(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+    return output / 2
+
+
+def hooked(model: nn.Sequential) -> None:
+    model[1].register_forward_hook(halved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.pop(3),  # which stays a module of it
+        lambda model: model.insert(2, model[2]),
+        lambda model: setattr(model[4], "bias", None),
+        lambda model: weight_norm(model[1]),
+    ],
+    ids=["fewer calls", "more calls", "no bias", "a parametrisation"],
+)
+def test_whatever_a_network_becomes_is_traced_again(change: Callable[[nn.Sequential], object]) -> None:
+    (x, _), carried, model = images(), Carried(), repeated()
+    carried.trace(model, x, {})
+    change(model)
+    assert torch.allclose(run(carried.trace(model, x, {}), x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change", [hooked, lambda model: prune.l1_unstructured(model[1], "weight", 0.5)], ids=["a hook", "pruning"]
+)
+def test_what_bounds_do_not_see_is_refused_in_later_steps_too(change: Callable[[nn.Sequential], object]) -> None:
+    (x, _), carried, model = images(), Carried(), repeated()
+    carried.trace(model, x, {})
+    change(model)
+    with pytest.raises(UnsupportedOperator, match="forward hooks"):
+        carried.trace(model, x, {})
 
 
 def test_saved_vectors_follow_the_norms_from_below() -> None:
@@ -118,6 +210,17 @@ def test_saved_vectors_follow_the_norms_from_below() -> None:
                 parameter += 0.003 * torch.randn_like(parameter)
     fixed = estimated_gains(graph, x, 300)
     assert all(torch.isclose(norms[n], fixed[n], rtol=0.03) for n in norms if not graph.nodes[n].operator.entrywise)
+
+
+def test_saved_vectors_of_a_layer_that_begins_at_zero_follow_it_from_there() -> None:
+    torch.manual_seed(0)
+    model, (x, _), saved = small_cnn(batch_norm=False), images(), {}
+    nn.init.zeros_(model[0].weight)
+    assert estimated_gains(trace(model, x), x, saved=saved)[0] == 0
+    nn.init.normal_(model[0].weight)
+    for _ in range(60):
+        norms = estimated_gains(trace(model, x), x, saved=saved)
+    assert norms[0] >= 0.95 * certified_gains(trace(model, x), x)[0]
 
 
 def test_a_step_of_bcp_makes_few_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:

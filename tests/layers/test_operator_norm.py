@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from holdfast.layers import operator_norm
-from holdfast.layers.operator_norm import convolution_norm
+from holdfast.layers.operator_norm import convolution_norm, norm_from
 
 
 def exact(layer: nn.Module, shape: tuple[int, ...]) -> float:
@@ -83,3 +83,15 @@ def test_circular_padding_that_makes_more_positions_is_taken_as_a_matrix() -> No
     strided = nn.Conv2d(1, 1, 3, stride=2, padding=1, padding_mode="circular")
     nn.init.ones_(strided.weight)
     assert operator_norm(strided) >= exact(strided, (1, 7, 7))
+
+
+def test_an_iteration_goes_on_from_a_map_that_was_zero() -> None:
+    torch.manual_seed(0)
+    weight, left = torch.zeros(6, 9), torch.ones(1, 6)
+    for _ in range(2):
+        norm, left = norm_from(left, lambda v: v @ weight.T, lambda a: a @ weight, iterations=1)
+        assert norm == 0
+    weight = torch.randn(6, 9)
+    for _ in range(100):
+        norm, left = norm_from(left, lambda v: v @ weight.T, lambda a: a @ weight, iterations=1)
+    assert norm.item() == pytest.approx(torch.linalg.matrix_norm(weight, 2).item(), rel=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +49,7 @@ from holdfast.training import (
     Training,
     TrainingDiverged,
     fit,
+    loop,
 )
 from holdfast.training.checkpoint import Checkpoint
 from holdfast.training.engine import Engine
@@ -458,6 +460,34 @@ def test_batch_norm_is_estimated_anew_after_every_epoch(images: ImageSet) -> Non
     parts = images.batch(images.order(0, 5))[0].split(16)
     assert means == pytest.approx([torch.stack([x.mean() for x in parts]).mean().item()] * 2)
     assert model[0].running_mean.item() == means[-1]
+
+
+def test_the_time_of_estimating_batch_norm_anew_is_the_trainings(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(loop, "estimate_batch_norm", lambda *_: clock.append(clock.pop() + 60.0))
+    training = {"reestimate_batch_norm": True, "minutes": 1.5}
+    history = run(images, small_cnn(), 5, training=training)
+    assert [(record["train_seconds"], record["seconds"]) for record in history] == [(60, 60)] * 3
+
+
+def test_a_batch_too_small_for_one_process_is_left_out_by_all(images: ImageSet) -> None:
+    """11 images in batches of 4 leave one of 3, of which two processes have one and two."""
+    data = ImageSet(images.images[:11], images.labels[:11], images.classes)
+    numbers = []
+    for number in range(2):
+        settings = CrossEntropy(), THREAT, SGD(lr=0.1), Constant(), Training(batch_size=4)
+        fitting = loop._Fitting(small_cnn(), data, *settings, Engine(accelerator="cpu").start(), 0, ())
+        engine: Any = SimpleNamespace(
+            processes=2,
+            share=lambda count, number=number: range(count * number // 2, count * (number + 1) // 2),
+            seed=torch.manual_seed,
+        )
+        fitting.engine = engine
+        numbers.append(len(list(fitting.forwards())))
+    assert numbers == [2, 2]
 
 
 def test_the_sum_of_absolute_weights_is_added_to_the_loss(images: ImageSet) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import small_cnn
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from holdfast import Threat
 from holdfast.data import ImageSet
@@ -17,7 +18,7 @@ from holdfast.objectives import BCP, CrossEntropy, Loss, Objective
 from holdfast.training import SGD, Constant, Training, TrainingDiverged, fit
 from holdfast.training.checkpoint import Checkpoint
 from holdfast.training.engine import Engine
-from holdfast.training.step import STEPS_UNASKED, Finite, Tally
+from holdfast.training.step import STEPS_UNASKED, Finite, Tally, TrainingStep
 
 ELSEWHERE: Any = SimpleNamespace(device=torch.device("meta"), processes=1, gathered=lambda value: [value])
 """An engine on a device that is not asked at every step."""
@@ -63,6 +64,57 @@ def test_sums_are_those_of_every_step_whatever_parts_it_has() -> None:
     assert {name: value.tolist() for name, value in sums.items()} == {"loss": [17.0, 10.0], "part": [11.0, 3.0]}
     again = before.over_processes(Engine(accelerator="cpu").start())
     assert all(torch.equal(sums[name], again[name]) for name in sums)
+
+
+def test_processes_that_have_seen_other_parts_add_each_to_its_own() -> None:
+    """As after a resumption, where the leader begins with a checkpoint's sums and the others with none."""
+    parts = {name: torch.tensor(float(number)) for number, name in enumerate(["loss", *"abcdefgh"])}
+    tallies = [Tally({"gone": torch.tensor([7.0, 4.0], dtype=torch.float64)}), Tally({}), Tally({})]
+    tallies[0].add(parts, 2)
+    tallies[1].add(dict(reversed(parts.items())), 2)
+    assert tallies[1].names == list(parts)[::-1]  # no order that differs from process to process
+    given: list[Tensor] = []
+
+    def together(value: Tensor) -> Tensor:
+        given.append(value)
+        return torch.stack(given).sum(0)
+
+    names = [tally.names for tally in tallies]
+    engine: Any = SimpleNamespace(device=torch.device("cpu"), gathered=lambda value: names, sum=together)
+    sums = [tally.over_processes(engine) for tally in tallies][-1]
+    assert {name: value.tolist() for name, value in sums.items()} == {
+        "gone": [7.0, 4.0],
+        **{name: [4 * value.item(), 4.0] for name, value in parts.items()},
+    }
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal],
+    ids=lambda wrapped: wrapped.__name__,
+)
+def test_the_sum_of_absolute_weights_is_over_those_that_parametrised_layers_compute_with(wrapped: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), wrapped(nn.Linear(16, 8)), nn.ReLU(), nn.Linear(8, 4)).eval()
+    step = TrainingStep(model, CrossEntropy(), Threat("linf", 0.1), 0.5)
+    x, y = torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 2])
+    total, parts, _ = step(x, y, 0, 1)
+    expected = model[1].weight.abs().sum() + model[3].weight.abs().sum()
+    assert torch.isclose(parts["l1"], expected)
+    assert torch.isclose(total, nn.functional.cross_entropy(model(x), y) + 0.5 * expected)
+    original = next(model[1].parametrizations.parameters())
+    plain = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), original, retain_graph=True)[0]
+    assert not torch.allclose(torch.autograd.grad(total, original)[0], plain)
+
+
+def test_weights_that_two_layers_share_count_once_and_none_are_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    model[3].weight = model[1].weight
+    step = TrainingStep(model, CrossEntropy(), Threat("linf", 0.1), 0.5)
+    _, parts, _ = step(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 2]), 0, 1)
+    assert torch.isclose(parts["l1"], model[1].weight.abs().sum())
+    with pytest.raises(ValueError, match=r"training\.l1=0\.5 needs a layer with a weight"):
+        TrainingStep(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)), CrossEntropy(), Threat("linf", 0.1), 0.5)
 
 
 @pytest.fixture

@@ -9,15 +9,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from holdfast.bounds.graph import Maker, Statistics, refuse_what_tracing_skips, trace, traced
 from holdfast.bounds.operators import Graph, Node
 from holdfast.inference import eval_mode
 
-_SETTINGS = (int, float, bool, str, type(None), tuple)
+_KNOWN = "torch.nn.", "holdfast.layers.", "holdfast.models."
+"""Where the classes come from whose forwards hang on weights and plain attributes alone."""
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
+_PASSED_OVER = Tensor, list, dict
+"""Of those classes what is derived: kept weights, padding as lists."""
 _carried: Carried | None = None
 
 
@@ -25,8 +30,8 @@ class _Kept(NamedTuple):
     graph: Graph
     makers: list[Maker]
     """Of its operators."""
-    modules: list[tuple[nn.Module, dict[str, Any]]]
-    """The network's when it was traced, with their plain settings."""
+    modules: list[tuple[nn.Module, tuple[object, ...]]]
+    """The network's when it was traced, and what they were but for their weights' values."""
 
 
 class Carried:
@@ -46,15 +51,16 @@ class Carried:
         self.vectors = dict(state)
 
     def trace(self, model: nn.Module, x: Tensor, statistics: Statistics) -> Graph:
-        """The graph of the weights of the moment: traced anew where anything but weights has changed, or where
-        the forward computes with them itself."""
+        """The graph of the weights of the moment: traced anew where anything but weights has changed, where the
+        forward computes with them itself, and at every step where it is anybody's own: it may read numbers off
+        buffers, lists or globals, which no comparison sees."""
         model = getattr(model, "_orig_mod", model)
         key = id(model), tuple(x.shape[1:]), x.dtype, x.device
         kept = self._kept.get(key)
         if kept is None or not _same(model, kept.modules):
             graph, makers = traced(model, x, statistics)
-            modules = [(module, _settings(module)) for module in model.modules()]
-            if all(makers):
+            if all(makers) and all(map(_known, model.modules())):
+                modules = [(module, _state(module)) for module in model.modules()]
                 self._kept[key] = _Kept(graph, [maker for maker in makers if maker], modules)
             return graph
         refuse_what_tracing_skips(model)
@@ -89,14 +95,22 @@ def saved_vectors() -> dict[str, Tensor] | None:
     return None if _carried is None else _carried.vectors
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """What a module keeps that is neither a tensor nor a module: a forward may hang on it."""
-    return {k: v for k, v in vars(module).items() if k != "training" and isinstance(v, _SETTINGS)}
+def _known(module: nn.Module) -> bool:
+    """Whether its forward is torch's or ours."""
+    return type_before_parametrizations(module).__module__.startswith(_KNOWN)
 
 
-def _same(model: nn.Module, modules: list[tuple[nn.Module, dict[str, Any]]]) -> bool:
+def _state(module: nn.Module) -> tuple[object, ...]:
+    """What the forward of a known module hangs on beside the values of tensors: settings and functions, the
+    submodules in their order, which tensors there are, of what size, and hooks."""
+    plain = {k: v for k, v in vars(module).items() if not (k in _OF_EVERY_MODULE or isinstance(v, _PASSED_OVER))}
+    sizes = {k: None if v is None else v.shape for k, v in {**module._parameters, **module._buffers}.items()}
+    hooks = list(module._forward_pre_hooks.values()), list(module._forward_hooks.values())
+    return type(module), plain, list(module._modules.items()), sizes, hooks
+
+
+def _same(model: nn.Module, modules: list[tuple[nn.Module, tuple[object, ...]]]) -> bool:
     now = list(model.modules())
     return len(now) == len(modules) and all(
-        module is before and _settings(module) == settings
-        for module, (before, settings) in zip(now, modules, strict=True)
+        module is before and _state(module) == state for module, (before, state) in zip(now, modules, strict=True)
     )

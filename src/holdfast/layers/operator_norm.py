@@ -189,9 +189,12 @@ def norm_from(
     Half an iteration was made by the application that gave ``left``, so that one costs two applications.
 
     Args:
-        left: a left singular vector of the map as it was, (1, ...), of any length.
+        left: a left singular vector of the map as it was, (1, ...), of any length. One of zeros, that of a map that
+            was zero, would stay what it is: waves take its place.
     """
     with torch.no_grad():
+        waves = torch.arange(left.numel(), dtype=torch.float32, device=left.device).cos().to(left).view_as(left)
+        left = torch.where(left.norm() > 0, left, waves)
         for _ in range(iterations - 1):
             left = forward(_unit(adjoint(left)))
         right = _unit(adjoint(left))

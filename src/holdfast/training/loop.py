@@ -203,8 +203,6 @@ class _Fitting:
         while not engine.of_first(self.ended):
             epoch = self.step // self.plan.per_epoch + 1
             record = {"epoch": epoch, **self.train_epoch(save, reporter)}
-            if self.training.reestimate_batch_norm:
-                estimate_batch_norm(self.model, self.forwards(), engine.sum)
             due = epoch % self.training.validate_every == 0 or epoch == self.plan.epochs or "out_of_time" in record
             if validates and due:
                 started = time.perf_counter()
@@ -248,8 +246,8 @@ class _Fitting:
         step = max(plan.group(self.step - 1).step, 0)
         size = max(training.batch_size, 2 * engine.processes)
         batches = self.images.order(0, self.seed).split(size)[:most]
-        # A share of one image has no variance and is left out.
-        batches = [batch for batch in batches if len(engine.share(len(batch))) > 1]
+        # A share of one image has no variance; all processes leave its batch out, as SyncBatchNorm waits for each.
+        batches = [batch for batch in batches if len(batch) // engine.processes > 1]
         stream = self.images.stream([_own(batch, engine) for batch in batches])
         for number, (batch, (x, y)) in enumerate(zip(batches, stream, strict=True)):
             first, seed = engine.share(len(batch)).start, mix_seed(self.seed, number, 15)
@@ -308,6 +306,9 @@ class _Fitting:
             if engine.leads:
                 observer.begin(epoch + 1, seen)
                 record |= observer.record()
+        if training.reestimate_batch_norm:
+            estimate_batch_norm(self.model, self.forwards(), engine.sum)
+            self.seconds = time.perf_counter() - started
         return record | {"train_seconds": self.seconds, "seconds": time.perf_counter() - started}
 
     def seen_by_all(self) -> list[list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.bounds.carried import Carried, carrying
-from holdfast.inference import own_inputs
+from holdfast.inference import eval_mode, own_inputs
 from holdfast.layers import shared_weights
 from holdfast.objectives import Objective, Progress
 from holdfast.threat import Threat
@@ -24,6 +24,9 @@ class TrainingStep(nn.Module):
 
     def __init__(self, model: nn.Module, objective: Objective, threat: Threat, l1: float) -> None:
         super().__init__()
+        with torch.no_grad(), eval_mode(model):  # in which no power iteration of a layer goes on
+            if l1 and not _weights(model):
+                raise ValueError(f"training.l1={l1} needs a layer with a weight of two dimensions or more")
         self.model, self.objective, self.threat, self.l1 = model, objective, threat, l1
         self.carried = Carried()
 
@@ -37,8 +40,14 @@ class TrainingStep(nn.Module):
 
 
 def _weights(model: nn.Module) -> list[Tensor]:
-    """Those of dense and convolutional layers, which are matrices or more; biases and norms are vectors."""
-    return [p for name, p in model.named_parameters() if name.rpartition(".")[2] == "weight" and p.dim() > 1]
+    """Those of dense and convolutional layers, which are matrices or more; biases and norms are vectors.
+
+    Of a parametrised layer what it computes with, of ours the free one; one that several layers share counts once.
+    """
+    found = [getattr(module, "weight", None) for module in model.modules()]
+    return list(
+        {id(weight): weight for weight in found if isinstance(weight, Tensor) and weight.dim() > 1}.values()
+    )
 
 
 class Tally:
@@ -50,9 +59,9 @@ class Tally:
         self.counts = [float(count) for _, count in sums.values()]
 
     def add(self, values: dict[str, Tensor], count: int) -> None:
-        for name in values.keys() - set(self.names):
-            self.names.append(name)
-            self.counts.append(0.0)
+        new = [name for name in values if name not in self.names]
+        self.names += new
+        self.counts += [0.0] * len(new)
         each = list(values.values())
         if self.totals is None:
             self.totals = torch.zeros(0, dtype=torch.float64, device=each[0].device)
@@ -66,11 +75,15 @@ class Tally:
         ]
 
     def over_processes(self, engine: RunningEngine) -> dict[str, Tensor]:
-        """The sums of all processes, and of how many images; (2,) each."""
-        if self.totals is None:
+        """The sums of all processes, and of how many images; (2,) each. One may know parts that others do not."""
+        names = list(dict.fromkeys(name for own in engine.gathered(self.names) for name in own))
+        if not names:
             return {}
-        both = engine.sum(torch.stack([self.totals, self.totals.new_tensor(self.counts)], 1))
-        return dict(zip(self.names, both, strict=True))
+        both = torch.zeros(len(names), 2, dtype=torch.float64, device=engine.device)
+        if self.totals is not None:
+            places = [names.index(name) for name in self.names]
+            both[places] = torch.stack([self.totals, self.totals.new_tensor(self.counts)], 1)
+        return dict(zip(names, engine.sum(both), strict=True))
 
 
 class Finite:
