@@ -11,7 +11,7 @@ from helpers import images, small_cnn
 from torch import Tensor, nn
 
 from holdfast import Threat, memory
-from holdfast.attacks import DDN
+from holdfast.attacks import APGD, DDN, PGD, Attack
 from holdfast.certify import BoundCertifier
 from holdfast.memory import in_pieces
 
@@ -99,3 +99,39 @@ def test_a_certifier_goes_on_with_the_same_answers(monkeypatch: pytest.MonkeyPat
         found = certifier(network, x, y, threat)
     assert torch.equal(found.verified, expected.verified)
     assert torch.allclose(found.radius, expected.radius)
+
+
+class Roomy(nn.Module):
+    """A network that takes so many inputs at once and no more, with gradients a fourth of them."""
+
+    def __init__(self, network: nn.Module, most: int) -> None:
+        super().__init__()
+        self.network, self.most = network, most
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > (self.most // 4 if torch.is_grad_enabled() else self.most):
+            raise torch.OutOfMemoryError(f"{len(x)} do not fit")
+        logits: Tensor = self.network(x)
+        return logits
+
+
+def test_a_model_that_has_no_room_is_certified_and_attacked_in_halves() -> None:
+    network, (x, y), threat = small_cnn(batch_norm=False).eval(), images(12), Threat("l2", 0.05)
+    y = network(x).argmax(1)
+    roomy = Roomy(network, 24)
+    with pytest.warns(UserWarning, match="bounds: 12 examples"):
+        certified = BoundCertifier()(roomy, x, y, threat)  # which holds a trace against the network on 3 n + 6
+    assert certified.status == BoundCertifier()(network, x, y, threat).status
+    with pytest.warns(UserWarning, match="ddn: 12 examples"):
+        found = DDN(steps=5)(roomy, x, y, threat)
+    assert torch.allclose(found.distance, DDN(steps=5)(network, x, y, threat).distance)
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=2), APGD(steps=2), DDN(steps=2)])
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_model_that_has_no_room_for_what_is_asked_is_out_of_memory_and_no_advice(
+    attack: Attack, most: int
+) -> None:
+    x, y = images(3)
+    with pytest.raises(torch.OutOfMemoryError, match=f"{most + 1} do not fit"):
+        attack(Roomy(small_cnn().eval(), most), x, y, Threat("l2", 0.05), batch_size=most + 1)

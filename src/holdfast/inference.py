@@ -158,9 +158,15 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def weights_named(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """What fails because the model's weights cannot meet this input fails by a ValueError that says so."""
+    """What fails because the model's weights cannot meet this input fails by a ValueError that says so.
+
+    Raises:
+        torch.OutOfMemoryError: as it was; fewer inputs may fit (see ``memory.in_pieces``).
+    """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError) as fault:
         if advice := _misplaced(model, x) or _alone(model, x):
             raise ValueError(advice) from fault

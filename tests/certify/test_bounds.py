@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from holdfast import Threat
 from holdfast.bounds import bound_margins
-from holdfast.certify import BoundCertifier
+from holdfast.certify import BoundCertifier, bounds
 from holdfast.component import Component
 
 
@@ -121,3 +121,18 @@ def test_where_a_network_may_not_be_defined_it_is_not_verified_and_others_are(me
     expected = torch.tensor([0.3, 0.0, 0.1], dtype=torch.float64)
     assert (found.radius <= expected).all()
     torch.testing.assert_close(found.radius, expected, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("float64", ["always", "undecided"])
+def test_float64_that_does_not_fit_is_out_of_memory_and_not_left_out(
+    float64: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_float64(model: nn.Module, x: Tensor) -> None:
+        raise torch.OutOfMemoryError("float64 does not fit")
+
+    monkeypatch.setattr(bounds, "in_float64", in_float64)
+    model = nn.Linear(1, 2).requires_grad_(False)
+    model.weight.zero_()
+    model.bias.copy_(torch.tensor([1 + 1e-7, 1.0]))  # a margin within the rounding of float32
+    with pytest.raises(torch.OutOfMemoryError, match="float64 does not fit"):
+        BoundCertifier(float64=float64)(model, torch.rand(1, 1), torch.tensor([0]), Threat("linf", 0.01))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from helpers import IN_PLACE, Trace, images, linear_model, linear_radius, small_cnn, twins
-from torch import nn
+from torch import Tensor, nn
 
 from holdfast import Threat
 from holdfast.attacks import PGD
-from holdfast.certify import BranchAndBoundCertifier, Certifier
+from holdfast.certify import BranchAndBoundCertifier, Certificate, Certifier, Findings
 
 SAMPLING = {"smoothing", "plug-in"}  # these speak of another classifier: see test_smoothing.py
 NAMES = sorted(set(Certifier.registry) - SAMPLING)
@@ -220,3 +221,53 @@ def test_what_a_radius_says_holds_beyond_the_box(certifier: Certifier) -> None:
         certificate = certifier(model, x, y, Threat(norm, 9.0))
         assert (certificate.radius.isinf() == certificate.verified).all()
         assert certificate.status == ["verified"]
+
+
+class InPiecesOfItsOwn(Certifier):
+    """Finds of each example, right or not, that its prediction holds, in the pieces that it is given."""
+
+    name = "in pieces of its own"
+    pieces: Any = None
+
+    def findings(self, model: nn.Module, x: Tensor, y: Tensor, *more: Any) -> Any:
+        assert y.tolist() == [0, 1, 2, 0]
+        return iter(self.pieces) if isinstance(self.pieces, list) else self.pieces
+
+
+def certified_in(pieces: object) -> Certificate:
+    model, y = linear_model(), torch.tensor([0, 1, 2, 0])
+    return InPiecesOfItsOwn(pieces=pieces)(model, torch.rand(4, 1, 2, 3), y, Threat("linf", 0.1))
+
+
+def piece(*places: int, **more: Any) -> tuple[Tensor, Findings]:
+    """Of these examples, class 0 each."""
+    columns = {"prediction": torch.zeros(len(places), dtype=torch.int64)} | more
+    radius = torch.full((len(places),), 0.2, dtype=torch.float64)
+    return torch.tensor(places, dtype=torch.int64), Findings(radius, **columns)
+
+
+def test_findings_of_ones_own_come_at_once_or_in_pieces() -> None:
+    expected = ["verified", "wrong", "wrong", "verified"]
+    assert certified_in(piece(0, 1, 2, 3)[1]).status == expected
+    assert certified_in([piece(3, 1), piece(), piece(0, 2)]).status == expected
+
+
+@pytest.mark.parametrize(
+    ("pieces", "fault"),
+    [
+        ([piece(0, 1), piece(3)], "1 of 4 examples are left out"),
+        ([], "4 of 4 examples are left out"),
+        ([piece(0, 1), piece(1, 2, 3)], "an example is found twice, or is none of the 4"),
+        ([piece(0, 1, 1, 2, 3)], "an example is found twice"),
+        ([piece(0, 1, 2, 3), piece(4)], "is none of the 4"),
+        ([piece(0, 1, 2, -1)], "is none of the 4"),
+        ([piece(0, 1), piece(2, 3, margin=torch.ones(2))], "some pieces alone have margin"),
+        ([piece(0, 1, method=["a", "b"]), piece(2, 3)], "some pieces alone have method"),
+        ([piece(0, 1, 2, 3, prediction=None)], "a piece has no prediction"),
+        (piece(0, 1, 2)[1], r"a piece of 4 examples has columns of other lengths: {'radius': 3, 'prediction': 3}"),
+        ([piece(0, 1, 2, 3, method=["a"])], "{'method': 1}"),
+    ],
+)
+def test_findings_of_ones_own_that_break_the_contract_say_whose_they_are(pieces: object, fault: str) -> None:
+    with pytest.raises(ValueError, match=f"the findings of InPiecesOfItsOwn: .*{fault}"):
+        certified_in(pieces)

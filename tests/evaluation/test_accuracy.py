@@ -99,6 +99,10 @@ def test_a_line_named_after_a_method_is_that_methods_at_every_radius(method: str
     assert len(set(direct)) > 2
     with pytest.raises(ValueError, match=r"was not asked about radius 0\.05, .* radii=\[...\]"):
         certified_at(found.table, Threat("linf", eps), [0.05])
+    partial = certified_at(found.table, Threat("linf", eps), [0.05, *radii], partial=True)["bounds"]
+    assert list(partial.values()) == [None, *direct, None]
+    in_time = evaluate(model, x, y, Threat("linf", eps), certifiers=[certifier], radii=radii, minutes=10)
+    assert in_time.table.equals(found.table)
     searched = evaluate(model, x, y, Threat("linf", eps), certifiers=[{**certifier, "radius_search": "always"}])
     mean = certified_at(searched.table, Threat("linf", eps), [0.05])["bounds"]["mean radius"]
     assert mean is not None

@@ -125,3 +125,17 @@ def test_the_closed_ball_is_meant_and_distances_are_those_of_the_numbers_as_they
     assert watched(Below(0.1, single), free.with_eps(0.1), 0.0, torch.tensor([[0.1]])) > 0  # 0.1 in float32 is more
     with pytest.raises(SoundnessError):
         watched(Below(0.7499, single), free, 0.5, beyond)
+
+
+class NoRoomForDouble(Below):
+    """In float64 it does not fit into the memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            raise torch.OutOfMemoryError("float64 does not fit")
+        return super().forward(x)
+
+
+def test_a_watch_without_room_for_float64_says_so() -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="float64 does not fit"):
+        watched(NoRoomForDouble(0.75), Threat("linf", 0.25), 0.5, torch.tensor([[0.75]]))

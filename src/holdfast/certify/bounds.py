@@ -118,6 +118,8 @@ class BoundCertifier(Deterministic, name="bounds"):
         try:
             exact, place = in_float64(model, x)
             return self._level(exact, x.to(place), threat)
+        except torch.OutOfMemoryError:  # fewer examples may fit
+            raise
         except (ValueError, RuntimeError) as fault:  # whatever a foreign forward makes of float64
             if self.float64 == "always" or x.device.type not in ("cpu", "cuda"):
                 raise ValueError(f"the network cannot be bounded in float64: {fault}") from fault

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -120,6 +120,11 @@ class Findings:
     abstained: Tensor | None = None
     counterexample: Tensor | None = None
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Those that the method has, by their names."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+
     def take(self, rows: Tensor) -> Findings:
         """Those of some examples, by their places."""
 
@@ -144,6 +149,24 @@ class Findings:
 
 Keep = Callable[[Tensor, Certificate], None]
 """(the places of some examples that are finished, (M,) int64 on the CPU, what is certified of them)."""
+
+
+def _fault(places: Tensor, columns: dict[str, Any], left: Tensor, names: set[str]) -> str | None:
+    """In words, what is wrong with a piece of findings.
+
+    Args:
+        left: the examples of which nothing is found yet, (N,) bool.
+        names: of the first piece's columns.
+    """
+    if "prediction" not in columns:
+        return "a piece has no prediction"
+    if some := names.symmetric_difference(columns):
+        return f"some pieces alone have {', '.join(sorted(some))}"
+    if odd := {name: len(column) for name, column in columns.items() if len(column) != len(places)}:
+        return f"a piece of {len(places)} examples has columns of other lengths: {odd}"
+    if not torch.isin(places, left.nonzero()).all() or len(places.unique()) < len(places):
+        return f"an example is found twice, or is none of the {len(left)}"
+    return None
 
 
 def by_class(others: Tensor, y: Tensor) -> Tensor:
@@ -230,7 +253,8 @@ class Certifier(Component, family="certifiers"):
         tell = on_progress or (lambda left, spent: None)
         parts, order = [], []
         with frozen_eval(model), plain_arithmetic(x.device):
-            for places, found in self.findings(model, x, y, threat, seed, batch_size, tell, numbers):
+            findings = self.findings(model, x, y, threat, seed, batch_size, tell, numbers)
+            for places, found in self._pieces(findings, len(x)):
                 parts.append(found)
                 order.append(places)
                 if on_found is not None:
@@ -249,7 +273,11 @@ class Certifier(Component, family="certifiers"):
         numbers: Tensor,
     ) -> Iterator[tuple[Tensor, Findings]]:
         """What is found of all examples, N ≥ 1, in pieces as they are finished, each with the places of its
-        examples: of the network's own predictions, batch by batch."""
+        examples, (M,) int64: of the network's own predictions, batch by batch.
+
+        A method of one's own may return one Findings of all; in pieces, each example is in one of them, and all
+        have the same columns, the prediction among them.
+        """
         prove = self.prover(model, x[:batch_size], threat)
 
         def proved(places: Tensor) -> Findings:
@@ -273,6 +301,26 @@ class Certifier(Component, family="certifiers"):
             x: the first batch.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither a prover nor findings of its own")
+
+    def _pieces(
+        self, found: Findings | Iterable[tuple[Tensor, Findings]], count: int
+    ) -> Iterator[tuple[Tensor, Findings]]:
+        """The pieces of so many examples as they come, places on the CPU; what is whole is one piece.
+
+        Raises:
+            ValueError: some example is in none of them or in two, or they have other columns; names the certifier.
+        """
+        left, names = torch.ones(count, dtype=torch.bool), None
+        for places, piece in [(torch.arange(count), found)] if isinstance(found, Findings) else found:
+            names = names or set(piece.columns)
+            if fault := _fault(places.cpu(), piece.columns, left, names):
+                raise ValueError(f"the findings of {type(self).__name__}: {fault}")
+            left[places.cpu()] = False
+            yield places.cpu(), piece
+        if left.any():
+            raise ValueError(
+                f"the findings of {type(self).__name__}: {int(left.sum())} of {count} examples are left out"
+            )
 
     def _certificate(self, found: Findings, y: Tensor, threat: Threat) -> Certificate:
         """Verified is what is right and has a radius of at least eps."""

@@ -96,6 +96,8 @@ class Watch:
             with frozen_eval(self.classifier):
                 exact, place = in_float64(self.classifier, self._like)
                 predict(exact, self._like.to(place))
+        except torch.OutOfMemoryError:  # which says nothing of float64
+            raise
         except (ValueError, RuntimeError):  # whatever a foreign forward makes of float64
             return None
         return exact, place

@@ -163,6 +163,10 @@ class Making:
         everything = self.attack_certified or not self.attacks[name].heeds_certificates
         return rows[(self.correct & (~self.proven | everything)).cpu()[rows]]
 
+    def _missing(self, name: str) -> int:
+        """How many examples an attack is still to run on."""
+        return len(self.attacking[name].missing(self._attackable(name, torch.arange(len(self.y)))))
+
     def _certificates(self) -> dict[str, Certificate]:
         """Of all examples, as far as they were made."""
         none = torch.full_like(self.y, -1) if isinstance(self.subject, SmoothedSubject) else self.logits.argmax(1)
@@ -179,7 +183,7 @@ class Making:
         """What the classifier answers, and what is certified of it.
 
         Args:
-            hurried: nothing more is asked.
+            hurried: nothing more is asked, but for radii where certifiers and attacks have nothing left.
         """
         everyone = torch.arange(len(self.y))
         for name, stage in self.proving.items():
@@ -200,9 +204,11 @@ class Making:
             self._enter(name, certificate)
             if certificate.guarantee == "deterministic":
                 self.proofs[name] = certificate
-                if not hurried:
-                    with self._timed(name):
-                        self._ask(name, self.certifiers[name], radii)
+        finished = not hurried or not (self.left or any(self._missing(name) for name in self.attacks))
+        for name, certificate in certificates.items():
+            if finished and name in self.proofs:
+                with self._timed(name):
+                    self._ask(name, self.certifiers[name], radii)
             self.report(name, int(certificate.verified.sum()), 0)
         for name, (rows, x_adv) in self.adversarial.items():
             here = rows.to(self.y.device)

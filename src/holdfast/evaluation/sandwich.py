@@ -104,8 +104,8 @@ def evaluate(
         minutes: certify and attack for so long and no longer, where that decides most (see ``stages.spend``):
             blocks of examples go through certifiers and attacks in their order; the last block is finished. What
             was not asked by then is neither certified nor broken, so that the two accuracies bracket the truth all
-            the same. Where something is left, local Lipschitz constants are, too. With a store the next call goes
-            on.
+            the same. Where something is left, further radii and local Lipschitz constants are, too. With a store
+            the next call goes on.
         seed: with the example's number it determines everything drawn for an example.
         on_progress: told of each finished piece: its stage, how many examples stand (−1 where that is not known
             yet), how many are left to do.

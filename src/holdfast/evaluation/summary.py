@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from scipy.stats import binomtest
 
-from holdfast.evaluation.accuracy import certified, names, stands
+from holdfast.evaluation.accuracy import certified, names, radius_known, stands
 from holdfast.threat import Threat
 
 
@@ -76,7 +76,9 @@ def joint_guarantee(guarantees: dict[str, str]) -> str | None:
     return f"probabilistic({min(1.0, sum(alphas)):g})" if alphas else "deterministic"
 
 
-def certified_at(table: pd.DataFrame, threat: Threat, radii: list[float]) -> dict[str, dict[str, float | None]]:
+def certified_at(
+    table: pd.DataFrame, threat: Threat, radii: list[float], *, partial: bool = False
+) -> dict[str, dict[str, float | None]]:
     """For each certifier the certified accuracy at each radius, by the threat's text, and the ``mean radius``.
 
     An example counts where it is right and its certified radius is at least the given one; at the evaluation's own
@@ -84,13 +86,21 @@ def certified_at(table: pd.DataFrame, threat: Threat, radii: list[float]) -> dic
     wrong, is inf where nothing in the box changes some example, and None where a certifier was asked at some
     radii only, so that its ``radius`` is but the largest of those it verified.
 
+    Args:
+        partial: None, too, at a radius that a certifier was not asked about, as where the time was up.
+
     Raises:
         ValueError: a certifier was not asked about a radius and its answers at others leave it open; sequential
             smoothing without a tolerance knows eps only.
     """
     found: dict[str, dict[str, float | None]] = {}
     for name in names(table, "verified"):
-        found[name] = {str(threat.with_eps(r)): float(certified(table, name, r).mean()) for r in radii}
+        found[name] = {
+            str(threat.with_eps(r)): None
+            if partial and not radius_known(table, name, r)
+            else float(certified(table, name, r).mean())
+            for r in radii
+        }
         radius = table[f"{name}.radius"].where(table["correct"], 0)
         found[name]["mean radius"] = None if f"{name}.unproven" in table else float(radius.mean())
     return found

@@ -13,7 +13,7 @@ import torch
 from helpers import TINY, linear_model
 from torch import Tensor, nn
 
-from holdfast import evaluate, load, train
+from holdfast import Threat, evaluate, load, train
 from holdfast.bounds import UnsupportedOperator
 from holdfast.certify import BoundCertifier, BranchAndBoundCertifier, Certificate, Certifier, SoundnessError
 from holdfast.certify.certificate import Findings
@@ -403,6 +403,35 @@ def test_validation_asks_what_a_dear_certifier_begins_with(tmp_path: Path, monke
     assert run.history["validation_certified"].between(0, 1).all()
     assert asked[-1] == 3
     assert sum(asked) < 10  # the rest are a rehearsal's
+
+
+@pytest.mark.parametrize("first", ["{name: bounds, method: cascade, radius_search: never}", "branch-and-bound"])
+def test_validation_asks_once_what_stands_for_several_certifiers(first: str, tmp_path: Path) -> None:
+    both = f"evaluation.certifiers=[{first}, {{name: branch-and-bound, seconds: 0.01}}]"
+    run = train("digits", *TINY, both, "evaluation.examples=3", "evaluation.curve_points=0", runs=tmp_path)
+    assert run.history["validation_certified"].between(0, 1).all()
+    assert len(run.result["certified"]) == 2
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_what_validation_asks_is_rehearsed(other: bool, tmp_path: Path) -> None:
+    class Short(BoundCertifier):
+        def __call__(self, model, x, y, threat, **more) -> Certificate:  # type: ignore[no-untyped-def,override]
+            if threat.eps == changed().threat.eps:
+                raise ValueError("nothing of this radius")
+            return super().__call__(model, x, y, threat, **more)
+
+    class Long(BoundCertifier):
+        @property
+        def in_training(self) -> Certifier:
+            return Short()
+
+    certifier = Short() if other else Long()
+    update = {"certifiers": [certifier], "threat": Threat("linf", 0.01) if other else None}
+    evaluation = changed().evaluation.model_copy(update=update)
+    with pytest.raises(ValueError, match="nothing of this radius"):
+        train(changed(evaluation=evaluation), runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_rehearsal_leaves_the_statistics_of_batch_norm_alone(tmp_path: Path) -> None:

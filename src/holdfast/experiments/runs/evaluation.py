@@ -255,6 +255,7 @@ def _evaluate(
         with alarm_kept(run, "test"):
             curve = make_curve(experiment, evaluation, images, labels)
         draw_curve(run, experiment, evaluation, curve, reporter)
+    radii = certified_at(table, threat, settings.radii, partial=not complete) if settings.radii else None
     result: dict[str, Any] = {
         **evaluation.summary,
         **(
@@ -262,7 +263,7 @@ def _evaluate(
             if complete
             else {}
         ),
-        **({"certified_at": _finite(certified_at(table, threat, settings.radii))} if settings.radii else {}),
+        **({"certified_at": _finite(radii)} if radii is not None else {}),
         "seconds": time.perf_counter() - started,
         "peak_memory_bytes": peak_memory(),
     }

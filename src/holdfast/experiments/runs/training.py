@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from holdfast.attacks import PGD
+from holdfast.certify import Certifier
 from holdfast.data import Images, Splits, drawn
 from holdfast.evaluation import evaluate
 from holdfast.experiments.recipes.experiment import Experiment
@@ -131,6 +132,7 @@ def _fit(
     if experiment.training.watch == "certified" and not experiment.evaluation.certifiers:
         raise ValueError("training.watch=certified needs one of evaluation.certifiers")
     rehearse_evaluation(experiment, model, test_images(experiment, splits, reporter))
+    certifiers = _rehearsed_in_training(experiment, model, splits.validation)
     with run.claimed() if leads else contextlib.nullcontext():
         if leads:
             if again:
@@ -149,7 +151,6 @@ def _fit(
         images, labels = splits.validation.batch(chosen)
 
         def validate(model: nn.Module) -> dict[str, float]:
-            certifiers = [one.in_training for one in experiment.evaluation.certifiers]
             summary = evaluate(
                 model, images, labels, experiment.threat, [VALIDATION_ATTACK], certifiers, seed=experiment.seed
             ).summary
@@ -235,6 +236,19 @@ def _rehearse(experiment: Experiment, model: nn.Module, images: Images, least: i
             raise ValueError(
                 f"training.batch_size={batch_size} leaves a last batch of one image: {fault}"
             ) from fault
+
+
+def _rehearsed_in_training(experiment: Experiment, model: nn.Module, images: Images) -> list[Certifier]:
+    """What validation asks: what answers in the place of the evaluation's certifiers, each once. What the
+    evaluation's rehearsal has not asked about is tried on two examples."""
+    asked, certifiers = experiment.evaluation.certifiers, list[Certifier]()
+    for one in (certifier.in_training for certifier in asked):
+        certifiers += [] if one in certifiers else [one]
+    known = [one.brief for one in asked] if experiment.threat == experiment.test_threat else []
+    for one in certifiers:
+        if one.brief not in known:
+            one.brief(model, *images.batch(slice(2)), experiment.threat)
+    return certifiers
 
 
 class _Aside(nn.Module):
