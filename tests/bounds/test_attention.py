@@ -241,7 +241,7 @@ def test_multi_head_attention_is_refused_with_a_mask_and_for_its_weights() -> No
     x = torch.rand(2, 5, 4)
     with pytest.raises(UnsupportedOperator, match=r"'attention': .*without a mask"):
         bound_outputs(MultiHead(masked=True).eval(), x, Threat("linf", 0.05))
-    with pytest.raises(UnsupportedOperator, match="no rule"):
+    with pytest.raises(UnsupportedOperator, match="only the first of several results"):
         bound_outputs(MultiHead(result=1).eval(), x, Threat("linf", 0.05))
 
 

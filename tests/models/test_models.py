@@ -17,7 +17,7 @@ from holdfast.layers import Normalize
 from holdfast.models import Model, build
 from holdfast.models.model import Shape
 
-NAMES = sorted(set(Model.registry) - {"timm", "factory", "onnx"})
+NAMES = sorted(set(Model.registry) - {"timm", "factory", "onnx", "torch-export", "torchscript"})
 LARGE = {"resnet101", "resnet152", "wrn-28-10", "wrn-34-10", "wrn-40-10", "wrn-70-16"}
 
 

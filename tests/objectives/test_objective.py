@@ -75,9 +75,19 @@ def test_what_it_trains_on_lies_in_the_threat_set(objective: Objective, norm: st
         assert not torch.equal(loss.x_adv, x)
 
 
-# GloRo's extra class counts the runner-up even at radius 0, and STAPS multiplies two losses; others add noise, or
+# GloRo's extra class counts the runner-up even at radius 0, TAPS and STAPS multiply two losses; others add noise, or
 # ask for a margin whatever the radius.
-OTHERWISE = {"gloro", "staps", "gaussian-noise", "smooth-adv", "macer", "consistency", "stability"} | {
+OTHERWISE = {
+    "gloro",
+    "taps",
+    "staps",
+    "logit-annealing",
+    "gaussian-noise",
+    "smooth-adv",
+    "macer",
+    "consistency",
+    "stability",
+} | {
     *("offset-cross-entropy", "margin-hinge", "certificate-regularisation"),
     *("tulip", "input-gradient", "cure", "mart", "clean-plus-adversarial", "rst", "awp", "mma"),
 }

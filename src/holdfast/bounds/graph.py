@@ -91,7 +91,7 @@ def traced(model: nn.Module, x: Tensor, statistics: Statistics | None) -> tuple[
             root, calls, inputs = calls_of(whole, sample, whole=bool(statistics))
         normaliser = _Normaliser(root, calls, sample, statistics)
         with weights_named(model, sample), eval_mode(model), outside_inference_mode():
-            refuse_masks(normaliser.run(*inputs))
+            refuse_masks(model, normaliser.run(*inputs))
             kept = _needed(normaliser.nodes, normaliser.last)
             graph = without_heads(_pruned(normaliser.nodes, kept, tuple(sample.shape[1:])))
     return graph, [normaliser.makers[value - 1] for value in kept][: len(graph.nodes)]

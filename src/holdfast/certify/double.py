@@ -22,6 +22,8 @@ def in_float64(model: nn.Module, x: Tensor) -> tuple[nn.Module, Tensor]:
         predict(model, x[:1])  # so that what layers derive from their parameters is derived in their precision
     try:
         double = in_double(model)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as fault:  # of deepcopy, about tensors that are no leaves
         raise ValueError(f"{type(model).__name__} cannot be copied to float64: {fault}") from fault
     for module in double.modules():

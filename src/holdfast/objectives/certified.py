@@ -53,6 +53,11 @@ class Batch:
     """What the objective attacked first, (N, ...)."""
 
     @property
+    def attacked(self) -> Tensor:
+        """That, or where nothing is attacked the inputs."""
+        return self.x if self.x_adv is None else self.x_adv
+
+    @property
     def region(self) -> Region:
         return region_of(self.x, self.threat)
 

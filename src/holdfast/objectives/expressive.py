@@ -35,11 +35,11 @@ class _Attacking(PGDTraining, CertifiedTraining):
     """Radius of the attack, relative to the threat model's: 2.1 for 2.1 eps. By default it is the radius that is
     trained for, less what the method keeps for a box around the point."""
 
-    def attack(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor:
+    def attack(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, progress: Progress) -> Tensor | None:
         share = self.searched if self.attack_radius is None else self.attack_radius / self.radius
         searched = threat.with_eps(share * threat.eps)
         if searched.eps == 0:
-            return x
+            return None
         return self.last_of_pgd(model, x, y, searched, progress.random_points(x, searched))
 
     @property
@@ -60,8 +60,7 @@ class _SmallBox(_Attacking):
 
     def box(self, batch: Batch) -> Region:
         """The part of the threat set."""
-        assert batch.x_adv is not None
-        return region_of(batch.x_adv, batch.threat.with_eps(self.share * batch.threat.eps))
+        return region_of(batch.attacked, batch.threat.with_eps(self.share * batch.threat.eps))
 
 
 class SABR(_SmallBox, name="sabr"):
@@ -144,10 +143,9 @@ class ExpIBP(_Attacking, name="exp-ibp"):
 
 def both_margins(batch: Batch) -> tuple[Tensor, Tensor, dict[int, Interval]]:
     """The margins at the PGD point and their interval bounds, (N, K−1) each, on one graph; and its intervals."""
-    assert batch.x_adv is not None
     values = interval_values(batch.graph, batch.region)
     bound = interval_margins_at(batch.graph, batch.region, values, batch.y).lower
-    return margins_at(batch.y, run(batch.graph, batch.x_adv)), bound, values
+    return margins_at(batch.y, run(batch.graph, batch.attacked)), bound, values
 
 
 def margins_at(y: Tensor, logits: Tensor) -> Tensor:
