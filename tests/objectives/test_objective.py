@@ -75,8 +75,8 @@ def test_what_it_trains_on_lies_in_the_threat_set(objective: Objective, norm: st
         assert not torch.equal(loss.x_adv, x)
 
 
-# GloRo's extra class counts the runner-up even at radius 0, TAPS and STAPS multiply two losses; others add noise, or
-# ask for a margin whatever the radius.
+# GloRo's extra class counts the runner-up even at radius 0, TAPS and STAPS multiply two losses; others add noise
+# or ask for a margin whatever the radius.
 OTHERWISE = {
     "gloro",
     "taps",
