@@ -98,8 +98,8 @@ LOSSES: dict[str, tuple[str, dict[str, Any], str, tuple[int, int, int], Budget]]
         "cnn-4c3f", {"name": "one-step-relaxation", "fused": True, "ramp_end": 1}, "linf:8/255", CIFAR10,
         Budget(1570, 0),
     ),
-    "BCP": ("cnn-4c3f", {"name": "bcp", "ramp_end": 1}, "l2:1.58", MNIST, Budget(935, 0)),
-    "LMT": ("cnn-4c3f", {"name": "lmt", "ramp_end": 1}, "l2:1.58", MNIST, Budget(300, 0)),
+    "BCP": ("cnn-4c3f", {"name": "bcp", "ramp_end": 1}, "l2:1.58", MNIST, Budget(950, 0)),
+    "LMT": ("cnn-4c3f", {"name": "lmt", "ramp_end": 1}, "l2:1.58", MNIST, Budget(320, 0)),
     "adversarial training": ("cnn-4c3f", {"name": "adversarial", "steps": 8}, "linf:0.1", MNIST, Budget(600, 0)),
 }  # fmt: skip
 

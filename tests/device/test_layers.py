@@ -26,7 +26,7 @@ from holdfast.analysis import (
     separation,
 )
 from holdfast.bounds import BoundMethod
-from holdfast.layers import LipschitzLayer, Normalize, operator_norm, shared_weights
+from holdfast.layers import InPieces, LipschitzLayer, Normalize, operator_norm, shared_weights
 
 KINDS = {
     name: kind
@@ -43,6 +43,8 @@ def made(name: str) -> nn.Module:
     kind: Any = KINDS[name]
     if kind is Normalize:
         return Normalize([0.5] * 8, [0.2] * 8)
+    if kind is InPieces:
+        return InPieces(nn.Conv2d(8, 8, 3, padding=1), 1)
     if "Conv" in name or "Linear" in name:
         return kind(8, 8)
     return kind(8) if name in COUNTED else kind()
