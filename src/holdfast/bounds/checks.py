@@ -33,6 +33,8 @@ def check(graph: Graph, model: nn.Module, points: Tensor) -> None:
             ].centre
             for head in graph.heads:
                 traced = apply(head, traced)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as fault:
             raise UnsupportedOperator(
                 f"{type(model).__name__} computes something from the size of the batch: {fault}"

@@ -310,6 +310,8 @@ class _Normaliser(fx.Interpreter):
                 try_once(operator, function, self.env[sources[0]])
             except UnsupportedOperator as fault:
                 raise UnsupportedOperator(f"{registered} does not hold: {fault}") from None
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError as fault:
                 raise UnsupportedOperator(f"{registered} cannot be tried on other inputs: {fault}") from fault
         return operator
